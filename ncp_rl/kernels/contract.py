@@ -1,0 +1,68 @@
+"""What every backend of the scan receives and returns.
+
+Letters: T time steps, N sequences, S sensory inputs, U neurons, E synapses between neurons, E_s sensory synapses.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+#: Keeps the solver's denominator away from zero; `epsilon` of ncps' `LTCCell`.
+EPSILON = 1e-8
+
+
+class Params(NamedTuple):
+    """Parameters of the cell, constrained already: w, cm and gleak are not negative."""
+
+    synaptic: Tensor
+    """(4, E) rows w, sigma, mu, erev of the synapses between neurons, in the order of `Synapses.source`."""
+    sensory: Tensor
+    """(4, E_s) the same rows for the sensory synapses, in the order of `Synapses.sensory_source`."""
+    neuronal: Tensor
+    """(3, U) rows cm, gleak, vleak."""
+
+
+class Synapses(NamedTuple):
+    """Where the synapses run: compressed sparse rows by destination, int32, on the device of the computation.
+
+    The synapses that end in neuron j are `source[pointer[j]:pointer[j + 1]]`, sources ascending.
+    """
+
+    pointer: Tensor
+    """(U + 1,) int32"""
+    source: Tensor
+    """(E,) int32, presynaptic neuron"""
+    sensory_pointer: Tensor
+    """(U + 1,) int32"""
+    sensory_source: Tensor
+    """(E_s,) int32, presynaptic sensory input"""
+
+    @classmethod
+    def from_adjacency(cls, adjacency: npt.NDArray[np.int8], sensory_adjacency: npt.NDArray[np.int8]) -> Synapses:
+        """Synapse lists of `adjacency` (U, U) and `sensory_adjacency` (S, U), [source, destination], 0 for none."""
+        return cls(*_compress(adjacency), *_compress(sensory_adjacency))
+
+    def to(self, device: torch.device | str) -> Synapses:
+        """The same lists on `device`."""
+        return Synapses(*(tensor.to(device) for tensor in self))
+
+
+class Gradients(NamedTuple):
+    """Gradients of a scalar with respect to the operands of the scan, each of its operand's shape."""
+
+    params: Params
+    inputs: Tensor
+    state: Tensor
+    elapsed_time: Tensor | None
+
+
+def _compress(adjacency: npt.NDArray[np.int8]) -> tuple[Tensor, Tensor]:
+    destination, source = np.nonzero(adjacency.T)
+    fan_in = np.bincount(destination, minlength=adjacency.shape[1])
+    pointer = np.concatenate([[0], np.cumsum(fan_in)])
+    return torch.tensor(pointer, dtype=torch.int32), torch.tensor(source, dtype=torch.int32)

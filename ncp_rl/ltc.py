@@ -1,0 +1,322 @@
+"""`LTC`: a recurrent layer of liquid time-constant neurons over a `Wiring`, as a `torch.nn.Module`.
+
+    wiring = AutoNCP(units=32).build(n_sensory=16, n_motor=4)
+    ltc = LTC(wiring)
+    potentials, state = ltc(inputs)        # (T, N, 16) -> (T, N, 32), (N, 32)
+    motor = ltc.motor_map(potentials)      # (T, N, 4)
+
+The equations stand in `ncp_rl.kernels.reference`. Parameters exist only where synapses are. Those that must not be
+negative (w, cm, gleak) are stored before a softplus, as in ncps' implicit mode, so that no optimizer step can break
+the constraint.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ncp_rl.kernels import EPSILON, Backend, Params, Synapses, ltc_scan
+from ncp_rl.wiring import SynapseList, Wiring
+
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class LTCInit:
+    """Ranges from which the parameters of a new `LTC` are drawn uniformly (tau: log-uniformly).
+
+    All but tau are those of ncps (`ncps/torch/ltc_cell.py`). There cm is drawn from (0.4, 0.6), which for a step of
+    one second makes a neuron forget within a step. Here every neuron draws a time constant, and cm follows from it
+    as cm = tau (gleak + sum w / 2), the conductance of half-open synapses; with `cm` given it is drawn as in ncps.
+    """
+
+    tau: Range = (1.0, 10.0)
+    """Time constants, in steps of the layer's `elapsed_time`."""
+    cm: Range | None = None
+    gleak: Range = (0.001, 1.0)
+    vleak: Range = (-0.2, 0.2)
+    w: Range = (0.001, 1.0)
+    sigma: Range = (3.0, 8.0)
+    mu: Range = (0.3, 0.8)
+    sensory_w: Range = (0.001, 1.0)
+    sensory_sigma: Range = (3.0, 8.0)
+    sensory_mu: Range = (0.3, 0.8)
+
+    def __post_init__(self) -> None:
+        """Refuse ranges that are no ranges, or that allow values the cell cannot have."""
+        positive = {"tau", "cm", "gleak", "w", "sensory_w"}
+        for name, bounds in vars(self).items():
+            if bounds is None:
+                continue
+            low, high = bounds
+            if low > high or (name in positive and low <= 0):
+                kind = "positive (low, high)" if name in positive else "(low, high)"
+                raise ValueError(f"{name} must be a range {kind} with low <= high, got {bounds}.")
+
+
+class Affine(nn.Module):
+    """Element-wise `weight * x + bias` over the last dimension: an own gain and offset for each element."""
+
+    def __init__(self, size: int) -> None:
+        """Start as the identity on `size` elements."""
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.bias = nn.Parameter(torch.zeros(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `x` (..., size)."""
+        return torch.addcmul(self.bias, x, self.weight)
+
+
+class MotorMap(Affine):
+    """The motor neurons' potentials, each with its own gain and offset."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Potentials (..., U) of all neurons -> motor outputs (..., M)."""
+        return super().forward(x[..., : len(self.weight)])
+
+
+class LTC(nn.Module):
+    """Liquid time-constant neurons (Hasani et al., AAAI 2021) with the wiring of a neural circuit policy.
+
+    Attributes:
+        wiring: The wiring, immutable.
+        w, sigma, mu, erev: (E,), synapses between neurons in the order of `wiring.synapses`; w before softplus.
+        sensory_w, sensory_sigma, sensory_mu, sensory_erev: (E_s,), the same for `wiring.sensory_synapses`.
+        cm, gleak, vleak: (U,), membrane capacitance and leak conductance before softplus, leak potential.
+        input_map: Gain and offset of each sensory input, or the identity.
+        motor_map: Gain and offset of each motor neuron.
+        elapsed_time: Seconds that a step lasts where no elapsed times are given.
+    """
+
+    def __init__(
+        self,
+        wiring: Wiring,
+        *,
+        input_map: bool = True,
+        elapsed_time: float = 1.0,
+        ode_unfolds: int = 6,
+        init: LTCInit | None = None,
+        backend: Backend = "auto",
+    ) -> None:
+        """Draw new parameters from torch's random generator.
+
+        Args:
+            wiring: A built wiring.
+            input_map: Whether inputs pass through a learned gain and offset each.
+            elapsed_time: Seconds that a step lasts where `forward` is given no elapsed times.
+            ode_unfolds: Solver substeps per step.
+            init: Ranges of the initial parameters.
+            backend: Of the scan; see `ltc_scan`.
+
+        Raises:
+            ValueError: elapsed_time is not positive.
+        """
+        super().__init__()
+        if not elapsed_time > 0:
+            raise ValueError(f"elapsed_time must be positive seconds, got {elapsed_time}.")
+        init = init or LTCInit()
+        self.wiring = wiring
+        self.elapsed_time = elapsed_time
+        self.ode_unfolds = ode_unfolds
+        self.backend: Backend = backend
+        # The names of nn.LSTM, which RecurrentPPO reads from a policy's recurrent core.
+        self.input_size, self.hidden_size, self.num_layers = wiring.n_sensory, wiring.units, 1
+
+        synapses, sensory = wiring.synapses, wiring.sensory_synapses
+        for name, tensor in Synapses(*_tensors(synapses), *_tensors(sensory))._asdict().items():
+            self.register_buffer(f"synapse_{name}", tensor, persistent=False)
+
+        w = _uniform(init.w, len(synapses.source))
+        sensory_w = _uniform(init.sensory_w, len(sensory.source))
+        gleak = _uniform(init.gleak, wiring.units)
+        self.w = nn.Parameter(inverse_softplus(w))
+        self.sigma = nn.Parameter(_uniform(init.sigma, len(w)))
+        self.mu = nn.Parameter(_uniform(init.mu, len(w)))
+        self.erev = nn.Parameter(torch.tensor(synapses.polarity, dtype=torch.float32))
+        self.sensory_w = nn.Parameter(inverse_softplus(sensory_w))
+        self.sensory_sigma = nn.Parameter(_uniform(init.sensory_sigma, len(sensory_w)))
+        self.sensory_mu = nn.Parameter(_uniform(init.sensory_mu, len(sensory_w)))
+        self.sensory_erev = nn.Parameter(torch.tensor(sensory.polarity, dtype=torch.float32))
+        self.gleak = nn.Parameter(inverse_softplus(gleak))
+        self.vleak = nn.Parameter(_uniform(init.vleak, wiring.units))
+        if init.cm is None:
+            half_open = gleak + _incoming(w, synapses, wiring.units) / 2 + _incoming(sensory_w, sensory, wiring.units) / 2
+            cm = elapsed_time * _log_uniform(init.tau, wiring.units) * half_open
+        else:
+            cm = _uniform(init.cm, wiring.units)
+        self.cm = nn.Parameter(inverse_softplus(cm))
+
+        self.input_map: nn.Module = Affine(wiring.n_sensory) if input_map else nn.Identity()
+        self.motor_map = MotorMap(wiring.n_motor)
+        self._packed: _Packed | None = None
+
+    def forward(
+        self,
+        inputs: Tensor,
+        state: Tensor | None = None,
+        episode_starts: Tensor | None = None,
+        elapsed_time: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Run N sequences over T steps.
+
+        Args:
+            inputs: (T, N, S), sensory inputs.
+            state: (N, U), membrane potentials before the first step; zero where None.
+            episode_starts: (T, N), bool or 0 and 1; where set, a sequence's potentials are zero before that step.
+            elapsed_time: (T, N), seconds since the step before, not negative; `self.elapsed_time` where None.
+
+        Returns:
+            potentials: (T, N, U), after each step.
+            state: (N, U), the last potentials, to go on from.
+
+        Raises:
+            ValueError: Operands that do not fit, negative or non-finite elapsed times (checked on the CPU alone; on a
+                GPU, where looking would wait for the device, they give NaN).
+        """
+        if inputs.shape[-1] != self.input_size or inputs.dim() != 3:
+            raise ValueError(f"inputs must be (T, N, S) with S = {self.input_size}, got {tuple(inputs.shape)}.")
+        if state is None:
+            state = inputs.new_zeros(inputs.shape[1], self.hidden_size)
+        if episode_starts is not None and episode_starts.dtype != torch.bool:
+            episode_starts = episode_starts != 0
+        if elapsed_time is not None:
+            elapsed_time = _checked_seconds(elapsed_time)
+        elif self.elapsed_time != 1.0:
+            elapsed_time = inputs.new_full(inputs.shape[:2], self.elapsed_time)
+        params, synapses = self.packed()
+        potentials = ltc_scan(
+            params,
+            synapses,
+            self.input_map(inputs),
+            state,
+            episode_starts,
+            elapsed_time,
+            ode_unfolds=self.ode_unfolds,
+            backend=self.backend,
+        )
+        return potentials, potentials[-1]
+
+    def packed(self) -> tuple[Params, Synapses]:
+        """Parameters, constrained, and synapse lists as the scan takes them.
+
+        Without gradients the result is kept until a parameter changes, since packing costs more than one step does.
+        Changes are seen by tensor version and address; an in-place edit through `parameter.data` has neither: edit
+        under `torch.no_grad()` instead.
+        """
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self._pack()
+        versions = tuple((p._version, p.data_ptr()) for p in self._parameters.values() if p is not None)
+        if self._packed is None or self._packed.versions != versions:
+            self._packed = _Packed(versions, *self._pack())
+        return self._packed.params, self._packed.synapses
+
+    def _pack(self) -> tuple[Params, Synapses]:
+        params = Params(
+            synaptic=torch.stack([F.softplus(self.w), self.sigma, self.mu, self.erev]),
+            sensory=torch.stack([F.softplus(self.sensory_w), self.sensory_sigma, self.sensory_mu, self.sensory_erev]),
+            neuronal=torch.stack([F.softplus(self.cm), F.softplus(self.gleak), self.vleak]),
+        )
+        return params, Synapses(*(self.get_buffer(f"synapse_{name}") for name in Synapses._fields))
+
+    def train(self, mode: bool = True) -> LTC:
+        """Set the mode and forget packed parameters; see `torch.nn.Module.train`."""
+        self._packed = None
+        return super().train(mode)
+
+    @classmethod
+    def from_ncps(cls, module: Any, *, backend: Backend = "auto") -> LTC:
+        """The layer with the wiring and weights of an `ncps.torch.LTC` or `ncps.torch.LTCCell`.
+
+        Both constraint modes of ncps are read: with implicit constraints its weights stand before a softplus as ours
+        do; with explicit ones they are taken as they are after `apply_weight_constraints`.
+
+        Raises:
+            ValueError: The module has a mixed memory (an LSTM beside the LTC), or another epsilon than ncps' default.
+        """
+        if getattr(module, "use_mixed", False):
+            raise ValueError("from_ncps reads LTC weights alone; this LTC has mixed_memory=True, an LSTM beside them.")
+        cell = getattr(module, "rnn_cell", module)
+        if cell._epsilon != EPSILON:
+            raise ValueError(f"The scan's epsilon is {EPSILON}, the ncps cell has {cell._epsilon}.")
+        ltc = cls(Wiring.from_ncps(cell._wiring), ode_unfolds=cell._ode_unfolds, backend=backend)
+        ltc.load_state_dict(_ncps_weights(cell, ltc.wiring))
+        return ltc.to(cell.cm.device)
+
+    def extra_repr(self) -> str:
+        """Sizes, for `print(ltc)`."""
+        w = self.wiring
+        return (
+            f"n_sensory={w.n_sensory}, n_inter={w.units - w.n_command - w.n_motor}, n_command={w.n_command}, "
+            f"n_motor={w.n_motor}, n_synapses={len(self.w) + len(self.sensory_w)}, elapsed_time={self.elapsed_time}, "
+            f"ode_unfolds={self.ode_unfolds}, backend={self.backend}"
+        )
+
+
+class _Packed(NamedTuple):
+    """What `LTC.packed` keeps, and the versions of the parameters that it was made of."""
+
+    versions: tuple[tuple[int, int], ...]
+    params: Params
+    synapses: Synapses
+
+
+def inverse_softplus(y: Tensor) -> Tensor:
+    """The x with softplus(x) = y, for y >= 0; y is held at 1e-8 or more, so that x is finite."""
+    y = y.clamp(min=EPSILON)
+    return y + torch.log(-torch.expm1(-y))
+
+
+def _ncps_weights(cell: Any, wiring: Wiring) -> dict[str, Tensor]:
+    """The state of an `LTC` that equals `cell`."""
+    with torch.no_grad():
+        own = {name: getattr(cell, name).detach().clone() for name in ("cm", "gleak", "vleak")}
+        for prefix, synapses in (("", wiring.synapses), ("sensory_", wiring.sensory_synapses)):
+            at = torch.from_numpy(synapses.source).long(), torch.from_numpy(synapses.destination).long()
+            for name in ("w", "sigma", "mu", "erev"):
+                own[prefix + name] = getattr(cell, prefix + name).detach()[at]
+        if not cell._implicit_param_constraints:
+            for name in ("cm", "gleak", "w", "sensory_w"):
+                own[name] = inverse_softplus(own[name])
+        # A map that ncps leaves out is the identity.
+        for ours, theirs, size in (("input_map", "input", wiring.n_sensory), ("motor_map", "output", wiring.n_motor)):
+            own[f"{ours}.weight"] = getattr(cell, f"{theirs}_w", torch.ones(size)).detach().clone()
+            own[f"{ours}.bias"] = getattr(cell, f"{theirs}_b", torch.zeros(size)).detach().clone()
+    return own
+
+
+def _checked_seconds(elapsed_time: Tensor) -> Tensor:
+    wrong = ~(elapsed_time >= 0) | torch.isinf(elapsed_time)
+    if elapsed_time.is_cuda or torch.compiler.is_compiling():
+        return elapsed_time.masked_fill(wrong, float("nan"))
+    if wrong.any():
+        at = tuple(int(i) for i in wrong.nonzero()[0])
+        raise ValueError(
+            f"elapsed_time must be finite seconds, not negative, got {elapsed_time[at].item()} at (t, n) = {at}; if it "
+            "is an observation, keep it out of normalisation (VecNormalize: norm_obs_keys)."
+        )
+    return elapsed_time
+
+
+def _tensors(synapses: SynapseList) -> tuple[Tensor, Tensor]:
+    return torch.tensor(synapses.pointer), torch.tensor(synapses.source)
+
+
+def _uniform(bounds: Range, size: int) -> Tensor:
+    return torch.empty(size).uniform_(*bounds)
+
+
+def _log_uniform(bounds: Range, size: int) -> Tensor:
+    return _uniform((float(np.log(bounds[0])), float(np.log(bounds[1]))), size).exp()
+
+
+def _incoming(values: Tensor, synapses: SynapseList, units: int) -> Tensor:
+    """Sum over each neuron's incoming synapses of `values` (E,) -> (U,)."""
+    destination: npt.NDArray[np.int64] = synapses.destination.astype(np.int64)
+    return torch.zeros(units).index_add(0, torch.from_numpy(destination), values)

@@ -91,7 +91,7 @@ class LTC(nn.Module):
         sensory_w, sensory_sigma, sensory_mu, sensory_erev: (E_s,), the same for `wiring.sensory_synapses`.
         cm, gleak, vleak: (U,), membrane capacitance and leak conductance before softplus, leak potential.
         input_map: Gain and offset of each sensory input, or the identity.
-        motor_map: Gain and offset of each motor neuron.
+        motor_map: Gain and offset of each motor neuron, or the identity.
         elapsed_time: Seconds that a step lasts where no elapsed times are given.
     """
 
@@ -100,6 +100,7 @@ class LTC(nn.Module):
         wiring: Wiring,
         *,
         input_map: bool = True,
+        motor_map: bool = True,
         elapsed_time: float = 1.0,
         ode_unfolds: int = 6,
         init: LTCInit | None = None,
@@ -110,6 +111,7 @@ class LTC(nn.Module):
         Args:
             wiring: A built wiring.
             input_map: Whether inputs pass through a learned gain and offset each.
+            motor_map: Whether `motor_map` gives motor neurons a learned gain and offset each.
             elapsed_time: Seconds that a step lasts where `forward` is given no elapsed times.
             ode_unfolds: Solver substeps per step.
             init: Ranges of the initial parameters.
@@ -154,7 +156,7 @@ class LTC(nn.Module):
         self.cm = nn.Parameter(inverse_softplus(cm))
 
         self.input_map: nn.Module = Affine(wiring.n_sensory) if input_map else nn.Identity()
-        self.motor_map = MotorMap(wiring.n_motor)
+        self.motor_map: nn.Module = MotorMap(wiring.n_motor) if motor_map else nn.Identity()
         self._packed: _Packed | None = None
 
     def forward(
@@ -226,8 +228,9 @@ class LTC(nn.Module):
         return params, Synapses(*(self.get_buffer(f"synapse_{name}") for name in Synapses._fields))
 
     def train(self, mode: bool = True) -> LTC:
-        """Set the mode and forget packed parameters; see `torch.nn.Module.train`."""
-        self._packed = None
+        """Set the mode, and forget packed parameters where training begins; see `torch.nn.Module.train`."""
+        if mode:
+            self._packed = None
         return super().train(mode)
 
     @classmethod

@@ -1,0 +1,168 @@
+"""Encoders: from observations to the sensory neurons, as features extractors of Stable-Baselines3.
+
+The default for vector observations is `Receptors`: k sensory neurons per observed quantity, each with its own gain
+and offset on that one quantity. It costs little against a dense layer and keeps the names: a sensory neuron still says
+what it carries (`theta_3` is the fourth receptor of theta).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_image_space
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureCNN
+from torch import Tensor, nn
+
+#: Key of a Dict observation that holds the seconds since the last observation, shape (1,).
+ELAPSED_TIME = "elapsed_time"
+
+# Where a new synapse opens: the middle of the range from which its `mu` is drawn (`LTCInit.sensory_mu`).
+_OPENING = 0.55
+
+
+class Receptors(BaseFeaturesExtractor):
+    """`receptors` sensory neurons per observed quantity: `gain * quantity + offset`, both learned.
+
+    At the start the receptors of a quantity tile the range from -1 to 1: a new synapse behind receptor r opens (every
+    second one closes) where the quantity crosses the middle of the r-th part of the range.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        receptors: int = 8,
+        names: Sequence[str] | None = None,
+        normalized_image: bool = False,
+    ) -> None:
+        """Make receptors for a vector observation, Discrete ones one-hot as SB3 encodes them.
+
+        Args:
+            observation_space: Any space that flattens to a vector.
+            receptors: Sensory neurons per observed quantity.
+            names: Of the observed quantities, D of them; obs_0, obs_1, ... where None.
+            normalized_image: As in `NatureCNN`; only an image space, which is refused, would need it.
+
+        Raises:
+            ValueError: An image, no receptors, or names whose number is not that of the quantities.
+        """
+        if is_image_space(observation_space, check_channels=False, normalized_image=normalized_image):
+            raise ValueError(
+                f"Receptors are for vectors, the observation is an image {observation_space.shape}; use CnnNCPPolicy."
+            )
+        if receptors < 1:
+            raise ValueError(f"receptors must be at least 1, got {receptors}.")
+        size = get_flattened_obs_dim(observation_space)
+        names = _numbered("obs", size) if names is None else list(names)
+        if len(names) != size:
+            raise ValueError(f"names must name the {size} observed quantities, got {len(names)}: {names}.")
+        super().__init__(observation_space, features_dim=size * receptors)
+        self.receptors = receptors
+        self.sensory_names = tuple(f"{name}_{r}" for name in names for r in range(receptors))
+        sign = 1.0 - 2.0 * (torch.arange(receptors) % 2)
+        middle = (2.0 * torch.arange(receptors) + 1.0) / receptors - 1.0
+        self.gain = nn.Parameter(sign.repeat(size))
+        self.offset = nn.Parameter((_OPENING - sign * middle).repeat(size))
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """(B, ...) with D quantities -> (B, D * receptors), the receptors of a quantity side by side."""
+        return torch.addcmul(self.offset, observations.flatten(1).repeat_interleave(self.receptors, dim=1), self.gain)
+
+
+class MultiInputReceptors(BaseFeaturesExtractor):
+    """`Receptors` for each vector of a Dict observation and a `NatureCNN` for each image, side by side."""
+
+    def __init__(
+        self,
+        observation_space: spaces.Dict,
+        receptors: int = 8,
+        cnn_output_dim: int = 32,
+        normalized_image: bool = False,
+    ) -> None:
+        """Make an encoder per key.
+
+        Args:
+            observation_space: Dict of vectors and images.
+            receptors: Sensory neurons per observed quantity of the vectors.
+            cnn_output_dim: Sensory neurons per image; 32 as in the lane-keeping circuit of Lechner et al. (2020).
+            normalized_image: As in SB3's `CombinedExtractor`.
+        """
+        encoders: dict[str, BaseFeaturesExtractor] = {}
+        sensory_names: list[str] = []
+        for key, space in observation_space.spaces.items():
+            if is_image_space(space, normalized_image=normalized_image):
+                encoders[key] = NatureCNN(space, cnn_output_dim, normalized_image)
+                sensory_names += _numbered(key, cnn_output_dim)
+            else:
+                size = get_flattened_obs_dim(space)
+                receptor_layer = Receptors(space, receptors, [key] if size == 1 else _numbered(key, size))
+                sensory_names += receptor_layer.sensory_names
+                encoders[key] = receptor_layer
+        super().__init__(observation_space, features_dim=len(sensory_names))
+        self.encoders = nn.ModuleDict(encoders)
+        self.sensory_names = tuple(sensory_names)
+
+    def forward(self, observations: dict[str, Tensor]) -> Tensor:
+        """Dict of (B, ...) -> (B, features_dim)."""
+        return torch.cat([encoder(observations[key]) for key, encoder in self.encoders.items()], dim=1)
+
+
+class KeyFilter(BaseFeaturesExtractor):
+    """Shows an extractor some keys of a Dict observation; seconds elapsed become the last feature, unencoded."""
+
+    def __init__(
+        self,
+        observation_space: spaces.Dict,
+        extractor_class: type[BaseFeaturesExtractor],
+        extractor_kwargs: dict[str, Any],
+        hidden_keys: frozenset[str] = frozenset(),
+    ) -> None:
+        """Wrap a new `extractor_class` that sees neither `hidden_keys` nor the elapsed time."""
+        shown = {k: s for k, s in observation_space.items() if k not in hidden_keys and k != ELAPSED_TIME}
+        if not shown:
+            raise ValueError(f"No observation is left for the encoder: {list(observation_space)}, hidden {hidden_keys}.")
+        extractor = extractor_class(spaces.Dict(shown), **extractor_kwargs)
+        self.timed = ELAPSED_TIME in observation_space.spaces
+        if self.timed and get_flattened_obs_dim(observation_space[ELAPSED_TIME]) != 1:
+            shape = observation_space[ELAPSED_TIME].shape
+            raise ValueError(f"The observation {ELAPSED_TIME!r} must be one number of seconds, got shape {shape}.")
+        super().__init__(observation_space, features_dim=extractor.features_dim + self.timed)
+        self.extractor = extractor
+        self.keys = tuple(shown)
+
+    def forward(self, observations: dict[str, Tensor]) -> Tensor:
+        """Dict of (B, ...) -> (B, features_dim), the last of them seconds where the space has an elapsed time."""
+        features: Tensor = self.extractor({key: observations[key] for key in self.keys})
+        if not self.timed:
+            return features
+        return torch.cat([features, observations[ELAPSED_TIME].reshape(-1, 1)], dim=1)
+
+
+def _numbered(name: str, size: int) -> list[str]:
+    return [f"{name}_{i}" for i in range(size)]
+
+
+def sensory_names(encoder: nn.Module, size: int) -> tuple[str, ...]:
+    """Names of an encoder's `size` outputs: its own `sensory_names`, or feature_0, feature_1, ..."""
+    inner = encoder.extractor if isinstance(encoder, KeyFilter) else encoder
+    return tuple(getattr(inner, "sensory_names", None) or _numbered("feature", size))
+
+
+def n_action_outputs(action_space: spaces.Space[Any]) -> int:
+    """Numbers that parametrise a distribution over actions: means of a Box, logits of discrete spaces.
+
+    Raises:
+        ValueError: An action space that RecurrentPPO cannot serve.
+    """
+    if isinstance(action_space, spaces.Box):
+        return int(np.prod(action_space.shape))
+    if isinstance(action_space, spaces.Discrete):
+        return int(action_space.n)
+    if isinstance(action_space, spaces.MultiDiscrete):
+        return int(np.sum(action_space.nvec))
+    if isinstance(action_space, spaces.MultiBinary):
+        return int(np.prod(action_space.shape))
+    raise ValueError(f"Actions must be Box, Discrete, MultiDiscrete or MultiBinary, got {action_space}.")

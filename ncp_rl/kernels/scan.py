@@ -7,10 +7,12 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ncp_rl.kernels import reference
+from ncp_rl.kernels import fused, numba_cpu, reference
 from ncp_rl.kernels.contract import Params, Synapses
 
 Backend = Literal["auto", "reference", "numba", "triton"]
+
+fused.register("numba", numba_cpu)
 
 
 def ltc_scan(
@@ -49,9 +51,28 @@ def ltc_scan(
         raise ValueError(f"ode_unfolds must be at least 1, got {ode_unfolds}.")
     if backend not in get_args(Backend):
         raise ValueError(f"backend must be one of {', '.join(get_args(Backend))}, got {backend!r}.")
-    return reference.scan(
-        params, synapses, inputs, state, episode_starts, elapsed_time, ode_unfolds=ode_unfolds
+    if backend == "auto":
+        backend = _choose(inputs)
+    if backend == "reference":
+        return reference.scan(params, synapses, inputs, state, episode_starts, elapsed_time, ode_unfolds=ode_unfolds)
+    return fused.scan(
+        backend,
+        Params(*(tensor.contiguous() for tensor in params)),
+        Synapses(*(tensor.contiguous() for tensor in synapses)),
+        inputs.contiguous(),
+        state.contiguous(),
+        None if episode_starts is None else episode_starts.contiguous(),
+        None if elapsed_time is None else elapsed_time.contiguous(),
+        ode_unfolds=ode_unfolds,
     )
+
+
+def _choose(inputs: Tensor) -> Backend:
+    if inputs.dtype != torch.float32:
+        return "reference"
+    if inputs.is_cuda:
+        return "reference"
+    return "numba" if inputs.is_cpu else "reference"
 
 
 def _check_shapes(

@@ -1,0 +1,218 @@
+"""What the fused backends share: how autograd, `torch.compile` and `torch.export` see a hand-written scan.
+
+A fused backend is a module with the functions `forward` and `backward` of `FusedBackend`. In eager mode the cheapest way in
+is taken: the kernel itself where no gradient is wanted, an `autograd.Function` where one is. A registered operator
+stands in for it while a graph is captured, because a graph can hold operators only.
+"""
+
+# mypy: allow-untyped-decorators, allow-untyped-calls
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ncp_rl.kernels.contract import Gradients, Params, Synapses
+
+
+class FusedBackend(Protocol):
+    """What a module offers to be a fused backend. All tensors that it gets are contiguous, on one device."""
+
+    @staticmethod
+    def forward(
+        params: Params,
+        synapses: Synapses,
+        inputs: Tensor,
+        state: Tensor,
+        episode_starts: Tensor | None,
+        elapsed_time: Tensor | None,
+        *,
+        ode_unfolds: int,
+        save: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """Potentials (T, N, U), and what `backward` can use if `save`: of any shape, empty (0,) if nothing."""
+
+    @staticmethod
+    def backward(
+        grad: Tensor,
+        potentials: Tensor,
+        saved: Tensor,
+        params: Params,
+        synapses: Synapses,
+        inputs: Tensor,
+        state: Tensor,
+        episode_starts: Tensor | None,
+        elapsed_time: Tensor | None,
+        *,
+        ode_unfolds: int,
+    ) -> Gradients:
+        """Gradients for `grad` (T, N, U) of the potentials; `saved` may be empty."""
+
+
+#: Fused backends by name, for the operator, whose arguments can be tensors, numbers and strings only.
+_backends: dict[str, FusedBackend] = {}
+
+
+def register(name: str, backend: FusedBackend) -> None:
+    """Make `backend` known to the operator as `name`."""
+    _backends[name] = backend
+
+
+def scan(
+    name: str,
+    params: Params,
+    synapses: Synapses,
+    inputs: Tensor,
+    state: Tensor,
+    episode_starts: Tensor | None,
+    elapsed_time: Tensor | None,
+    *,
+    ode_unfolds: int,
+) -> Tensor:
+    """Run the scan of the backend registered as `name`; shapes as in `ncp_rl.kernels.ltc_scan`."""
+    operands = (*params, *synapses, inputs, state, episode_starts, elapsed_time)
+    if torch.compiler.is_compiling():
+        potentials: Tensor = _scan_operator(*operands, ode_unfolds, name)
+        return potentials
+    if torch.is_grad_enabled() and _wants_gradient(params, inputs, state, elapsed_time):
+        potentials = _Scan.apply(name, ode_unfolds, *operands)
+        return potentials
+    return _backends[name].forward(
+        params, synapses, inputs, state, episode_starts, elapsed_time, ode_unfolds=ode_unfolds, save=False
+    )[0]
+
+
+def _wants_gradient(params: Params, inputs: Tensor, state: Tensor, elapsed_time: Tensor | None) -> bool:
+    synaptic, sensory, neuronal = params
+    return (
+        neuronal.requires_grad
+        or synaptic.requires_grad
+        or sensory.requires_grad
+        or inputs.requires_grad
+        or state.requires_grad
+        or (elapsed_time is not None and elapsed_time.requires_grad)
+    )
+
+
+class _Scan(torch.autograd.Function):
+    """Operands: 3 parameters, 4 synapse lists, inputs, state, episode_starts, elapsed_time."""
+
+    @staticmethod
+    def forward(ctx: Any, name: str, ode_unfolds: int, *operands: Tensor | None) -> Tensor:
+        params, synapses, rest = Params(*operands[:3]), Synapses(*operands[3:7]), operands[7:]
+        potentials, saved = _backends[name].forward(params, synapses, *rest, ode_unfolds=ode_unfolds, save=True)
+        ctx.name, ctx.ode_unfolds, ctx.saved = name, ode_unfolds, saved
+        ctx.save_for_backward(potentials, *operands)
+        return potentials
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        potentials, *operands = ctx.saved_tensors
+        params, synapses, rest = Params(*operands[:3]), Synapses(*operands[3:7]), operands[7:]
+        gradients = _backends[ctx.name].backward(
+            grad.contiguous(), potentials, ctx.saved, params, synapses, *rest, ode_unfolds=ctx.ode_unfolds
+        )
+        return None, None, *_for_operands(*gradients)
+
+
+def _for_operands(
+    params: Params, inputs: Tensor, state: Tensor, elapsed_time: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    """Gradients in the order of the operands; synapse lists and episode starts have none."""
+    return *params, None, None, None, None, inputs, state, None, elapsed_time
+
+
+@torch.library.custom_op("ncp_rl::ltc_scan", mutates_args=())
+def _scan_operator(
+    synaptic: Tensor,
+    sensory: Tensor,
+    neuronal: Tensor,
+    pointer: Tensor,
+    source: Tensor,
+    sensory_pointer: Tensor,
+    sensory_source: Tensor,
+    inputs: Tensor,
+    state: Tensor,
+    episode_starts: Tensor | None,
+    elapsed_time: Tensor | None,
+    ode_unfolds: int,
+    backend: str,
+) -> Tensor:
+    return _backends[backend].forward(
+        Params(synaptic, sensory, neuronal),
+        Synapses(pointer, source, sensory_pointer, sensory_source),
+        inputs,
+        state,
+        episode_starts,
+        elapsed_time,
+        ode_unfolds=ode_unfolds,
+        save=False,
+    )[0]
+
+
+@_scan_operator.register_fake
+def _scan_shape(*operands: Any) -> Tensor:
+    inputs, state = operands[7:9]
+    return inputs.new_empty(inputs.shape[0], inputs.shape[1], state.shape[1])
+
+
+@torch.library.custom_op("ncp_rl::ltc_scan_backward", mutates_args=())
+def _backward_operator(
+    grad: Tensor,
+    potentials: Tensor,
+    synaptic: Tensor,
+    sensory: Tensor,
+    neuronal: Tensor,
+    pointer: Tensor,
+    source: Tensor,
+    sensory_pointer: Tensor,
+    sensory_source: Tensor,
+    inputs: Tensor,
+    state: Tensor,
+    episode_starts: Tensor | None,
+    elapsed_time: Tensor | None,
+    ode_unfolds: int,
+    backend: str,
+) -> list[Tensor]:
+    gradients = _backends[backend].backward(
+        grad.contiguous(),
+        potentials,
+        grad.new_empty(0),
+        Params(synaptic, sensory, neuronal),
+        Synapses(pointer, source, sensory_pointer, sensory_source),
+        inputs,
+        state,
+        episode_starts,
+        elapsed_time,
+        ode_unfolds=ode_unfolds,
+    )
+    # An operator cannot return None.
+    elapsed_gradient = grad.new_empty(0) if gradients.elapsed_time is None else gradients.elapsed_time
+    return [*gradients.params, gradients.inputs, gradients.state, elapsed_gradient]
+
+
+@_backward_operator.register_fake
+def _backward_shapes(*operands: Any) -> list[Tensor]:
+    grad, params, (inputs, state, _, elapsed_time) = operands[0], operands[2:5], operands[9:13]
+    elapsed_gradient = grad.new_empty(0) if elapsed_time is None else torch.empty_like(elapsed_time)
+    return [*map(torch.empty_like, params), torch.empty_like(inputs), torch.empty_like(state), elapsed_gradient]
+
+
+def _save_operands(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *operands, ctx.ode_unfolds, ctx.backend = inputs
+    ctx.save_for_backward(output, *operands)
+
+
+def _operator_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    elapsed_time = ctx.saved_tensors[-1]
+    *params, inputs, state, elapsed_gradient = _backward_operator(
+        grad, *ctx.saved_tensors, ctx.ode_unfolds, ctx.backend
+    )
+    gradients = Gradients(Params(*params), inputs, state, None if elapsed_time is None else elapsed_gradient)
+    return *_for_operands(*gradients), None, None
+
+
+_scan_operator.register_autograd(_operator_gradients, setup_context=_save_operands)

@@ -1,0 +1,83 @@
+"""Compilation of the Numba kernels: once per machine and version of the sources, announced, and kept.
+
+Numba's own cache looks at the file of the compiled function only; an edit in a function that it calls from another
+file would run the old code. Here the name of a cache file holds a digest of all kernel sources, so old code cannot be
+found, not even while another process writes the new.
+"""
+
+# mypy: allow-untyped-decorators, allow-subclassing-any
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+from numba.core import caching
+
+
+@functools.cache
+def sources_digest() -> str:
+    """SHA-256 over the sources of this package, 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _keyed_by_sources(locator: type[Any]) -> type[Any]:
+    class _Locator(locator):  # type: ignore[misc]
+        def get_disambiguator(self) -> str:
+            return sources_digest()
+
+    return _Locator
+
+
+class _CacheImpl(caching.CompileResultCacheImpl):  # type: ignore[misc]
+    # NUMBA_CACHE_DIR first, then next to the sources, then, where those cannot be written, the user's cache folder.
+    _locator_classes = [  # noqa: RUF012
+        _keyed_by_sources(locator)
+        for locator in (
+            caching.UserProvidedCacheLocator,
+            caching.InTreeCacheLocator,
+            caching.UserWideCacheLocator,
+        )
+    ]
+
+
+class _AnnouncingCache(caching.FunctionCache):  # type: ignore[misc]
+    """Says so on stderr, once per process, before it compiles: the wait is seconds long."""
+
+    _impl_class = _CacheImpl
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        found = super().load_overload(sig, target_context)
+        if found is None:
+            announce_compilation()
+        return found
+
+
+@functools.cache
+def announce_compilation() -> None:
+    """Print one line about the wait."""
+    print("ncp_rl: compiling the CPU kernels for this machine, once; about ten seconds", file=sys.stderr)
+
+
+def inlined(function: Callable[..., Any]) -> Any:
+    """Compile `function` into the kernels that call it."""
+    return numba.njit(error_model="numpy", nogil=True)(function)
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """Compile `function` when it is first called, or take it from the cache; it runs without the GIL."""
+    dispatcher = inlined(function)
+    try:
+        dispatcher._cache = _AnnouncingCache(function)
+    except RuntimeError:
+        # No folder can be written: compile in every process.
+        pass
+    return dispatcher

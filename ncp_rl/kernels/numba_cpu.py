@@ -1,0 +1,110 @@
+"""The scan on the CPU, float32, compiled by Numba on the user's machine."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ncp_rl.kernels.contract import Gradients, Params, Synapses
+from ncp_rl.kernels.numba_backward import backward_blocks
+from ncp_rl.kernels.numba_forward import forward_blocks
+from ncp_rl.kernels.numba_lanes import LANES
+
+#: Bytes of unfold states that a forward pass may keep for its backward pass, which else solves the steps again.
+MEMORY_BUDGET = 64 * 2**20
+
+
+def forward(
+    params: Params,
+    synapses: Synapses,
+    inputs: Tensor,
+    state: Tensor,
+    episode_starts: Tensor | None,
+    elapsed_time: Tensor | None,
+    *,
+    ode_unfolds: int,
+    save: bool,
+) -> tuple[Tensor, Tensor]:
+    """Run the scan over contiguous float32 operands on the CPU.
+
+    Returns:
+        (T, N, U), potentials after each step; and the records of all steps for `backward`, or (0,).
+    """
+    n_steps, n_sequences, n_inputs = inputs.shape
+    n_neurons = state.shape[1]
+    n_blocks = -(-n_sequences // LANES)
+    record_size = n_blocks * n_steps * (2 * ode_unfolds + 1) * n_neurons * LANES
+    save = save and record_size * inputs.itemsize <= MEMORY_BUDGET
+    potentials = inputs.new_empty(n_steps, n_sequences, n_neurons)
+    saved = inputs.new_empty(record_size if save else 0)
+    forward_blocks(
+        inputs.data_ptr(),
+        state.data_ptr(),
+        0 if episode_starts is None else episode_starts.data_ptr(),
+        0 if elapsed_time is None else elapsed_time.data_ptr(),
+        *(tensor.data_ptr() for tensor in params),
+        *(tensor.data_ptr() for tensor in synapses),
+        potentials.data_ptr(),
+        saved.data_ptr() if save else 0,
+        n_steps,
+        n_sequences,
+        n_inputs,
+        n_neurons,
+        len(synapses.source),
+        len(synapses.sensory_source),
+        ode_unfolds,
+        0,
+        n_blocks,
+    )
+    return potentials, saved
+
+
+def backward(
+    grad: Tensor,
+    potentials: Tensor,
+    saved: Tensor,
+    params: Params,
+    synapses: Synapses,
+    inputs: Tensor,
+    state: Tensor,
+    episode_starts: Tensor | None,
+    elapsed_time: Tensor | None,
+    *,
+    ode_unfolds: int,
+) -> Gradients:
+    """Gradients for `grad` (T, N, U) of the potentials that `forward` returned."""
+    n_steps, n_sequences, n_inputs = inputs.shape
+    n_neurons = state.shape[1]
+    n_blocks = -(-n_sequences // LANES)
+    inputs_gradient, state_gradient = torch.empty_like(inputs), torch.empty_like(state)
+    elapsed_gradient = None if elapsed_time is None else torch.empty_like(elapsed_time)
+    sizes = [tensor.numel() for tensor in params]
+    partials = inputs.new_empty(n_blocks, sum(sizes))
+    backward_blocks(
+        grad.data_ptr(),
+        potentials.data_ptr(),
+        saved.data_ptr() if saved.numel() else 0,
+        inputs.data_ptr(),
+        state.data_ptr(),
+        0 if episode_starts is None else episode_starts.data_ptr(),
+        0 if elapsed_time is None else elapsed_time.data_ptr(),
+        *(tensor.data_ptr() for tensor in params),
+        *(tensor.data_ptr() for tensor in synapses),
+        inputs_gradient.data_ptr(),
+        state_gradient.data_ptr(),
+        0 if elapsed_gradient is None else elapsed_gradient.data_ptr(),
+        partials.data_ptr(),
+        n_steps,
+        n_sequences,
+        n_inputs,
+        n_neurons,
+        len(synapses.source),
+        len(synapses.sensory_source),
+        ode_unfolds,
+        0,
+        n_blocks,
+    )
+    # A copy on the heap: gradients must not share memory with each other.
+    totals = torch.from_numpy(partials.numpy().sum(axis=0)).split(sizes)
+    params_gradient = Params(*(total.clone().view_as(row) for total, row in zip(totals, params, strict=True)))
+    return Gradients(params_gradient, inputs_gradient, state_gradient, elapsed_gradient)

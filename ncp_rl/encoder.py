@@ -123,7 +123,9 @@ class KeyFilter(BaseFeaturesExtractor):
         """Wrap a new `extractor_class` that sees neither `hidden_keys` nor the elapsed time."""
         shown = {k: s for k, s in observation_space.items() if k not in hidden_keys and k != ELAPSED_TIME}
         if not shown:
-            raise ValueError(f"No observation is left for the encoder: {list(observation_space)}, hidden {hidden_keys}.")
+            raise ValueError(
+                f"No observation is left for the encoder: {list(observation_space)}, hidden {hidden_keys}."
+            )
         extractor = extractor_class(spaces.Dict(shown), **extractor_kwargs)
         self.timed = ELAPSED_TIME in observation_space.spaces
         if self.timed and get_flattened_obs_dim(observation_space[ELAPSED_TIME]) != 1:

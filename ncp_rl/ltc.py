@@ -149,7 +149,9 @@ class LTC(nn.Module):
         self.gleak = nn.Parameter(inverse_softplus(gleak))
         self.vleak = nn.Parameter(_uniform(init.vleak, wiring.units))
         if init.cm is None:
-            half_open = gleak + _incoming(w, synapses, wiring.units) / 2 + _incoming(sensory_w, sensory, wiring.units) / 2
+            half_open = (
+                gleak + _incoming(w, synapses, wiring.units) / 2 + _incoming(sensory_w, sensory, wiring.units) / 2
+            )
             cm = elapsed_time * _log_uniform(init.tau, wiring.units) * half_open
         else:
             cm = _uniform(init.cm, wiring.units)

@@ -118,8 +118,9 @@ class NCPPolicy(RecurrentActorCriticPolicy):
             hint = _LSTM_ARGUMENTS.get(name)
             raise TypeError(f"{type(self).__name__} has no argument {name!r}" + (f"; use {hint}." if hint else "."))
         _check_arguments(critic, motor_map, net_arch)
-        if privileged_keys and not isinstance(observation_space, spaces.Dict):
-            raise ValueError(f"privileged_keys need a Dict observation, got {observation_space}.")
+        known = set(observation_space.spaces) if isinstance(observation_space, spaces.Dict) else set()
+        if not known.issuperset(privileged_keys):
+            raise ValueError(f"privileged_keys {privileged_keys} must be keys of the observation, {observation_space}.")
         self.recipe, self.critic_recipe = wiring, critic
         self.n_motor, self.motor_map = n_motor, motor_map
         self.elapsed_time, self.ode_unfolds, self.init, self.backend = elapsed_time, ode_unfolds, init, backend
@@ -148,7 +149,8 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         )
         self._place_cores()
         # Upstream has handed its own cores' parameters to the optimizer already.
-        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
+        optimizer_kwargs = dict(lr=lr_schedule(1)) | self.optimizer_kwargs
+        self.optimizer = self.optimizer_class(self.parameters(), **optimizer_kwargs)
 
     def make_features_extractor(self) -> BaseFeaturesExtractor:
         """Upstream hands Dict observations on whole: keep the elapsed time out of the encoder."""
@@ -163,9 +165,6 @@ class NCPPolicy(RecurrentActorCriticPolicy):
     def _build(self, lr_schedule: Schedule) -> None:
         """Upstream sizes the heads here, between encoder and recurrent cores: the circuit's size must be known."""
         if self.privileged_keys:
-            unknown = set(self.privileged_keys) - set(self.observation_space.spaces)
-            if unknown:
-                raise ValueError(f"privileged_keys {sorted(unknown)} are not in {list(self.observation_space.spaces)}.")
             self.features_extractor = self.pi_features_extractor = self._encoder(frozenset(self.privileged_keys))
         n_outputs = n_action_outputs(self.action_space)
         n_motor = self.n_motor or n_outputs

@@ -82,12 +82,12 @@ class Wiring:
     @property
     def units(self) -> int:
         """Number of neurons U: motor, command and inter."""
-        return self.adjacency.shape[1]
+        return int(self.adjacency.shape[1])
 
     @property
     def n_sensory(self) -> int:
         """Number of sensory inputs S."""
-        return self.sensory_adjacency.shape[0]
+        return int(self.sensory_adjacency.shape[0])
 
     @property
     def motor(self) -> slice:
@@ -133,8 +133,8 @@ class Wiring:
         """
         if (n_sensory, n_motor) != (self.n_sensory, self.n_motor):
             raise ValueError(
-                f"This wiring has {self.n_sensory} sensory inputs and {self.n_motor} motor neurons, but {n_sensory} and "
-                f"{n_motor} are needed; pass a recipe such as AutoNCP, or change the encoder or the wiring."
+                f"This wiring has {self.n_sensory} sensory inputs and {self.n_motor} motor neurons, but {n_sensory} "
+                f"and {n_motor} are needed; pass a recipe such as AutoNCP, or change the encoder or the wiring."
             )
         return self
 
@@ -176,10 +176,8 @@ class Wiring:
         """
         if not wiring.is_built():
             raise ValueError("The ncps wiring is not built; call its build(n_sensory) once, and only once, before.")
-        types = [wiring.get_type_of_neuron(neuron) for neuron in range(wiring.units)]
-        return cls(
-            wiring.adjacency_matrix, wiring.sensory_adjacency_matrix, wiring.output_dim, n_command=types.count("command")
-        )
+        n_command = sum(wiring.get_type_of_neuron(neuron) == "command" for neuron in range(wiring.units))
+        return cls(wiring.adjacency_matrix, wiring.sensory_adjacency_matrix, wiring.output_dim, n_command)
 
     def graph(self) -> nx.DiGraph:
         """Directed graph: nodes by name with attribute `layer`, edges with attribute `polarity` (+1, -1)."""
@@ -350,7 +348,7 @@ class FullyConnected(Recipe):
         rng = np.random.default_rng(self.seed)
         adjacency = np.zeros((self.units, self.units), np.int8)
         wired = np.full(adjacency.shape, True) if self.self_connections else ~np.eye(self.units, dtype=bool)
-        adjacency[wired] = _polarity(rng, np.count_nonzero(wired))
+        adjacency[wired] = _polarity(rng, int(wired.sum()))
         sensory = _polarity(rng, n_sensory * self.units).reshape(n_sensory, self.units)
         return Wiring(adjacency, sensory, n_motor)
 
@@ -418,7 +416,8 @@ def _polarity(rng: np.random.Generator, size: int) -> Adjacency:
 def _polarities(matrix: npt.ArrayLike, name: str) -> Adjacency:
     matrix = np.array(matrix)
     if matrix.ndim != 2 or not np.isin(matrix, (-1, 0, 1)).all():
-        raise ValueError(f"{name} must be a matrix of -1, 0 and 1, got shape {matrix.shape}, values {np.unique(matrix)}.")
+        found = f"shape {matrix.shape}, values {np.unique(matrix)}"
+        raise ValueError(f"{name} must be a matrix of -1, 0 and 1, got {found}.")
     polarities = matrix.astype(np.int8)
     polarities.setflags(write=False)
     return polarities

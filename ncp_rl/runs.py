@@ -1,0 +1,374 @@
+"""Run folders: train an NCP policy with PPO, keep all that later steps need, load it again.
+
+A run folder holds
+
+    config.json                    environment, hyperparameters, seed and versions
+    best/, last/                   model.zip and, where observations or rewards are normalised, vecnormalize.pkl
+    checkpoints/                   models by step
+    evaluations.npz                returns and lengths of the periodic evaluations
+    progress.csv, events.out.*     training curves, for TensorBoard too
+
+Models are files of Stable-Baselines3, which unpickles them: load only those that you trust.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import pickle
+import platform
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+import torch
+import yaml
+from gymnasium import spaces
+from sb3_contrib import RecurrentPPO
+from stable_baselines3.common.callbacks import (
+    BaseCallback,
+    CallbackList,
+    CheckpointCallback,
+    EvalCallback,
+    StopTrainingOnNoModelImprovement,
+)
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, VecTransposeImage, unwrap_vec_normalize
+
+from ncp_rl.encoder import ELAPSED_TIME, Receptors
+from ncp_rl.ltc import LTCInit
+from ncp_rl.policy import CnnNCPPolicy, MultiInputNCPPolicy, NCPPolicy
+from ncp_rl.wiring import NCP, AutoNCP, FullyConnected, Random, Recipe
+
+RECIPES: dict[str, type[Recipe]] = {recipe.__name__: recipe for recipe in (NCP, AutoNCP, FullyConnected, Random)}
+POLICIES: dict[str, type[NCPPolicy]] = {
+    policy.__name__: policy for policy in (NCPPolicy, CnnNCPPolicy, MultiInputNCPPolicy)
+}
+
+# Entries of rl-zoo's form that are not arguments of RecurrentPPO.
+_ZOO_ENTRIES = {"n_envs", "n_timesteps", "normalize", "policy", "policy_kwargs"}
+
+_VERSIONS_OF = ("ncp-rl", "torch", "numpy", "numba", "gymnasium", "stable-baselines3", "sb3-contrib")
+
+
+class RunError(Exception):
+    """What a user asked for cannot be done; the message says what, why, and what to do."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """All that makes a run: kept as config.json in its folder."""
+
+    env: str
+    """Gymnasium id; `module:id` imports the module first."""
+    hyperparams: dict[str, Any]
+    """In rl-zoo's form: n_envs, n_timesteps, normalize, policy, policy_kwargs and RecurrentPPO's arguments."""
+    seed: int = 0
+    versions: dict[str, str] = field(default_factory=lambda: {name: version(name) for name in _VERSIONS_OF})
+    python: str = field(default_factory=platform.python_version)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Returns of evaluation episodes, not normalised."""
+
+    returns: tuple[float, ...]
+    lengths: tuple[int, ...]
+
+    def summary(self) -> dict[str, float]:
+        """Episodes; mean, standard deviation, minimum and maximum return; mean length."""
+        returns = np.array(self.returns)
+        return {
+            "episodes": len(returns),
+            "mean_return": float(returns.mean()),
+            "std_return": float(returns.std()),
+            "min_return": float(returns.min()),
+            "max_return": float(returns.max()),
+            "mean_length": float(np.mean(self.lengths)),
+        }
+
+
+def read_hyperparams(path: Path, env_id: str) -> dict[str, Any]:
+    """Hyperparameters of `env_id` from a yaml file in rl-zoo's form, or {} where it has none.
+
+    Entries as `dict(...)` strings are read as rl-zoo reads them, but as literals: nothing of a file is executed.
+
+    Raises:
+        RunError: The file cannot be read as such.
+    """
+    try:
+        entries = yaml.safe_load(path.read_text()) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise RunError(f"The hyperparameters {path} cannot be read: {error}") from error
+    if not isinstance(entries, Mapping):
+        raise RunError(f"{path} must map environment ids to hyperparameters, got {type(entries).__name__}.")
+    found = entries.get(env_id) or entries.get(env_id.rpartition(":")[2]) or {}
+    return {name: _literal(value) for name, value in found.items()}
+
+
+def train(
+    config: RunConfig,
+    folder: Path,
+    *,
+    device: str = "auto",
+    n_evaluations: int = 10,
+    n_eval_episodes: int = 10,
+    progress_bar: bool = True,
+    callback: BaseCallback | None = None,
+) -> RecurrentPPO:
+    """Train a policy and fill its run folder.
+
+    Args:
+        config: What to train; see `RunConfig`.
+        folder: New folder for the run.
+        device: Of torch.
+        n_evaluations: Periodic evaluations during training; the best model so far is kept.
+        n_eval_episodes: Episodes of each.
+        progress_bar: Show progress and remaining time.
+        callback: A callback of one's own beside ours.
+
+    Returns:
+        The trained model, as in `last/`.
+
+    Raises:
+        RunError: The folder exists, or the environment or the model cannot be made.
+    """
+    if folder.exists():
+        raise RunError(f"The folder {folder} exists and is left as it is; name another one for this run.")
+    n_envs = int(config.hyperparams.get("n_envs", 1))
+    venv, eval_venv = make_envs(config, n_envs), make_envs(config, min(n_eval_episodes, 10), training=False)
+    try:
+        model = make_model(config, venv, device)
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
+        model.set_logger(configure(str(folder), ["csv", "tensorboard"]))
+        n_timesteps = int(float(config.hyperparams.get("n_timesteps", 1e5)))
+        interval = max(n_timesteps // n_evaluations // n_envs, 1)
+        callbacks: list[BaseCallback] = [
+            EvalCallback(
+                eval_venv,
+                callback_on_new_best=_KeepBest(folder / "best"),
+                n_eval_episodes=n_eval_episodes,
+                eval_freq=interval,
+                log_path=str(folder),
+                verbose=0,
+            ),
+            CheckpointCallback(interval, str(folder / "checkpoints"), "model", save_vecnormalize=True),
+        ]
+        model.learn(
+            n_timesteps, callback=CallbackList(callbacks + ([callback] if callback else [])), progress_bar=progress_bar
+        )
+        save_model(model, folder / "last")
+        return model
+    finally:
+        venv.close()
+        eval_venv.close()
+
+
+def make_envs(config: RunConfig, n_envs: int, *, training: bool = True, **make_kwargs: Any) -> VecEnv:
+    """The run's environments: monitored, seeded, normalised as configured.
+
+    Args:
+        config: The run.
+        n_envs: Environments side by side.
+        training: Whether normalisation statistics move and rewards are normalised.
+        **make_kwargs: For `make_vec_env`, such as `env_kwargs` or `wrapper_class`.
+
+    Raises:
+        RunError: No such environment, or it cannot be made.
+    """
+    # Evaluation must not see the episodes of training.
+    seed = config.seed if training else config.seed + 10_000
+    try:
+        venv = make_vec_env(config.env, n_envs=n_envs, seed=seed, **make_kwargs)
+    except (gym.error.Error, ImportError, TypeError, ValueError) as error:
+        raise RunError(f"The environment {config.env!r} cannot be made: {error}") from error
+    normalize = config.hyperparams.get("normalize", False)
+    if not normalize:
+        return venv
+    kwargs = dict(normalize) if isinstance(normalize, Mapping) else {}
+    if isinstance(venv.observation_space, spaces.Dict):
+        keys = [k for k, s in venv.observation_space.items() if k != ELAPSED_TIME and isinstance(s, spaces.Box)]
+        kwargs.setdefault("norm_obs_keys", [k for k in keys if not is_image_space(venv.observation_space[k])])
+    if training:
+        kwargs.setdefault("gamma", config.hyperparams.get("gamma", 0.99))
+        return VecNormalize(venv, **kwargs)
+    return VecNormalize(venv, training=False, **(kwargs | dict(norm_reward=False)))
+
+
+def make_model(config: RunConfig, venv: VecEnv, device: str = "auto") -> RecurrentPPO:
+    """An untrained model on `venv`.
+
+    Raises:
+        RunError: Hyperparameters that make no model for these spaces.
+    """
+    arguments = {name: value for name, value in config.hyperparams.items() if name not in _ZOO_ENTRIES}
+    for name in ("learning_rate", "clip_range"):
+        if isinstance(arguments.get(name), str):
+            arguments[name] = _schedule(name, arguments[name])
+    try:
+        policy = _policy_class(config, venv.observation_space)
+        return RecurrentPPO(
+            policy,
+            venv,
+            policy_kwargs=_policy_kwargs(config, policy, venv),
+            seed=config.seed,
+            device=device,
+            **arguments,
+        )
+    except (AssertionError, TypeError, ValueError) as error:
+        raise RunError(f"No policy can be made for {config.env!r}: {error}") from error
+
+
+def save_model(model: RecurrentPPO, folder: Path) -> None:
+    """Save the model, and normalisation statistics if it has any, into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save(folder / "model.zip")
+    normalize = model.get_vec_normalize_env()
+    if normalize is not None:
+        normalize.save(str(folder / "vecnormalize.pkl"))
+
+
+def read_config(folder: Path) -> RunConfig:
+    """The configuration of a run folder.
+
+    Raises:
+        RunError: The folder holds none, or a damaged one.
+    """
+    path = folder / "config.json"
+    try:
+        return RunConfig(**json.loads(path.read_text()))
+    except FileNotFoundError as error:
+        raise RunError(f"{folder} is no run folder: it has no config.json.") from error
+    except (OSError, TypeError, ValueError) as error:
+        raise RunError(f"{path} is damaged: {error}") from error
+
+
+def load_run(
+    folder: Path,
+    *,
+    which: Literal["best", "last"] = "best",
+    n_envs: int = 1,
+    device: str = "auto",
+    **make_kwargs: Any,
+) -> tuple[RecurrentPPO, VecEnv]:
+    """The model of a run folder and environments to evaluate it in, normalised as it was trained.
+
+    Args:
+        folder: The run.
+        which: "best" by periodic evaluation, or "last".
+        n_envs: Environments side by side.
+        device: Of torch.
+        **make_kwargs: For `make_vec_env`.
+
+    Raises:
+        RunError: Something is missing or damaged.
+    """
+    config = read_config(folder)
+    venv = make_envs(config, n_envs, training=False, **make_kwargs)
+    path = folder / which / "model.zip"
+    try:
+        if isinstance(venv, VecNormalize):
+            path = folder / which / "vecnormalize.pkl"
+            venv = VecNormalize.load(str(path), venv.venv)
+            venv.training = venv.norm_reward = False
+            path = folder / which / "model.zip"
+        return RecurrentPPO.load(path, env=venv, device=device), venv
+    except FileNotFoundError as error:
+        raise RunError(f"{path} is missing; was the training of this run cut off?") from error
+    except (zipfile.BadZipFile, pickle.UnpicklingError, EOFError, KeyError, ValueError, RuntimeError) as error:
+        raise RunError(f"{path} is damaged or of another kind: {error}") from error
+
+
+def evaluate(
+    model: RecurrentPPO, venv: VecEnv, *, n_episodes: int = 10, deterministic: bool = True, seed: int = 0
+) -> Evaluation:
+    """Run whole episodes from seeded environments.
+
+    Args:
+        model: The model.
+        venv: Environments as `load_run` gives them.
+        n_episodes: Episodes in all.
+        deterministic: The most likely action instead of a sampled one.
+        seed: Environment i starts from seed + i; sampled actions follow it too.
+    """
+    venv.seed(seed)
+    model.set_random_seed(seed)
+    returns, lengths = evaluate_policy(
+        model, venv, n_eval_episodes=n_episodes, deterministic=deterministic, return_episode_rewards=True
+    )
+    return Evaluation(tuple(map(float, returns)), tuple(map(int, lengths)))
+
+
+class _KeepBest(BaseCallback):
+    """Saves the model with the statistics that it was evaluated with."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+
+    def _on_step(self) -> bool:
+        assert isinstance(self.model, RecurrentPPO)
+        save_model(self.model, self.folder)
+        return True
+
+
+def _policy_class(config: RunConfig, observation_space: spaces.Space[Any]) -> type[NCPPolicy]:
+    name = config.hyperparams.get("policy")
+    if name is not None and name not in POLICIES:
+        raise ValueError(f"policy must be one of {', '.join(POLICIES)}, got {name!r}.")
+    if name is not None:
+        return POLICIES[name]
+    if isinstance(observation_space, spaces.Dict):
+        return MultiInputNCPPolicy
+    return CnnNCPPolicy if is_image_space(observation_space) else NCPPolicy
+
+
+def _policy_kwargs(config: RunConfig, policy: type[NCPPolicy], venv: VecEnv) -> dict[str, Any]:
+    kwargs = dict(config.hyperparams.get("policy_kwargs") or {})
+    for name in ("wiring", "critic"):
+        if isinstance(kwargs.get(name), Mapping):
+            kwargs[name] = _recipe(kwargs[name])
+    if isinstance(kwargs.get("init"), Mapping):
+        kwargs["init"] = LTCInit(**{name: tuple(bounds) for name, bounds in kwargs["init"].items()})
+    if policy is NCPPolicy and venv.has_attr("observation_names"):
+        names = venv.get_attr("observation_names", indices=0)[0]
+        kwargs["features_extractor_kwargs"] = dict(names=names) | (kwargs.get("features_extractor_kwargs") or {})
+    return kwargs
+
+
+def _recipe(entry: Mapping[str, Any]) -> Recipe:
+    arguments = dict(entry)
+    name = arguments.pop("recipe", "AutoNCP")
+    if name not in RECIPES:
+        raise ValueError(f"recipe must be one of {', '.join(RECIPES)}, got {name!r}.")
+    return RECIPES[name](**arguments)
+
+
+def _literal(value: Any) -> Any:
+    """rl-zoo's `dict(...)` strings as mappings; other values as they are."""
+    if not isinstance(value, str) or not value.startswith("dict("):
+        return value
+    try:
+        call = ast.parse(value, mode="eval").body
+        assert isinstance(call, ast.Call)
+        return {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+    except (SyntaxError, ValueError, AssertionError) as error:
+        raise RunError(f"{value!r} must be a dict(...) of literals: {error}") from error
+
+
+def _schedule(name: str, text: str) -> LinearSchedule:
+    """rl-zoo's `lin_3e-4`: linearly from there to 0."""
+    prefix, _, start = text.partition("_")
+    if prefix != "lin":
+        raise ValueError(f'{name} must be a number or "lin_<number>", got {text!r}.')
+    return LinearSchedule(float(start), 0.0, 1.0)

@@ -1,27 +1,30 @@
 """What the fused backends share: how autograd, `torch.compile` and `torch.export` see a hand-written scan.
 
-A fused backend is a module with the functions `forward` and `backward` of `FusedBackend`. In eager mode the cheapest way in
-is taken: the kernel itself where no gradient is wanted, an `autograd.Function` where one is. A registered operator
-stands in for it while a graph is captured, because a graph can hold operators only.
+A fused backend is a module with the functions of `FusedBackend`. Eager mode takes the cheapest way in: the kernel
+itself where no gradient is wanted, an `autograd.Function` where one is. While a graph is captured, a registered
+operator stands in for it, because a graph can hold nothing but operators.
 """
 
 # mypy: allow-untyped-decorators, allow-untyped-calls
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+import functools
+import importlib
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
+from ncp_rl.kernels import numba_cpu
 from ncp_rl.kernels.contract import Gradients, Params, Synapses
 
 
 class FusedBackend(Protocol):
     """What a module offers to be a fused backend. All tensors that it gets are contiguous, on one device."""
 
-    @staticmethod
     def forward(
+        self,
         params: Params,
         synapses: Synapses,
         inputs: Tensor,
@@ -34,8 +37,8 @@ class FusedBackend(Protocol):
     ) -> tuple[Tensor, Tensor]:
         """Potentials (T, N, U), and what `backward` can use if `save`: of any shape, empty (0,) if nothing."""
 
-    @staticmethod
     def backward(
+        self,
         grad: Tensor,
         potentials: Tensor,
         saved: Tensor,
@@ -51,13 +54,18 @@ class FusedBackend(Protocol):
         """Gradients for `grad` (T, N, U) of the potentials; `saved` may be empty."""
 
 
-#: Fused backends by name, for the operator, whose arguments can be tensors, numbers and strings only.
-_backends: dict[str, FusedBackend] = {}
-
-
-def register(name: str, backend: FusedBackend) -> None:
-    """Make `backend` known to the operator as `name`."""
-    _backends[name] = backend
+@functools.cache
+def load_backend(name: str) -> FusedBackend:
+    """The module behind "numba" or "triton"."""
+    if name == "numba":
+        return numba_cpu
+    try:
+        return cast(FusedBackend, importlib.import_module("ncp_rl.kernels.triton_gpu"))
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "The scan on CUDA needs triton, which is not installed; "
+            "run `pip install 'ncp-rl[triton]'`, or use the slower backend=\"reference\"."
+        ) from error
 
 
 def scan(
@@ -71,7 +79,7 @@ def scan(
     *,
     ode_unfolds: int,
 ) -> Tensor:
-    """Run the scan of the backend registered as `name`; shapes as in `ncp_rl.kernels.ltc_scan`."""
+    """Run the scan of the backend `name`; shapes as in `ncp_rl.kernels.ltc_scan`."""
     operands = (*params, *synapses, inputs, state, episode_starts, elapsed_time)
     if torch.compiler.is_compiling():
         potentials: Tensor = _scan_operator(*operands, ode_unfolds, name)
@@ -79,7 +87,7 @@ def scan(
     if torch.is_grad_enabled() and _wants_gradient(params, inputs, state, elapsed_time):
         potentials = _Scan.apply(name, ode_unfolds, *operands)
         return potentials
-    return _backends[name].forward(
+    return load_backend(name).forward(
         params, synapses, inputs, state, episode_starts, elapsed_time, ode_unfolds=ode_unfolds, save=False
     )[0]
 
@@ -100,9 +108,9 @@ class _Scan(torch.autograd.Function):
     """Operands: 3 parameters, 4 synapse lists, inputs, state, episode_starts, elapsed_time."""
 
     @staticmethod
-    def forward(ctx: Any, name: str, ode_unfolds: int, *operands: Tensor | None) -> Tensor:
+    def forward(ctx: Any, name: str, ode_unfolds: int, *operands: Any) -> Tensor:
         params, synapses, rest = Params(*operands[:3]), Synapses(*operands[3:7]), operands[7:]
-        potentials, saved = _backends[name].forward(params, synapses, *rest, ode_unfolds=ode_unfolds, save=True)
+        potentials, saved = load_backend(name).forward(params, synapses, *rest, ode_unfolds=ode_unfolds, save=True)
         ctx.name, ctx.ode_unfolds, ctx.saved = name, ode_unfolds, saved
         ctx.save_for_backward(potentials, *operands)
         return potentials
@@ -112,7 +120,7 @@ class _Scan(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         potentials, *operands = ctx.saved_tensors
         params, synapses, rest = Params(*operands[:3]), Synapses(*operands[3:7]), operands[7:]
-        gradients = _backends[ctx.name].backward(
+        gradients = load_backend(ctx.name).backward(
             grad.contiguous(), potentials, ctx.saved, params, synapses, *rest, ode_unfolds=ctx.ode_unfolds
         )
         return None, None, *_for_operands(*gradients)
@@ -141,7 +149,7 @@ def _scan_operator(
     ode_unfolds: int,
     backend: str,
 ) -> Tensor:
-    return _backends[backend].forward(
+    return load_backend(backend).forward(
         Params(synaptic, sensory, neuronal),
         Synapses(pointer, source, sensory_pointer, sensory_source),
         inputs,
@@ -155,7 +163,8 @@ def _scan_operator(
 
 @_scan_operator.register_fake
 def _scan_shape(*operands: Any) -> Tensor:
-    inputs, state = operands[7:9]
+    inputs: Tensor = operands[7]
+    state: Tensor = operands[8]
     return inputs.new_empty(inputs.shape[0], inputs.shape[1], state.shape[1])
 
 
@@ -177,7 +186,7 @@ def _backward_operator(
     ode_unfolds: int,
     backend: str,
 ) -> list[Tensor]:
-    gradients = _backends[backend].backward(
+    gradients = load_backend(backend).backward(
         grad.contiguous(),
         potentials,
         grad.new_empty(0),

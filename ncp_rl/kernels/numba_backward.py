@@ -5,13 +5,11 @@ gradient with respect to n, and -q = -p v' the one with respect to d. A synapse 
 
     r = erev p_j - q_j,    y = r s,    z = y (1 - s),
 
-and the sums over time, times delta, are its gradients: w of y; erev of w p s; sigma of w z (v_i - mu); mu of -w sigma z;
-v_i of w sigma z. The substeps of a step run backwards to find p and q of each (`pull_back`), and keep the sigmoids; the
-sums over substeps then stay in registers, synapse by synapse (`accumulate`). The sum of w y, which lacks only delta, is the
-gradient with respect to delta.
+and the sums over time, times delta, are its gradients: w of y; erev of w p s; sigma of w z (v_i - mu); mu of
+-w sigma z; v_i of w sigma z. The substeps of a step run backwards to find p and q of each (`pull_back`), and keep the
+sigmoids; the sums over substeps then stay in registers, synapse by synapse (`accumulate`). The sum of w y, before it is
+multiplied by delta, is the gradient with respect to delta.
 """
-
-# mypy: allow-untyped-decorators
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ file would run the old code. Here the name of a cache file holds a digest of all
 found, not even while another process writes the new.
 """
 
-# mypy: allow-untyped-decorators, allow-subclassing-any
+# mypy: allow-untyped-calls, allow-subclassing-any
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def sources_digest() -> str:
 
 
 def _keyed_by_sources(locator: type[Any]) -> type[Any]:
-    class _Locator(locator):  # type: ignore[misc]
+    class _Locator(locator):
         def get_disambiguator(self) -> str:
             return sources_digest()
 
     return _Locator
 
 
-class _CacheImpl(caching.CompileResultCacheImpl):  # type: ignore[misc]
+class _CacheImpl(caching.CompileResultCacheImpl):
     # NUMBA_CACHE_DIR first, then next to the sources, then, where those cannot be written, the user's cache folder.
     _locator_classes = [  # noqa: RUF012
         _keyed_by_sources(locator)
@@ -49,7 +49,7 @@ class _CacheImpl(caching.CompileResultCacheImpl):  # type: ignore[misc]
     ]
 
 
-class _AnnouncingCache(caching.FunctionCache):  # type: ignore[misc]
+class _AnnouncingCache(caching.FunctionCache):
     """Says so on stderr, once per process, before it compiles: the wait is seconds long."""
 
     _impl_class = _CacheImpl

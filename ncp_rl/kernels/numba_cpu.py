@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -78,8 +80,7 @@ def backward(
     n_blocks = -(-n_sequences // LANES)
     inputs_gradient, state_gradient = torch.empty_like(inputs), torch.empty_like(state)
     elapsed_gradient = None if elapsed_time is None else torch.empty_like(elapsed_time)
-    sizes = [tensor.numel() for tensor in params]
-    partials = inputs.new_empty(n_blocks, sum(sizes))
+    partials = inputs.new_empty(n_blocks, sum(tensor.numel() for tensor in params))
     backward_blocks(
         grad.data_ptr(),
         potentials.data_ptr(),
@@ -104,7 +105,14 @@ def backward(
         0,
         n_blocks,
     )
-    # A copy on the heap: gradients must not share memory with each other.
-    totals = torch.from_numpy(partials.numpy().sum(axis=0)).split(sizes)
-    params_gradient = Params(*(total.clone().view_as(row) for total, row in zip(totals, params, strict=True)))
-    return Gradients(params_gradient, inputs_gradient, state_gradient, elapsed_gradient)
+    return Gradients(_sum_partials(partials, params), inputs_gradient, state_gradient, elapsed_gradient)
+
+
+def _sum_partials(partials: Tensor, params: Params) -> Params:
+    """Sum over blocks, one after the other whatever the number of threads, split into the shapes of `params`."""
+    sums = torch.from_numpy(partials.numpy().sum(axis=0))
+    ends = itertools.accumulate(tensor.numel() for tensor in params)
+    # Copies: an optimizer may write into a gradient, which must not be memory that others share.
+    return Params(
+        *(sums[end - tensor.numel() : end].clone().view_as(tensor) for tensor, end in zip(params, ends, strict=True))
+    )

@@ -8,16 +8,14 @@ Every tensor arrives as the address of its data: Numba takes twenty integers in 
 in ten.
 """
 
-# mypy: allow-untyped-decorators
-
 from __future__ import annotations
 
 import math
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
+from numba import carray  # type: ignore[attr-defined]
 
 from ncp_rl.kernels.contract import EPSILON
 from ncp_rl.kernels.numba_cache import inlined, kernel
@@ -58,19 +56,19 @@ _ZERO = np.float32(0.0)
 @inlined
 def floats(address: int, rows: int, columns: int) -> Any:
     """(rows, columns) float32 at `address`."""
-    return numba.carray(float32_pointer(address), (rows, columns))
+    return carray(float32_pointer(address), (rows, columns))
 
 
 @inlined
 def integers(address: int, length: int) -> Any:
     """(length,) int32 at `address`."""
-    return numba.carray(int32_pointer(address), (length,))
+    return carray(int32_pointer(address), (length,))
 
 
 @inlined
 def bools(address: int, rows: int, columns: int) -> Any:
     """(rows, columns) uint8 at `address`."""
-    return numba.carray(bool_pointer(address), (rows, columns))
+    return carray(bool_pointer(address), (rows, columns))
 
 
 @inlined

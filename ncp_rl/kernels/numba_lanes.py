@@ -5,7 +5,7 @@ is one register with AVX-512, two with AVX2, four with NEON. `+`, `-` and `*` wo
 store and spread them, and evaluate the two expensive operations of the cell, the logistic function and the reciprocal.
 """
 
-# mypy: allow-untyped-decorators, allow-subclassing-any
+# mypy: allow-untyped-calls, allow-untyped-decorators
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
+from numba import extending
 from numba.core import types
 from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
-from numba.extending import intrinsic, lower_builtin, models, register_model
+from numba.extending import lower_builtin, models, register_model
 from numba.np.arrayobj import make_array
 
 #: Sequences per vector: one AVX-512 register of float32.
@@ -36,25 +37,28 @@ _ROW_ALIGNMENT = 4
 _FUSE = ("nsz", "contract")
 
 
-class LanesType(types.Type):  # type: ignore[misc]
+class LanesType(types.Type):
     """Numba's type of a vector of `LANES` float32."""
 
-    def __init__(self) -> None:
-        super().__init__(name=f"lanes{LANES}")
 
-
-lanes_type = LanesType()
+lanes_type = LanesType(name=f"lanes{LANES}")
 
 
 @register_model(LanesType)
-class _LanesModel(models.PrimitiveModel):  # type: ignore[misc]
+class _LanesModel(models.PrimitiveModel):
     def __init__(self, manager: Any, numba_type: Any) -> None:
         super().__init__(manager, numba_type, _VECTOR)
 
 
+def intrinsic(generator: Callable[..., Typed]) -> Callable[..., Any]:
+    """`numba.extending.intrinsic`, typed as kernels call it: without the typing context."""
+    compiled: Callable[..., Any] = extending.intrinsic(generator)
+    return compiled
+
+
 def _register_operator(python_operator: Callable[..., Any], instruction: str) -> None:
     @infer_global(python_operator)
-    class _OnLanes(ConcreteTemplate):  # type: ignore[misc]
+    class _OnLanes(ConcreteTemplate):
         cases = [signature(lanes_type, lanes_type, lanes_type)]  # noqa: RUF012
 
     @lower_builtin(python_operator, lanes_type, lanes_type)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from ncp_rl.kernels import fused, numba_cpu, reference
+from ncp_rl.kernels import fused, reference
 from ncp_rl.kernels.contract import Params, Synapses
 
 Backend = Literal["auto", "reference", "numba", "triton"]
 
-fused.register("numba", numba_cpu)
+_BACKENDS = get_args(Backend)
+_DEVICE_OF = {"numba": "cpu", "triton": "cuda"}
 
 
 def ltc_scan(
@@ -28,9 +29,11 @@ def ltc_scan(
 ) -> Tensor:
     """Run liquid time-constant neurons over N sequences of T steps.
 
+    All floating-point operands have one dtype, and all operands are on one device.
+
     Args:
         params: Constrained parameters of the cell.
-        synapses: Where the synapses run.
+        synapses: Where the synapses run. Pass the same object again and again: it is checked when it is new.
         inputs: (T, N, S), sensory inputs.
         state: (N, U), membrane potentials before the first step.
         episode_starts: (T, N) bool; True sets a sequence's potentials to zero before that step.
@@ -46,58 +49,141 @@ def ltc_scan(
         ValueError: Operands that do not fit each other, or that the named backend cannot serve.
         ModuleNotFoundError: The backend of this device is not installed.
     """
-    _check_shapes(params, synapses, inputs, state, episode_starts, elapsed_time)
+    if inputs.dim() != 3 or 0 in inputs.shape[:2]:
+        raise ValueError(f"inputs must be (T, N, S) with T, N >= 1, got {tuple(inputs.shape)}.")
     if ode_unfolds < 1:
         raise ValueError(f"ode_unfolds must be at least 1, got {ode_unfolds}.")
-    if backend not in get_args(Backend):
-        raise ValueError(f"backend must be one of {', '.join(get_args(Backend))}, got {backend!r}.")
+    n_steps, n_sequences, _ = inputs.shape
+    sizes = _sizes_of(synapses, inputs)
+    params = Params(
+        _fit("params.synaptic", params.synaptic, (4, sizes.n_synapses), inputs),
+        _fit("params.sensory", params.sensory, (4, sizes.n_sensory_synapses), inputs),
+        _fit("params.neuronal", params.neuronal, (3, sizes.n_neurons), inputs),
+    )
+    state = _fit("state", state, (n_sequences, sizes.n_neurons), inputs)
+    if episode_starts is not None:
+        episode_starts = _fit_starts(episode_starts, (n_steps, n_sequences), inputs)
+    if elapsed_time is not None:
+        elapsed_time = _fit("elapsed_time", elapsed_time, (n_steps, n_sequences), inputs)
+    operands = params, sizes.synapses, inputs.contiguous(), state, episode_starts, elapsed_time
+    chosen = _choose(backend, inputs)
+    if chosen == "reference":
+        return reference.scan(*operands, ode_unfolds=ode_unfolds)
+    return fused.scan(chosen, *operands, ode_unfolds=ode_unfolds)
+
+
+def _choose(backend: Backend, inputs: Tensor) -> Backend:
+    """The backend that runs; one that is named runs or raises."""
     if backend == "auto":
-        backend = _choose(inputs)
-    if backend == "reference":
-        return reference.scan(params, synapses, inputs, state, episode_starts, elapsed_time, ode_unfolds=ode_unfolds)
-    return fused.scan(
-        backend,
-        Params(*(tensor.contiguous() for tensor in params)),
-        Synapses(*(tensor.contiguous() for tensor in synapses)),
-        inputs.contiguous(),
-        state.contiguous(),
-        None if episode_starts is None else episode_starts.contiguous(),
-        None if elapsed_time is None else elapsed_time.contiguous(),
-        ode_unfolds=ode_unfolds,
+        if inputs.dtype is not torch.float32:
+            return "reference"
+        return "numba" if inputs.is_cpu else "triton" if inputs.is_cuda else "reference"
+    if backend not in _BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(_BACKENDS)}, got {backend!r}.")
+    if backend != "reference" and (inputs.dtype is not torch.float32 or inputs.device.type != _DEVICE_OF[backend]):
+        raise ValueError(
+            f'backend="{backend}" runs torch.float32 on {_DEVICE_OF[backend]}, got {inputs.dtype} on {inputs.device}; '
+            f'convert the operands, or use backend="auto".'
+        )
+    return backend
+
+
+class _Sizes(NamedTuple):
+    synapses: Synapses
+    """The lists that the sizes are of, contiguous"""
+    original: Synapses
+    """The object that the caller passed"""
+    device: torch.device
+    n_neurons: int
+    n_synapses: int
+    n_sensory_synapses: int
+    n_inputs: int
+    """How many sensory inputs there must be at least"""
+
+
+#: Lists that were checked, by id. They hold the lists themselves, so that an id stays theirs.
+_known: dict[int, _Sizes] = {}
+_MAX_KNOWN = 64
+
+
+def _sizes_of(synapses: Synapses, inputs: Tensor) -> _Sizes:
+    """Sizes of `synapses`, which fit `inputs` (T, N, S)."""
+    if torch.compiler.is_compiling():
+        # Values of traced tensors cannot be read, and identities mean nothing.
+        sizes = _measure(synapses, n_inputs=0)
+    else:
+        sizes = _known.get(id(synapses)) or _check_synapses(synapses)
+    if sizes.device != inputs.device:
+        raise ValueError(
+            f"synapses must be on {inputs.device} like inputs, got {sizes.device}; move them with synapses.to(...)."
+        )
+    if inputs.shape[2] < sizes.n_inputs:
+        raise ValueError(
+            f"inputs must be (T, N, S) with S >= {sizes.n_inputs}, the inputs that sensory synapses start from, "
+            f"got {tuple(inputs.shape)}."
+        )
+    return sizes
+
+
+def _measure(synapses: Synapses, n_inputs: int) -> _Sizes:
+    pointer, source, sensory_pointer, sensory_source = synapses
+    for name, tensor in zip(synapses._fields, synapses, strict=True):
+        if tensor.dim() != 1 or tensor.dtype is not torch.int32 or tensor.device != pointer.device:
+            raise ValueError(
+                f"synapses.{name} must be one row of torch.int32 on {pointer.device}, got {tuple(tensor.shape)} of "
+                f"{tensor.dtype} on {tensor.device}; build the lists with Synapses.from_adjacency."
+            )
+    if len(pointer) < 2 or len(sensory_pointer) != len(pointer):
+        raise ValueError(
+            f"synapses.pointer and synapses.sensory_pointer must both be (U + 1,) with U >= 1, got ({len(pointer)},) "
+            f"and ({len(sensory_pointer)},); build the lists with Synapses.from_adjacency."
+        )
+    contiguous = Synapses(*(tensor.contiguous() for tensor in synapses))
+    return _Sizes(contiguous, synapses, pointer.device, len(pointer) - 1, len(source), len(sensory_source), n_inputs)
+
+
+def _check_synapses(synapses: Synapses) -> _Sizes:
+    """Check `synapses` in full, once: kernels follow the lists without looking where they lead."""
+    sizes = _measure(synapses, _n_sources(synapses.sensory_source))
+    for name, pointer, source in (("", *synapses[:2]), ("sensory_", *synapses[2:])):
+        if pointer[0] != 0 or pointer[-1] != len(source) or (pointer.diff() < 0).any():
+            raise ValueError(
+                f"synapses.{name}pointer must rise from 0 to {len(source)}, the length of synapses.{name}source; "
+                f"build the lists with Synapses.from_adjacency."
+            )
+        if len(source) and source.min() < 0:
+            raise ValueError(f"synapses.{name}source must not be negative, got {source.min()}.")
+    if _n_sources(synapses.source) > sizes.n_neurons:
+        raise ValueError(f"synapses.source must be below U = {sizes.n_neurons}, got {synapses.source.max()}.")
+    if len(_known) >= _MAX_KNOWN:
+        _known.clear()
+    _known[id(synapses)] = sizes
+    return sizes
+
+
+def _n_sources(source: Tensor) -> int:
+    return int(source.max()) + 1 if len(source) else 0
+
+
+def _fit(name: str, tensor: Tensor, shape: tuple[int, ...], inputs: Tensor) -> Tensor:
+    """`tensor`, contiguous; it has the `shape`, and dtype and device of `inputs`."""
+    if tensor.shape == shape and tensor.dtype is inputs.dtype and tensor.device == inputs.device:
+        return tensor if tensor.is_contiguous() else tensor.contiguous()
+    if tensor.shape != shape:
+        hint = "; transpose it" if tuple(tensor.shape) == shape[::-1] else ""
+        raise ValueError(f"{name} must be {shape}, got {tuple(tensor.shape)}{hint}.")
+    raise ValueError(
+        f"{name} must be {inputs.dtype} on {inputs.device} like inputs, got {tensor.dtype} on {tensor.device}; "
+        f"convert it with .to({inputs.device.type!r}, {inputs.dtype})."
     )
 
 
-def _choose(inputs: Tensor) -> Backend:
-    if inputs.dtype != torch.float32:
-        return "reference"
-    if inputs.is_cuda:
-        return "reference"
-    return "numba" if inputs.is_cpu else "reference"
-
-
-def _check_shapes(
-    params: Params,
-    synapses: Synapses,
-    inputs: Tensor,
-    state: Tensor,
-    episode_starts: Tensor | None,
-    elapsed_time: Tensor | None,
-) -> None:
-    if inputs.dim() != 3 or 0 in inputs.shape[:2]:
-        raise ValueError(f"inputs must be (T, N, S) with T, N >= 1, got {tuple(inputs.shape)}.")
-    n_steps, n_sequences, _ = inputs.shape
-    n_neurons = params.neuronal.shape[-1]
-    expected = {
-        "state": (state, (n_sequences, n_neurons)),
-        "params.synaptic": (params.synaptic, (4, len(synapses.source))),
-        "params.sensory": (params.sensory, (4, len(synapses.sensory_source))),
-        "params.neuronal": (params.neuronal, (3, len(synapses.pointer) - 1)),
-        "episode_starts": (episode_starts, (n_steps, n_sequences)),
-        "elapsed_time": (elapsed_time, (n_steps, n_sequences)),
-    }
-    for name, (tensor, shape) in expected.items():
-        if tensor is not None and tensor.shape != shape:
-            hint = "; transpose it" if tuple(tensor.shape) == shape[::-1] else ""
-            raise ValueError(f"{name} must be {shape}, got {tuple(tensor.shape)}{hint}.")
-    if episode_starts is not None and episode_starts.dtype != torch.bool:
+def _fit_starts(episode_starts: Tensor, shape: tuple[int, int], inputs: Tensor) -> Tensor:
+    if episode_starts.dtype is not torch.bool:
         raise ValueError(f"episode_starts must be bool, got {episode_starts.dtype}; compare it with 0 first.")
+    if episode_starts.shape == shape and episode_starts.device != inputs.device:
+        raise ValueError(f"episode_starts must be on {inputs.device} like inputs, got {episode_starts.device}.")
+    if episode_starts.shape != shape:
+        hint = "; transpose it" if tuple(episode_starts.shape) == shape[::-1] else ""
+        raise ValueError(f"episode_starts must be (T, N) = {shape}, got {tuple(episode_starts.shape)}{hint}.")
+    return episode_starts if episode_starts.is_contiguous() else episode_starts.contiguous()

@@ -170,8 +170,8 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         n_motor = self.n_motor or n_outputs
         if self.motor_map == "affine" and n_motor != n_outputs:
             raise ValueError(
-                f"{n_motor} motor neurons cannot be mapped one to one on {n_outputs} action outputs; leave n_motor out, "
-                'or set motor_map="dense".'
+                f"{n_motor} motor neurons cannot be mapped one to one on {n_outputs} action outputs; leave n_motor "
+                'out, or set motor_map="dense".'
             )
         self.wiring = self.recipe.build(_n_sensory(self.pi_features_extractor), n_motor)
         self.sensory_names = sensory_names(self.pi_features_extractor, self.wiring.n_sensory)
@@ -182,7 +182,8 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         """Put the circuits where upstream has built LSTMs of size 1."""
         units, timing = self.wiring.units, dict(elapsed_time=self.elapsed_time, ode_unfolds=self.ode_unfolds)
         shared: dict[str, Any] = dict(input_map=False, init=self.init, backend=self.backend, **timing)
-        self.lstm_actor = LTC(self.wiring, **shared)
+        actor = LTC(self.wiring, **shared)
+        self.lstm_actor = actor  # type: ignore[assignment]  # Upstream's cores are nn.LSTM alone.
         self.lstm_hidden_state_shape = (1, 1, units)
         n_critic, critic_features = _n_sensory(self.vf_features_extractor), self.vf_features_extractor.features_dim
         if self.critic_recipe == "mlp":
@@ -197,17 +198,17 @@ class NCPPolicy(RecurrentActorCriticPolicy):
                     f"The critic's recipe gives {wiring.units} neurons, the actor has {units}; RecurrentPPO keeps both "
                     "states in one shape, so they must be equal."
                 )
-            self.lstm_critic = LTC(wiring, motor_map=False, **shared)
+            self.lstm_critic = LTC(wiring, motor_map=False, **shared)  # type: ignore[assignment]
         if self.motor_map == "affine":
             # The circuit's own motor map gives the action: a circuit alone then holds all from senses to action.
-            self.action_net = self.lstm_actor.motor_map
-            _start_at_bounds(self.lstm_actor.motor_map, self.action_space)
+            self.action_net = actor.motor_map
+            _start_at_bounds(actor.motor_map, self.action_space)
         else:
             dense = nn.Linear(self.wiring.n_motor, n_action_outputs(self.action_space))
-            self.action_net = nn.Sequential(self.lstm_actor.motor_map, dense)
+            self.action_net = nn.Sequential(actor.motor_map, dense)
 
     @staticmethod
-    def _process_sequence(
+    def _process_sequence(  # type: ignore[override]  # Upstream's annotation forgets that states are pairs.
         features: Tensor, lstm_states: LSTMStates, episode_starts: Tensor, lstm: nn.LSTM | LTC
     ) -> tuple[Tensor, LSTMStates]:
         """Run a core over padded sequences; resets happen inside the scan, where upstream loops over time.
@@ -229,7 +230,9 @@ class NCPPolicy(RecurrentActorCriticPolicy):
             # here, they spare upstream's loop over time.
             keep = 1.0 - starts[0].reshape(1, n_sequences, 1)
             later = torch.cat([torch.zeros_like(starts[:1]), starts[1:]]).swapaxes(0, 1).flatten()
-            return RecurrentActorCriticPolicy._process_sequence(features, (keep * h, keep * c), later, lstm)
+            return RecurrentActorCriticPolicy._process_sequence(  # type: ignore[return-value]
+                features, (keep * h, keep * c), later, lstm
+            )
         sequence = features.reshape(n_sequences, -1, features.shape[-1]).swapaxes(0, 1)  # (T, N, features)
         inputs, elapsed = sequence[..., : lstm.input_size], sequence[..., lstm.input_size :]
         potentials, state = lstm(inputs, h[0], starts, elapsed[..., 0] if elapsed.shape[-1] else None)
@@ -259,7 +262,7 @@ class CnnNCPPolicy(NCPPolicy):
         observation_space: spaces.Space[Any],
         action_space: spaces.Space[Any],
         lr_schedule: Schedule,
-        *args: Any,
+        *,
         features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN,
         features_extractor_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
@@ -271,7 +274,6 @@ class CnnNCPPolicy(NCPPolicy):
             observation_space,
             action_space,
             lr_schedule,
-            *args,
             features_extractor_class=features_extractor_class,
             features_extractor_kwargs=features_extractor_kwargs,
             **kwargs,
@@ -286,7 +288,7 @@ class MultiInputNCPPolicy(NCPPolicy):
         observation_space: spaces.Dict,
         action_space: spaces.Space[Any],
         lr_schedule: Schedule,
-        *args: Any,
+        *,
         features_extractor_class: type[BaseFeaturesExtractor] = MultiInputReceptors,
         **kwargs: Any,
     ) -> None:
@@ -295,7 +297,6 @@ class MultiInputNCPPolicy(NCPPolicy):
             observation_space,
             action_space,
             lr_schedule,
-            *args,
             features_extractor_class=features_extractor_class,
             **kwargs,
         )
@@ -324,8 +325,9 @@ def _n_sensory(encoder: BaseFeaturesExtractor) -> int:
     return encoder.features_dim - (isinstance(encoder, KeyFilter) and encoder.timed)
 
 
-def _start_at_bounds(motor_map: MotorMap, action_space: spaces.Space[Any]) -> None:
+def _start_at_bounds(motor_map: nn.Module, action_space: spaces.Space[Any]) -> None:
     """Let potentials from -1 to 1 reach from the lower to the upper bound of bounded actions."""
+    assert isinstance(motor_map, MotorMap)
     if isinstance(action_space, spaces.Box) and action_space.is_bounded():
         low, high = (torch.from_numpy(bound).float().flatten() for bound in (action_space.low, action_space.high))
         with torch.no_grad():

@@ -26,7 +26,6 @@ from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
-import torch
 import yaml
 from gymnasium import spaces
 from sb3_contrib import RecurrentPPO
@@ -35,16 +34,15 @@ from stable_baselines3.common.callbacks import (
     CallbackList,
     CheckpointCallback,
     EvalCallback,
-    StopTrainingOnNoModelImprovement,
 )
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.utils import LinearSchedule
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize, VecTransposeImage, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from ncp_rl.encoder import ELAPSED_TIME, Receptors
+from ncp_rl.encoder import ELAPSED_TIME
 from ncp_rl.ltc import LTCInit
 from ncp_rl.policy import CnnNCPPolicy, MultiInputNCPPolicy, NCPPolicy
 from ncp_rl.wiring import NCP, AutoNCP, FullyConnected, Random, Recipe
@@ -95,6 +93,14 @@ class Evaluation:
             "max_return": float(returns.max()),
             "mean_length": float(np.mean(self.lengths)),
         }
+
+    def __str__(self) -> str:
+        """The summary in a line."""
+        s = self.summary()
+        return (
+            f"return {s['mean_return']:.1f} +- {s['std_return']:.1f} (min {s['min_return']:.1f}, "
+            f"max {s['max_return']:.1f}), length {s['mean_length']:.1f}, over {s['episodes']} episodes"
+        )
 
 
 def read_hyperparams(path: Path, env_id: str) -> dict[str, Any]:
@@ -306,7 +312,8 @@ def evaluate(
     returns, lengths = evaluate_policy(
         model, venv, n_eval_episodes=n_episodes, deterministic=deterministic, return_episode_rewards=True
     )
-    return Evaluation(tuple(map(float, returns)), tuple(map(int, lengths)))
+    assert isinstance(returns, list) and isinstance(lengths, list)
+    return Evaluation(tuple(map(float, returns)), tuple(lengths))
 
 
 class _KeepBest(BaseCallback):

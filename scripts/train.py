@@ -18,7 +18,7 @@ import ncp_envs  # noqa: F401  (registers ncp/ environments)
 import torch
 import tyro
 
-from ncp_rl.runs import Evaluation, RunConfig, RunError, evaluate, load_run, read_hyperparams, train
+from ncp_rl.runs import RunConfig, RunError, evaluate, load_run, read_hyperparams, train
 
 HYPERPARAMS = Path(__file__).parents[1] / "hyperparams" / "ncp_ppo.yml"
 
@@ -62,7 +62,8 @@ class Args:
 def main(args: Args) -> int:
     """Train, evaluate the best model, print where it lies."""
     torch.set_num_threads(args.threads)
-    folder = args.out or Path("runs") / f"{args.env.replace('/', '_').replace(':', '_')}__{args.seed}__{time.time():.0f}"
+    name = args.env.replace("/", "_").replace(":", "_")
+    folder = args.out or Path("runs") / f"{name}__{args.seed}__{time.time():.0f}"
     try:
         config = RunConfig(args.env, hyperparams(args), seed=args.seed)
         train(
@@ -77,36 +78,27 @@ def main(args: Args) -> int:
     except RunError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(report(evaluation))
+    print(evaluation)
     print(f"run folder: {folder}")
     return 0
 
 
 def hyperparams(args: Args) -> dict[str, Any]:
     """Those of the file, with what the command line says in their place."""
-    found: dict[str, Any] = dict(n_envs=8, n_timesteps=200_000, normalize=True) | read_hyperparams(args.hyperparams, args.env)
+    defaults: dict[str, Any] = dict(n_envs=8, n_timesteps=200_000, normalize=True)
+    found = defaults | read_hyperparams(args.hyperparams, args.env)
     policy_kwargs = dict(found.get("policy_kwargs") or {})
     wiring = dict(policy_kwargs.get("wiring") or {})
     if args.recipe is not None and args.recipe != wiring.get("recipe", "AutoNCP"):
         wiring = {"units": wiring.get("units", 32)}  # The file's other entries belong to its own recipe.
     given = dict(recipe=args.recipe, units=args.units, sparsity=args.sparsity)
     policy_kwargs["wiring"] = dict(units=32) | wiring | _given(given)
-    return found | _given(dict(n_envs=args.n_envs, n_timesteps=args.timesteps)) | {
-        "policy_kwargs": policy_kwargs | _given(dict(critic=args.critic))
-    }
+    policy_kwargs |= _given(dict(critic=args.critic))
+    return found | _given(dict(n_envs=args.n_envs, n_timesteps=args.timesteps)) | dict(policy_kwargs=policy_kwargs)
 
 
 def _given(arguments: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if value is not None}
-
-
-def report(evaluation: Evaluation) -> str:
-    """One line."""
-    s = evaluation.summary()
-    return (
-        f"return {s['mean_return']:.1f} +- {s['std_return']:.1f} (min {s['min_return']:.1f}, max {s['max_return']:.1f}), "
-        f"length {s['mean_length']:.1f}, over {s['episodes']} episodes"
-    )
 
 
 if __name__ == "__main__":

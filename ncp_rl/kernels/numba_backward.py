@@ -181,7 +181,7 @@ def accumulate_neurons(
             p, q = load(numerators, row), load(denominators, row)
             sum_p = sum_p + p
             sum_q = sum_q + q
-            remembered = remembered + (p * load(record, start + row) - q)
+            remembered = remembered + p * (load(record, start + row) - load(record, start + row + n_neurons))
         leak = sum_p * spread(neuronal[VLEAK, j]) - sum_q
         store(numerator_sums, j, sum_p)
         store(denominator_sums, j, sum_q)
@@ -352,9 +352,7 @@ def backward_blocks(
                 else:
                     gather(state, first, n_sequences, 0, record, 0)
                 clear_started(record, 0, n_neurons, starts, t, first)
-                sensory_sums(
-                    sensory_table, sensory_pointer, sensory_source, rows, neuronal, delta, current, conductance
-                )
+                sensory_sums(sensory_table, sensory_pointer, sensory_source, rows, neuronal, current, conductance)
                 solve(table, pointer, source, neuronal, delta, current, conductance, record, 0, ode_unfolds)
             add_gradient(grad, first, n_sequences, t, adjoint)
             reciprocals = start + (ode_unfolds + 1) * n_neurons

@@ -22,9 +22,10 @@ from numba.core import caching
 
 @functools.cache
 def sources_digest() -> str:
-    """SHA-256 over the sources of this package, 16 hexadecimal digits."""
+    """SHA-256 over the sources that Numba compiles, 16 hexadecimal digits."""
+    folder = Path(__file__).parent
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in (folder / "contract.py", *sorted(folder.glob("numba_*.py"))):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 

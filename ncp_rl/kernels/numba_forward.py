@@ -136,11 +136,10 @@ def sensory_sums(
     source: Integers,
     inputs: Floats,
     neuronal: Floats,
-    delta: Floats,
     current: Floats,
     conductance: Floats,
 ) -> None:
-    """What holds still within a step: the numerator without cm v and the denominator, before synapses, (U, LANES)."""
+    """What holds still within a step, (U, LANES): the current and conductance of leak and sensory synapses."""
     for j in range(neuronal.shape[1]):
         gleak = neuronal[GLEAK, j]
         current_sum = spread(gleak * neuronal[VLEAK, j])
@@ -151,9 +150,8 @@ def sensory_sums(
             sigmoid = logistic2(presynaptic * broadcast(table, column + SLOPE) + broadcast(table, column + OFFSET))
             current_sum = current_sum + sigmoid * broadcast(table, column + DRIVE)
             conductance_sum = conductance_sum + sigmoid * broadcast(table, column + WEIGHT)
-        step = load(delta, 0)
-        store(current, j, step * current_sum)
-        store(conductance, j, step * conductance_sum + spread(neuronal[CM, j]))
+        store(current, j, current_sum)
+        store(conductance, j, conductance_sum)
 
 
 @inlined
@@ -173,18 +171,20 @@ def unfold(
     """One substep, from the potentials at row `before` of the record to those at row `after`."""
     step = load(delta, 0)
     for j in range(neuronal.shape[1]):
-        current_sum = spread(_ZERO)
-        conductance_sum = spread(_ZERO)
+        current_sum = load(current, j)
+        conductance_sum = load(conductance, j)
         for e in range(integer(pointer, j), integer(pointer, j + 1)):
             column = e * COLUMNS
             presynaptic = load(record, before + integer(source, e))
             sigmoid = logistic2(presynaptic * broadcast(table, column + SLOPE) + broadcast(table, column + OFFSET))
             current_sum = current_sum + sigmoid * broadcast(table, column + DRIVE)
             conductance_sum = conductance_sum + sigmoid * broadcast(table, column + WEIGHT)
-        numerator = load(record, before + j) * spread(neuronal[CM, j]) + load(current, j) + step * current_sum
-        inverse = reciprocal(load(conductance, j) + step * conductance_sum)
+        inverse = reciprocal(spread(neuronal[CM, j]) + step * conductance_sum)
+        potential = load(record, before + j)
+        # The solver's quotient less v: no elapsed time changes nothing, and little time costs no digits.
+        change = step * (current_sum - potential * conductance_sum) * inverse
         store(record, reciprocals + j, inverse)
-        store(record, after + j, numerator * inverse)
+        store(record, after + j, potential + change)
 
 
 @inlined
@@ -275,7 +275,7 @@ def forward_blocks(
             clear_started(record, start, n_neurons, starts, t, first)
             gather(inputs, first, n_sequences, t, rows, 0)
             gather_delta(elapsed_time, t, first, ode_unfolds, delta)
-            sensory_sums(sensory_table, sensory_pointer, sensory_source, rows, neuronal, delta, current, conductance)
+            sensory_sums(sensory_table, sensory_pointer, sensory_source, rows, neuronal, current, conductance)
             solve(table, pointer, source, neuronal, delta, current, conductance, record, start, ode_unfolds)
             end = start + ode_unfolds * n_neurons
             scatter(record, end, first, n_sequences, t, potentials)

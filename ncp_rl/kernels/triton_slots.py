@@ -1,0 +1,154 @@
+"""How the Triton kernels hold the synapses: sliced ELL, and padded to whole blocks of rows.
+
+A row is a neuron (or a sensory input), its slots are its synapses, `LANES` of them side by side. Rows come in
+blocks of `rows_per_block`; a block runs as many trips over its slots as its busiest row needs, so that rows without
+synapses cost nothing where they stand together. They do in an NCP: motor and command neurons come first and are a
+little less than half of all neurons, inter neurons have no synapses from other neurons. Two blocks per wiring
+therefore come within a factor 1.1 to 1.7 of the number of synapses, and a fully connected wiring fits exactly.
+
+Everything is computed on the device and nothing is read back: the sizes follow from the tensors' shapes, the
+numbers of trips stay in device memory.
+"""
+
+# The weak dictionary of torch is not typed.
+# mypy: allow-untyped-calls
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from ncp_rl.kernels.contract import Synapses
+
+#: Slots of one row that are computed side by side.
+LANES = 4
+
+
+class Slots(NamedTuple):
+    """Synapses of one kind, grouped into rows; n_slots is padded, and so are the rows, to whole blocks."""
+
+    counts: Tensor
+    """(rows,) int32, synapses of each row"""
+    trips: Tensor
+    """(rows / rows_per_block,) int32, trips over LANES slots that each block takes"""
+    peers: Tensor
+    """(n_slots / LANES, rows, LANES) int32, the neuron or input at a synapse's other end"""
+    synapses: Tensor
+    """(n_slots / LANES * rows * LANES,) int64, which synapse sits in each slot; 0 where none does"""
+
+    @property
+    def n_rows(self) -> int:
+        """Rows with their padding."""
+        return len(self.counts)
+
+    @property
+    def n_slots(self) -> int:
+        """Slots of all rows with their padding."""
+        return len(self.synapses)
+
+    @property
+    def n_blocks(self) -> int:
+        """Blocks of rows."""
+        return len(self.trips)
+
+    def arrange(self, params: Tensor) -> Tensor:
+        """Parameters (4, E) of the synapses in the order of the slots; whatever comes first where there is none."""
+        if params.shape[1] == 0:
+            return params.new_zeros(4, len(self.synapses))
+        return params.index_select(1, self.synapses)
+
+
+class Tables(NamedTuple):
+    """All that the kernels need to know about a wiring."""
+
+    to_neuron: Slots
+    """rows: neurons, slots: their synapses from other neurons"""
+    from_neuron: Slots
+    """rows: neurons, slots: their synapses to other neurons"""
+    sensory_to_neuron: Slots
+    """rows: neurons, slots: their synapses from sensory inputs"""
+    from_input: Slots
+    """rows: sensory inputs, slots: their synapses to neurons"""
+    destination: Tensor
+    """(E,) int32"""
+    sensory_destination: Tensor
+    """(E_s,) int32"""
+
+
+_tables: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def rows_per_block(n_neurons: int) -> int:
+    """Half of the neurons, padded to a power of two."""
+    return max(8, _next_power_of_two(n_neurons) // 2)
+
+
+def tables(synapses: Synapses, n_inputs: int) -> Tables:
+    """Tables of a wiring, remembered for as long as its tensors live and stay unmodified."""
+    key = (*(id(tensor) for tensor in synapses), *(_version(tensor) for tensor in synapses), n_inputs)
+    remembered = _tables.get(synapses.pointer)
+    if remembered is None or remembered[0] != key:
+        # The tensors are kept with the tables: a key of ids must not outlive them. All but the pointer, whose
+        # death ends the entry.
+        remembered = key, _build(synapses, n_inputs), synapses[1:]
+        _tables[synapses.pointer] = remembered
+    result: Tables = remembered[1]
+    return result
+
+
+def _build(synapses: Synapses, n_inputs: int) -> Tables:
+    n_neurons = len(synapses.pointer) - 1
+    rows = rows_per_block(n_neurons)
+    destination = _destinations(synapses.pointer, synapses.source)
+    sensory_destination = _destinations(synapses.sensory_pointer, synapses.sensory_source)
+    # Two blocks of neurons always, so that the kernels can unroll over them.
+    return Tables(
+        to_neuron=_slots(destination, synapses.source, 2 * rows, n_neurons, rows),
+        from_neuron=_slots(synapses.source, destination, 2 * rows, n_neurons, rows),
+        sensory_to_neuron=_slots(sensory_destination, synapses.sensory_source, 2 * rows, n_inputs, rows),
+        from_input=_slots(
+            synapses.sensory_source, sensory_destination, _round_up(max(n_inputs, 1), rows), n_neurons, rows
+        ),
+        destination=destination,
+        sensory_destination=sensory_destination,
+    )
+
+
+def _slots(row: Tensor, peer: Tensor, n_rows: int, max_per_row: int, rows_per_block: int) -> Slots:
+    """Slots of the synapses between `row` (E,) and `peer` (E,)."""
+    device, n_synapses = row.device, len(row)
+    order = torch.argsort(row, stable=True)
+    row = row[order].long()
+    counts = torch.zeros(n_rows, dtype=torch.int64, device=device).scatter_add_(0, row, torch.ones_like(row))
+    first = counts.cumsum(0) - counts
+    position = torch.arange(n_synapses, device=device) - first[row]
+    n_trips = max(1, -(-max_per_row // LANES))
+    slot = (position // LANES * n_rows + row) * LANES + position % LANES
+    synapses = torch.zeros(n_trips * n_rows * LANES, dtype=torch.int64, device=device)
+    peers = torch.zeros(n_trips * n_rows * LANES, dtype=torch.int32, device=device)
+    return Slots(
+        counts=counts.int(),
+        trips=((counts.view(-1, rows_per_block).amax(1) + LANES - 1) // LANES).int(),
+        peers=peers.scatter_(0, slot, peer[order].int()).view(n_trips, n_rows, LANES),
+        synapses=synapses.scatter_(0, slot, order),
+    )
+
+
+def _destinations(pointer: Tensor, source: Tensor) -> Tensor:
+    neurons = torch.arange(len(pointer) - 1, dtype=torch.int32, device=pointer.device)
+    return torch.repeat_interleave(neurons, pointer.diff(), output_size=len(source))
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _next_power_of_two(n: int) -> int:
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def _round_up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple

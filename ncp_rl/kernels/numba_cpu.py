@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -39,7 +43,9 @@ def forward(
     save = save and record_size * inputs.itemsize <= MEMORY_BUDGET
     potentials = inputs.new_empty(n_steps, n_sequences, n_neurons)
     saved = inputs.new_empty(record_size if save else 0)
-    forward_blocks(
+    _run_blocks(
+        forward_blocks,
+        n_blocks,
         inputs.data_ptr(),
         state.data_ptr(),
         0 if episode_starts is None else episode_starts.data_ptr(),
@@ -55,8 +61,6 @@ def forward(
         len(synapses.source),
         len(synapses.sensory_source),
         ode_unfolds,
-        0,
-        n_blocks,
     )
     return potentials, saved
 
@@ -81,7 +85,9 @@ def backward(
     inputs_gradient, state_gradient = torch.empty_like(inputs), torch.empty_like(state)
     elapsed_gradient = None if elapsed_time is None else torch.empty_like(elapsed_time)
     partials = inputs.new_empty(n_blocks, sum(tensor.numel() for tensor in params))
-    backward_blocks(
+    _run_blocks(
+        backward_blocks,
+        n_blocks,
         grad.data_ptr(),
         potentials.data_ptr(),
         saved.data_ptr() if saved.numel() else 0,
@@ -102,10 +108,31 @@ def backward(
         len(synapses.source),
         len(synapses.sensory_source),
         ode_unfolds,
-        0,
-        n_blocks,
     )
     return Gradients(_sum_partials(partials, params), inputs_gradient, state_gradient, elapsed_gradient)
+
+
+def _run_blocks(kernel: Callable[..., None], n_blocks: int, *arguments: int) -> None:
+    """Run `kernel` over all blocks, on as many threads as PyTorch may use and as there are blocks for."""
+    n_threads = 1 if n_blocks == 1 else min(torch.get_num_threads(), n_blocks)
+    if n_threads == 1:
+        kernel(*arguments, 0, n_blocks)
+        return
+    bounds = [n_blocks * i // n_threads for i in range(n_threads + 1)]
+    others = [_pool().submit(kernel, *arguments, *span) for span in itertools.pairwise(bounds[1:])]
+    kernel(*arguments, 0, bounds[1])
+    for other in others:
+        other.result()
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    # Numba's own thread pools do not survive a fork; this one starts anew in the child.
+    return ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="ncp_rl")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 def _sum_partials(partials: Tensor, params: Params) -> Params:

@@ -55,7 +55,7 @@ class Receptors(BaseFeaturesExtractor):
             )
         if receptors < 1:
             raise ValueError(f"receptors must be at least 1, got {receptors}.")
-        size = get_flattened_obs_dim(observation_space)
+        size = int(get_flattened_obs_dim(observation_space))
         names = _numbered("obs", size) if names is None else list(names)
         if len(names) != size:
             raise ValueError(f"names must name the {size} observed quantities, got {len(names)}: {names}.")
@@ -97,7 +97,7 @@ class MultiInputReceptors(BaseFeaturesExtractor):
                 encoders[key] = NatureCNN(space, cnn_output_dim, normalized_image)
                 sensory_names += _numbered(key, cnn_output_dim)
             else:
-                size = get_flattened_obs_dim(space)
+                size = int(get_flattened_obs_dim(space))
                 receptor_layer = Receptors(space, receptors, [key] if size == 1 else _numbered(key, size))
                 sensory_names += receptor_layer.sensory_names
                 encoders[key] = receptor_layer

@@ -158,7 +158,7 @@ class LTC(nn.Module):
         self.cm = nn.Parameter(inverse_softplus(cm))
 
         self.input_map: nn.Module = Affine(wiring.n_sensory) if input_map else nn.Identity()
-        self.motor_map: nn.Module = MotorMap(wiring.n_motor) if motor_map else nn.Identity()
+        self.motor_map: MotorMap | nn.Identity = MotorMap(wiring.n_motor) if motor_map else nn.Identity()
         self._packed: _Packed | None = None
 
     def forward(

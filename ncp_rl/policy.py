@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from gymnasium import spaces
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
+from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
@@ -46,6 +47,10 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         lstm_actor: The actor's `LTC`, under the name that RecurrentPPO asks for.
         lstm_critic: The critic's `LTC` or `nn.LSTM`, or None.
     """
+
+    # Upstream's cores are nn.LSTM alone.
+    lstm_actor: LTC  # type: ignore[assignment]
+    lstm_critic: LTC | nn.LSTM | None  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -182,8 +187,7 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         """Put the circuits where upstream has built LSTMs of size 1."""
         units, timing = self.wiring.units, dict(elapsed_time=self.elapsed_time, ode_unfolds=self.ode_unfolds)
         shared: dict[str, Any] = dict(input_map=False, init=self.init, backend=self.backend, **timing)
-        actor = LTC(self.wiring, **shared)
-        self.lstm_actor = actor  # type: ignore[assignment]  # Upstream's cores are nn.LSTM alone.
+        self.lstm_actor = LTC(self.wiring, **shared)
         self.lstm_hidden_state_shape = (1, 1, units)
         n_critic, critic_features = _n_sensory(self.vf_features_extractor), self.vf_features_extractor.features_dim
         if self.critic_recipe == "mlp":
@@ -192,20 +196,20 @@ class NCPPolicy(RecurrentActorCriticPolicy):
             self.lstm_critic = nn.LSTM(critic_features, units)
         elif self.critic_recipe != "shared":
             recipe = FullyConnected(units) if isinstance(self.critic_recipe, str) else self.critic_recipe
-            wiring = recipe.build(n_critic, 1)
+            wiring = recipe.build(n_critic, self.wiring.n_motor)
             if wiring.units != units:
                 raise ValueError(
                     f"The critic's recipe gives {wiring.units} neurons, the actor has {units}; RecurrentPPO keeps both "
                     "states in one shape, so they must be equal."
                 )
-            self.lstm_critic = LTC(wiring, motor_map=False, **shared)  # type: ignore[assignment]
+            self.lstm_critic = LTC(wiring, motor_map=False, **shared)
         if self.motor_map == "affine":
             # The circuit's own motor map gives the action: a circuit alone then holds all from senses to action.
-            self.action_net = actor.motor_map
-            _start_at_bounds(actor.motor_map, self.action_space)
+            self.action_net = self.lstm_actor.motor_map
+            _start_at_bounds(self.lstm_actor.motor_map, self.action_space)
         else:
             dense = nn.Linear(self.wiring.n_motor, n_action_outputs(self.action_space))
-            self.action_net = nn.Sequential(actor.motor_map, dense)
+            self.action_net = nn.Sequential(self.lstm_actor.motor_map, dense)
 
     @staticmethod
     def _process_sequence(  # type: ignore[override]  # Upstream's annotation forgets that states are pairs.
@@ -237,6 +241,14 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         inputs, elapsed = sequence[..., : lstm.input_size], sequence[..., lstm.input_size :]
         potentials, state = lstm(inputs, h[0], starts, elapsed[..., 0] if elapsed.shape[-1] else None)
         return potentials.swapaxes(0, 1).flatten(0, 1), (state[None], c)
+
+    def evaluate_actions(
+        self, obs: Any, actions: Tensor, lstm_states: RNNStates, episode_starts: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Upstream's buffer hands MultiBinary actions on as int8, which its distribution refuses."""
+        if isinstance(self.action_space, spaces.MultiBinary):
+            actions = actions.float()
+        return super().evaluate_actions(obs, actions, lstm_states, episode_starts)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         """Upstream names ActorCriticPolicy's arguments alone; `load` needs ours too."""

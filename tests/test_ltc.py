@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -93,7 +94,7 @@ def test_initial_time_constants_span_steps_not_fractions(elapsed_time: float) ->
     cm, gleak, _ = params.neuronal
     conductance = gleak.clone()
     for w, pointer in ((params.synaptic[0], synapses.pointer), (params.sensory[0], synapses.sensory_pointer)):
-        conductance += torch.stack([w[a:b].sum() for a, b in zip(pointer, pointer[1:], strict=False)]) / 2
+        conductance += torch.stack([w[a:b].sum() for a, b in pairwise(pointer)]) / 2
     tau = cm / conductance / elapsed_time
     assert tau.min() >= 1.0 - 1e-4 and tau.max() <= 10.0 + 1e-4 and tau.max() / tau.min() > 4
 
@@ -117,7 +118,7 @@ def test_potentials_stay_in_their_invariant_box(backend: Backend) -> None:
     with torch.no_grad():
         ltc.erev.mul_(torch.rand_like(ltc.erev) * 3)
         potentials, _ = ltc(1000 * torch.randn(300, 8, 4))
-    reached = [[0.0, float(v)] for v in ltc.vleak]
+    reached = [[0.0, v] for v in ltc.vleak.tolist()]
     for erev, synapses in ((ltc.erev, w.synapses), (ltc.sensory_erev, w.sensory_synapses)):
         for value, destination in zip(erev.tolist(), synapses.destination, strict=True):
             reached[destination].append(value)
@@ -161,7 +162,7 @@ def test_no_time_leaves_potentials_as_they_are(backend: Backend) -> None:
     torch.testing.assert_close(potentials[2], potentials[1])
     potentials.sum().backward()
     used = [p.grad for p in ltc.parameters() if p.grad is not None]
-    assert all(torch.isfinite(gradient).all() for gradient in [inputs.grad, state.grad, *used])  # type: ignore[arg-type]
+    assert all(torch.isfinite(gradient).all() for gradient in [inputs.grad, state.grad, *used])
 
 
 def test_constant_elapsed_time_is_the_same_as_given() -> None:
@@ -185,7 +186,9 @@ def test_packed_parameters_follow_every_change() -> None:
     for change in (
         lambda: ltc.load_state_dict(other.state_dict()),
         lambda: (ltc(inputs)[0].sum().backward(), optimizer.step()),
-        lambda: torch.nn.utils.vector_to_parameters(torch.rand(sum(p.numel() for p in ltc.parameters())), ltc.parameters()),
+        lambda: torch.nn.utils.vector_to_parameters(
+            torch.rand(sum(p.numel() for p in ltc.parameters())), ltc.parameters()
+        ),
         lambda: setattr(ltc, "sigma", torch.nn.Parameter(ltc.sigma.detach() + 1)),
     ):
         change()  # type: ignore[no-untyped-call]
@@ -208,7 +211,10 @@ def test_double_precision_takes_the_reference() -> None:
         ((torch.zeros(3, 2, 5),), r"inputs must be \(T, N, S\) with S = 4, got \(3, 2, 5\)"),
         ((torch.zeros(2, 4),), r"inputs must be \(T, N, S\)"),
         ((torch.zeros(3, 2, 4), torch.zeros(12, 2)), r"state must be \(2, 12\), got \(12, 2\); transpose it"),
-        ((torch.zeros(3, 2, 4), None, torch.zeros(2, 3)), r"episode_starts must be .*\(3, 2\), got \(2, 3\); transpose it"),
+        (
+            (torch.zeros(3, 2, 4), None, torch.zeros(2, 3)),
+            r"episode_starts must be .*\(3, 2\), got \(2, 3\); transpose it",
+        ),
         ((torch.zeros(3, 2, 4), None, None, -torch.ones(3, 2)), r"elapsed_time .* got -1.0 at \(t, n\) = \(0, 0\)"),
         ((torch.zeros(3, 2, 4), None, None, torch.full((3, 2), float("nan"))), "elapsed_time must be finite"),
     ],

@@ -13,8 +13,13 @@ import pytest
 from ncps import wirings as ncps_wirings
 
 from ncp_rl import NCP, AutoNCP, FullyConnected, Random, Wiring
+from ncp_rl.wiring import Adjacency
 
 matplotlib.use("Agg")
+
+
+def ones(*shape: int) -> Adjacency:
+    return np.ones(shape, np.int8)
 
 
 @pytest.mark.parametrize("units", [4, 8, 19, 33, 64])
@@ -78,7 +83,10 @@ def test_building_twice_gives_the_same_wiring() -> None:
 
 def test_synapse_lists_are_sorted_by_destination() -> None:
     wiring = Random(7, sparsity=0.6).build(3, 2)
-    for synapses, adjacency in ((wiring.synapses, wiring.adjacency), (wiring.sensory_synapses, wiring.sensory_adjacency)):
+    for synapses, adjacency in (
+        (wiring.synapses, wiring.adjacency),
+        (wiring.sensory_synapses, wiring.sensory_adjacency),
+    ):
         rebuilt = np.zeros_like(adjacency)
         for neuron in range(7):
             part = slice(synapses.pointer[neuron], synapses.pointer[neuron + 1])
@@ -143,10 +151,10 @@ def test_plot_draws_every_synapse(recipe: AutoNCP | FullyConnected) -> None:
         (lambda: FullyConnected(0), "units must be at least 1, got 0"),
         (lambda: FullyConnected(4).build(2, 5), "n_motor must be from 1 to units = 4, got 5"),
         (lambda: Random(4, sparsity=1.0), "sparsity must be at least 0.0 and below 1.0, got 1.0"),
-        (lambda: Wiring(np.full((2, 2), 2), np.ones((1, 2)), 1), "adjacency must be a matrix of -1, 0 and 1"),
-        (lambda: Wiring(np.ones((2, 3)), np.ones((1, 3)), 1), r"adjacency must be \(U, U\)"),
-        (lambda: Wiring(np.ones((2, 2)), np.ones((1, 3)), 1), r"sensory_adjacency must be \(S, U\) = \(S, 2\)"),
-        (lambda: Wiring(np.ones((2, 2)), np.ones((1, 2)), 1, n_command=2), "n_command must be from 0 to 1, got 2"),
+        (lambda: Wiring(np.full((2, 2), 2, np.int8), ones(1, 2), 1), "adjacency must be a matrix of -1, 0 and 1"),
+        (lambda: Wiring(ones(2, 3), ones(1, 3), 1), r"adjacency must be \(U, U\)"),
+        (lambda: Wiring(ones(2, 2), ones(1, 3), 1), r"sensory_adjacency must be \(S, U\) = \(S, 2\)"),
+        (lambda: Wiring(ones(2, 2), ones(1, 2), 1, n_command=2), "n_command must be from 0 to 1, got 2"),
         (lambda: Wiring.from_ncps(ncps_wirings.AutoNCP(8, 1)), "is not built"),
     ],
 )

@@ -154,7 +154,7 @@ class _Scan:
         kernels.leak_and_senses[triton.cdiv(n_samples, tile["BATCH"]), slots.n_blocks](
             current, conductance, inputs, self.params.neuronal, *_synapse_arguments(slots, self.params.sensory),
             n_samples=n_samples, n_inputs=self.n_inputs, n_neurons=self.n_neurons, n_rows=slots.n_rows,
-            n_slots=slots.n_slots, EPSILON=EPSILON, **tile,
+            EPSILON=EPSILON, **tile,
         )  # fmt: skip
         return current, conductance
 
@@ -176,7 +176,7 @@ class _Scan:
         kernels.forward_scan[(triton.cdiv(n_sequences, tile["BATCH"]),)](
             potentials, states, denominators, state, leak_current, leak_conductance, _as_bytes(episode_starts),
             elapsed_time, self.params.neuronal, *_synapse_arguments(slots, self.params.synaptic), n_steps=n_steps,
-            n_sequences=n_sequences, n_neurons=n_neurons, n_rows=slots.n_rows, n_slots=slots.n_slots,
+            n_sequences=n_sequences, n_neurons=n_neurons, n_rows=slots.n_rows,
             n_unfolds=self.ode_unfolds, SAVE=unfolds is not None, **tile,
         )  # fmt: skip
         return potentials
@@ -252,7 +252,7 @@ class _Scan:
             *p_and_q, grad_state, grad_delta, torch.empty_like(grad_last), grad_cm, grad, grad_last, potentials,
             *unfolds, _as_bytes(episode_starts), elapsed_time, self.params.neuronal,
             *_synapse_arguments(slots, self.params.synaptic), n_steps=n_steps, n_sequences=n_sequences,
-            n_neurons=n_neurons, n_rows=slots.n_rows, n_slots=slots.n_slots, n_unfolds=self.ode_unfolds, **tile,
+            n_neurons=n_neurons, n_rows=slots.n_rows, n_unfolds=self.ode_unfolds, **tile,
         )  # fmt: skip
         return p_and_q, grad_state, grad_delta
 
@@ -265,7 +265,7 @@ class _Scan:
         kernels.input_gradients[triton.cdiv(n_samples, tile["BATCH"]), slots.n_blocks](
             grad_inputs, inputs, p, q, elapsed_time, *_synapse_arguments(slots, self.params.sensory),
             n_samples=n_samples, n_inputs=self.n_inputs, n_neurons=self.n_neurons, n_rows=slots.n_rows,
-            n_slots=slots.n_slots, n_unfolds=self.ode_unfolds, **tile,
+            n_unfolds=self.ode_unfolds, **tile,
         )  # fmt: skip
 
     def synapse_gradients(self, states: Tensor, p: Tensor, q: Tensor, elapsed_time: Tensor | None) -> Tensor:

@@ -28,16 +28,16 @@ LANES = 4
 
 
 class Slots(NamedTuple):
-    """Synapses of one kind, grouped into rows; n_slots is padded, and so are the rows, to whole blocks."""
+    """Synapses of one kind, grouped into rows, which are padded to whole blocks, as their slots are to whole trips."""
 
     counts: Tensor
     """(rows,) int32, synapses of each row"""
     trips: Tensor
     """(rows / rows_per_block,) int32, trips over LANES slots that each block takes"""
     peers: Tensor
-    """(n_slots / LANES, rows, LANES) int32, the neuron or input at a synapse's other end"""
+    """(most trips, rows, LANES) int32, the neuron or input at a synapse's other end"""
     synapses: Tensor
-    """(n_slots / LANES * rows * LANES,) int64, which synapse sits in each slot; 0 where none does"""
+    """(most trips * rows * LANES,) int64, which synapse sits in each slot; 0 where none does"""
 
     @property
     def n_rows(self) -> int:
@@ -45,20 +45,15 @@ class Slots(NamedTuple):
         return len(self.counts)
 
     @property
-    def n_slots(self) -> int:
-        """Slots of all rows with their padding."""
-        return len(self.synapses)
-
-    @property
     def n_blocks(self) -> int:
         """Blocks of rows."""
         return len(self.trips)
 
     def arrange(self, params: Tensor) -> Tensor:
-        """Parameters (4, E) of the synapses in the order of the slots; whatever comes first where there is none."""
+        """Parameters (4, E) as (slots, 4); whatever comes first where a slot has no synapse."""
         if params.shape[1] == 0:
-            return params.new_zeros(4, len(self.synapses))
-        return params.index_select(1, self.synapses)
+            return params.new_zeros(len(self.synapses), 4)
+        return params.t().index_select(0, self.synapses)
 
 
 class Tables(NamedTuple):

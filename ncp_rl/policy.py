@@ -242,7 +242,7 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         potentials, state = lstm(inputs, h[0], starts, elapsed[..., 0] if elapsed.shape[-1] else None)
         return potentials.swapaxes(0, 1).flatten(0, 1), (state[None], c)
 
-    def evaluate_actions(
+    def evaluate_actions(  # type: ignore[override]  # Upstream's recurrent class has two arguments more.
         self, obs: Any, actions: Tensor, lstm_states: RNNStates, episode_starts: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Upstream's buffer hands MultiBinary actions on as int8, which its distribution refuses."""

@@ -291,7 +291,7 @@ def load_run(
         return RecurrentPPO.load(path, env=venv, device=device), venv
     except FileNotFoundError as error:
         raise RunError(f"{path} is missing; was the training of this run cut off?") from error
-    except (zipfile.BadZipFile, pickle.UnpicklingError, EOFError, KeyError, ValueError, RuntimeError) as error:
+    except (AssertionError, EOFError, KeyError, RuntimeError, ValueError, pickle.PickleError, zipfile.error) as error:
         raise RunError(f"{path} is damaged or of another kind: {error}") from error
 
 

@@ -73,4 +73,5 @@ def video(args: Args) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    sys.path.append("")  # module:id is found in the current folder too, as under `python -m`.
     sys.exit(main(tyro.cli(Args, description=__doc__)))

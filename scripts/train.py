@@ -102,4 +102,5 @@ def _given(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    sys.path.append("")  # module:id is found in the current folder too, as under `python -m`.
     sys.exit(main(tyro.cli(Args, description=__doc__)))

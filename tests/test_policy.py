@@ -22,7 +22,6 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch import nn
 
 from ncp_rl import NCP, AutoNCP, CnnNCPPolicy, FullyConnected, LTCInit, MultiInputNCPPolicy, NCPPolicy, Random
-from ncp_rl.ltc import LTC
 
 # The combinations of sb3-contrib's recurrent suite, as far as they make sense for a circuit of one layer.
 CRITICS: list[dict[str, Any]] = [
@@ -319,8 +318,8 @@ def test_sensory_neurons_keep_the_names_of_observations() -> None:
     assert make_model(box(2), box(1), policy_kwargs=kwargs).policy.sensory_names == ("x_0", "x_1", "theta_0", "theta_1")
     plain = make_model(box(2), box(1), policy_kwargs=dict(features_extractor_class=FlattenExtractor)).policy
     assert plain.sensory_names == ("feature_0", "feature_1")
-    kwargs = dict(features_extractor_class=CombinedExtractor)
-    multi = make_model(TIMED, box(1), MultiInputNCPPolicy, policy_kwargs=kwargs).policy
+    combined = dict(features_extractor_class=CombinedExtractor)
+    multi = make_model(TIMED, box(1), MultiInputNCPPolicy, policy_kwargs=combined).policy
     assert len(multi.sensory_names) == multi.wiring.n_sensory == 3 + 256
 
 

@@ -1,0 +1,179 @@
+"""What the tests of the Triton kernels run in processes of their own.
+
+Triton decides on import whether its kernels are compiled or interpreted, so that one process cannot have both.
+"""
+
+# mypy: allow-untyped-calls
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ncp_rl.kernels import Params, reference
+from ncp_rl.kernels.contract import Gradients
+from tests.kernels.circuits import Case, Sizes, draw_case
+
+
+class Resources(NamedTuple):
+    """What a kernel takes of a multiprocessor, by the cubin."""
+
+    registers: int
+    spilled_bytes: int
+
+
+def begin(interpret: bool, cache: str) -> None:
+    """Set up a fresh process, before anything imports triton."""
+    os.environ["TRITON_INTERPRET"] = str(int(interpret))
+    os.environ["TRITON_CACHE_DIR"] = cache
+    torch.set_num_threads(1)
+
+
+def errors(sizes: Sizes, ode_unfolds: int = 6, saved_bytes: int = 2**30, **drawing: Any) -> dict[str, float]:
+    """Against the float64 reference: the largest of the potentials, the relative norm of every row of gradients."""
+    case = draw_case(sizes, **drawing)
+    expected = _reference(case.with_dtype(torch.float64), ode_unfolds)
+    actual = _triton(case.with_dtype(torch.float32, requires_grad=False), ode_unfolds, saved_bytes)
+    result = {"potentials": (actual.pop("potentials") - expected.pop("potentials")).abs().max().item()}
+    for name, gradient in actual.items():
+        assert gradient.isfinite().all(), name
+        # Where nothing flows (no synapses, no seconds), the reference is zero but for its rounding.
+        norm = expected[name].norm().clamp_min(1e-6)
+        result[name] = ((gradient - expected[name]).norm() / norm).item()
+    return result
+
+
+def is_repeatable(sizes: Sizes) -> bool:
+    """Whether two runs agree in every bit, with states saved in the forward and without."""
+    case = draw_case(sizes).with_dtype(torch.float32, requires_grad=False)
+    first, second, unsaved = (_triton(case, 3, saved_bytes) for saved_bytes in (2**30, 2**30, 0))
+    return all(torch.equal(first[name], second[name]) for name in first) and torch.equal(
+        first["potentials"], unsaved["potentials"]
+    )
+
+
+def stays_without_time(sizes: Sizes) -> bool:
+    """Whether potentials stay what they are, to the bit, through steps of 0 seconds."""
+    case = draw_case(sizes, resets=False).with_dtype(torch.float32, requires_grad=False)
+    assert case.elapsed_time is not None
+    potentials = _triton(case._replace(elapsed_time=torch.zeros_like(case.elapsed_time)), 3, 2**30)["potentials"]
+    return torch.equal(potentials, case.state.expand_as(potentials))
+
+
+def nan_positions(sizes: Sizes) -> tuple[Tensor, Tensor]:
+    """Where the potentials are NaN after NaN went into inputs, state and elapsed time, and where they should be."""
+    case = draw_case(sizes).with_dtype(torch.float32, requires_grad=False)
+    assert case.elapsed_time is not None
+    case.inputs[2, 0, 1] = torch.nan
+    case.state[1, 3] = torch.nan
+    case.elapsed_time[3, -1] = torch.nan
+    return _triton(case, 3, 2**30)["potentials"].isnan(), reference.scan(*case, ode_unfolds=3).isnan()
+
+
+def strided_agrees(sizes: Sizes) -> bool:
+    """Whether operands that are not contiguous give the same potentials and gradients."""
+    case = draw_case(sizes).with_dtype(torch.float32, requires_grad=False)
+    strided = case._replace(
+        params=Params(*(row.T.contiguous().T for row in case.params)),
+        inputs=case.inputs.transpose(0, 1).contiguous().transpose(0, 1),
+        state=case.state.T.contiguous().T,
+    )
+    expected, actual = _triton(case, 2, 2**30), _triton(strided, 2, 2**30)
+    return all(torch.equal(actual[name], expected[name]) for name in expected)
+
+
+def compile_kernels(n_neurons: int, batch: int, *, bare: bool = False) -> dict[str, Resources]:
+    """Compile every kernel for an H100: `bare` without resets, elapsed time and saved states."""
+    from ncp_rl.kernels import triton_gpu, triton_kernels
+    from ncp_rl.kernels.triton_slots import LANES, rows_per_block
+
+    rows = rows_per_block(n_neurons)
+    fixed: dict[str, Any] = {
+        "BATCH": batch, "ROWS": rows, "LANES": LANES, "n_unfolds": 6, "EPSILON": 1e-8, "SAVE": not bare,
+        "samples_per_step": 6, "SAMPLES": triton_gpu.SAMPLES_PER_TILE, "SYNAPSES": triton_gpu.SYNAPSES_PER_PROGRAM,
+    }  # fmt: skip
+    if bare:
+        fixed |= {"episode_starts": None, "elapsed_time": None, "grad_delta": None, "denominators": None}
+    scans = ["forward_scan"] if bare else ["forward_scan", "reverse_scan"]
+    resources = {
+        name: _compile(getattr(triton_kernels, name), fixed, max(1, rows * LANES // 32))
+        for name in (*scans, "leak_and_senses", "input_gradients")
+    }
+    return resources | {"synapse_gradients": _compile(triton_kernels.synapse_gradients, fixed, n_warps=4)}
+
+
+def _reference(case: Case, ode_unfolds: int) -> dict[str, Tensor]:
+    potentials = reference.scan(*case, ode_unfolds=ode_unfolds)
+    leaves = case.differentiable
+    gradients = torch.autograd.grad(potentials, list(leaves.values()), _weights(potentials), materialize_grads=True)
+    named = dict(zip(leaves, gradients, strict=True))
+    params = Params(*(named.pop(name) for name in Params._fields))
+    return {"potentials": potentials.detach()} | _rows(
+        Gradients(params, named["inputs"], named["state"], named.get("elapsed_time"))
+    )
+
+
+def _triton(case: Case, ode_unfolds: int, saved_bytes: int) -> dict[str, Tensor]:
+    from ncp_rl.kernels import triton_gpu
+
+    # So that a few sequences fill programs of several, the last one not wholly.
+    triton_gpu.PROGRAMS_PER_MULTIPROCESSOR = 1
+    triton_gpu.SAVED_BYTES = saved_bytes
+    potentials, saved = triton_gpu.forward(*case, ode_unfolds=ode_unfolds, save=True)
+    assert saved.dim() == (5 if saved_bytes >= saved.nbytes > 0 else 1)
+    gradients = triton_gpu.backward(_weights(potentials), potentials, saved, *case, ode_unfolds=ode_unfolds)
+    return {"potentials": potentials} | _rows(gradients)
+
+
+def _weights(potentials: Tensor) -> Tensor:
+    return torch.randn(potentials.shape, generator=torch.Generator().manual_seed(1)).to(potentials)
+
+
+def _rows(gradients: Gradients) -> dict[str, Tensor]:
+    """Gradients by name, the parameters' row by row: w, sigma, mu, erev, cm, gleak and vleak differ in size."""
+    rows = {f"{name}[{i}]": row for name, rows in gradients.params._asdict().items() for i, row in enumerate(rows)} | {
+        "inputs": gradients.inputs,
+        "state": gradients.state,
+    }
+    return rows if gradients.elapsed_time is None else rows | {"elapsed_time": gradients.elapsed_time}
+
+
+def _compile(kernel: Any, fixed: dict[str, Any], n_warps: int) -> Resources:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    signature = {name: "constexpr" if name in fixed else _type(name) for name in kernel.arg_names}
+    positions = {name: (position,) for position, name in enumerate(kernel.arg_names)}
+    source = ASTSource(
+        fn=kernel,
+        signature=signature,
+        constexprs={positions[name]: fixed[name] for name in kernel.arg_names if name in fixed},
+        attrs={positions[name]: [["tt.divisibility", 16]] for name in signature if signature[name].startswith("*")},
+    )
+    options = {"num_warps": n_warps, "enable_fp_fusion": True}
+    cubin = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["cubin"]
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
+    registers, stack = (re.search(rf"{key}:(\d+)", usage.stdout) for key in ("REG", "STACK"))
+    assert registers is not None and stack is not None
+    return Resources(int(registers[1]), int(stack[1]))
+
+
+def _type(name: str) -> str:
+    """Type of a kernel's argument in Triton's notation."""
+    if name.startswith("n_") or name == "samples_per_program":
+        return "i32"
+    if name in ("counts", "trips", "peers", "source", "destination"):
+        return "*i32"
+    return "*u8" if name == "episode_starts" else "*fp32"

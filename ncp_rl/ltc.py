@@ -159,6 +159,7 @@ class LTC(nn.Module):
 
         self.input_map: nn.Module = Affine(wiring.n_sensory) if input_map else nn.Identity()
         self.motor_map: MotorMap | nn.Identity = MotorMap(wiring.n_motor) if motor_map else nn.Identity()
+        self._synapses: Synapses | None = None
         self._packed: _Packed | None = None
 
     def forward(
@@ -227,7 +228,13 @@ class LTC(nn.Module):
             sensory=torch.stack([F.softplus(self.sensory_w), self.sensory_sigma, self.sensory_mu, self.sensory_erev]),
             neuronal=torch.stack([F.softplus(self.cm), F.softplus(self.gleak), self.vleak]),
         )
-        return params, Synapses(*(self.get_buffer(f"synapse_{name}") for name in Synapses._fields))
+        return params, self._synapse_lists()
+
+    def _synapse_lists(self) -> Synapses:
+        """The same object until the module moves to another device: the scan checks an object once."""
+        if self._synapses is None or self._synapses.pointer is not self.synapse_pointer:
+            self._synapses = Synapses(*(self.get_buffer(f"synapse_{name}") for name in Synapses._fields))
+        return self._synapses
 
     def train(self, mode: bool = True) -> LTC:
         """Set the mode, and forget packed parameters where training begins; see `torch.nn.Module.train`."""

@@ -230,7 +230,8 @@ def _begin_unfold(
     p_here = gradient / tl.load(denominators + at, mask=mask, other=1.0)
     tl.store(p + at, p_here, mask=mask)
     tl.store(q + at, p_here * v_after, mask=mask)
-    tl.store(carried + own, p_here * cm, mask=mask)
+    # Next to what other threads may still have to read.
+    tl.store(carried + m % 2 * n_sequences * n_neurons + own, p_here * cm, mask=mask)
     tl.store(grad_cm + own, tl.load(grad_cm + own, mask=mask, other=0.0) + p_here * (v - v_after), mask=mask)
 
 
@@ -243,8 +244,8 @@ def reverse_scan(
     """Gives p and q (T, N, K, U), the gradient of the initial state (N, U), of cm by sequence, of delta (T, N).
 
     Of delta only what the synapses between neurons give. `grad_cm` is added to; `grad_last` (N, U) reaches the
-    potentials of the last step besides `grad` (T, N, U); `carried` (N, U) is scratch: the gradient that a neuron
-    passes on to its own past.
+    potentials of the last step besides `grad` (T, N, U); `carried` (2, N, U) is scratch, used in turns: the gradient
+    that a neuron passes on to its own past.
     """
     n_sequences = n_sequences.to(tl.int64)
     n = tl.program_id(0).to(tl.int64) * BATCH + tl.arange(0, BATCH)
@@ -284,7 +285,7 @@ def reverse_scan(
                 v, p + at, q + at, in_batch, block, counts, trips, peers, params, n_rows, BATCH, ROWS, LANES
             )
             drive_of_step += tl.sum(drive, axis=1)
-            g = tl.load(carried + own, mask=mask, other=0.0) + delta * g
+            g = delta * g + tl.load(carried + m % 2 * n_sequences * n_neurons + own, mask=mask, other=0.0)
             g = tl.where(reset[:, None], 0.0, g)
             if m > 0:
                 # A step's first unfold passes its gradient on to the output of the step before.

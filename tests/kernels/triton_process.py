@@ -150,6 +150,8 @@ def _compile(kernel: Any, fixed: dict[str, Any], n_warps: int) -> Resources:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
+    from ncp_rl.kernels.triton_gpu import OPTIONS
+
     signature = {name: "constexpr" if name in fixed else _type(name) for name in kernel.arg_names}
     positions = {name: (position,) for position, name in enumerate(kernel.arg_names)}
     source = ASTSource(
@@ -158,7 +160,7 @@ def _compile(kernel: Any, fixed: dict[str, Any], n_warps: int) -> Resources:
         constexprs={positions[name]: fixed[name] for name in kernel.arg_names if name in fixed},
         attrs={positions[name]: [["tt.divisibility", 16]] for name in signature if signature[name].startswith("*")},
     )
-    options = {"num_warps": n_warps, "enable_fp_fusion": True}
+    options = {"num_warps": n_warps, **OPTIONS}
     cubin = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["cubin"]
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:

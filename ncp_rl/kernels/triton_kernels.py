@@ -226,7 +226,7 @@ def _begin_unfold(
     within_step = tl.load(states + at + n_neurons, mask=mask & (not ends_step), other=0.0)
     v_after = tl.load(potentials + sample[:, None] * n_neurons + neuron[None, :], mask=mask & ends_step, other=0.0)
     v_after = tl.where(ends_step, v_after, within_step)
-    cm = tl.load(neuronal + neuron[None, :], mask=mask, other=1.0)
+    cm = tl.load(neuronal + neuron, mask=neuron < n_neurons, other=1.0)[None, :]
     p_here = gradient / tl.load(denominators + at, mask=mask, other=1.0)
     tl.store(p + at, p_here, mask=mask)
     tl.store(q + at, p_here * v_after, mask=mask)

@@ -1,0 +1,327 @@
+"""Time the scan and the whole training loop against nn.LSTM, ncps and SB3's own policies, side by side.
+
+    python scripts/bench.py                       # the table, on the CPU with one thread
+    python scripts/bench.py --device cuda         # the scan on a GPU
+    python scripts/bench.py --out results/cpu.json
+
+Contenders take turns, round after round, so that a machine whose speed drifts slows all of them; figures are medians
+over rounds. Compilation and caches come before the first round.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import ncp_envs  # noqa: F401  (registers ncp/ environments)
+import torch
+import tyro
+from sb3_contrib import RecurrentPPO
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
+from stable_baselines3 import PPO
+from stable_baselines3.common.env_util import make_vec_env
+from torch import Tensor, nn
+
+from ncp_rl import LTC, AutoNCP, NCPPolicy
+from ncp_rl.kernels import fused
+
+try:
+    from ncps.torch import LTC as NcpsLTC
+    from ncps.wirings import AutoNCP as NcpsAutoNCP
+except ModuleNotFoundError as error:
+    sys.exit(f"error: {error}; the benchmark compares with ncps: pip install ncps")
+
+SHAPES = ((32, 16, 16, 128), (64, 32, 64, 128))
+N_MOTOR = 4
+LOOP_ENV = "ncp/PendulumNoVel-v1"
+LOOP: dict[str, Any] = dict(n_steps=256, batch_size=512, n_epochs=5, gamma=0.9, learning_rate=1e-3, seed=0)
+N_ENVS = 8
+
+Run = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Args:
+    """What to time."""
+
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where the scan runs; training loops are timed on the CPU alone."""
+    threads: int = 1
+    """Threads of torch and of the scan."""
+    seconds: float = 6.0
+    """For each group of contenders, at least five rounds."""
+    parts: tuple[Literal["scan", "step", "loop", "memory"], ...] = ("scan", "step", "loop", "memory")
+    """Parts of the table."""
+    out: Path | None = None
+    """JSON file for the figures."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Contenders timed side by side."""
+
+    name: str
+    unit: str
+    medians: dict[str, float] = field(default_factory=dict)
+    """Per contender, in the unit."""
+
+    def table(self) -> str:
+        """Medians, and how many times the first contender's each is."""
+        first = next(iter(self.medians.values()))
+        rows = [
+            f"{name:46}{median:14,.1f} {self.unit:8}{median / first:10.3f}" for name, median in self.medians.items()
+        ]
+        return "\n".join([f"{self.name:46}{'median':>14} {'':8}{'of first':>10}", *rows]) + "\n"
+
+
+def main(args: Args) -> int:
+    """Time, print, save."""
+    torch.set_num_threads(args.threads)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        print("error: no CUDA device is available here.", file=sys.stderr)
+        return 1
+    machine = describe_machine(args)
+    print("\n".join(f"{name}: {value}" for name, value in machine.items()), end="\n\n")
+    groups: list[Group] = []
+    for make in PARTS:
+        if make.__name__ in args.parts:
+            for group in make(args):
+                print(group.table(), flush=True)
+                groups.append(group)
+    if args.out is not None:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps({"machine": machine, "groups": [asdict(group) for group in groups]}, indent=2))
+    return 0
+
+
+def describe_machine(args: Args) -> dict[str, Any]:
+    """What the figures were measured on."""
+    names = ("torch", "numba", "numpy", "gymnasium", "stable-baselines3", "sb3-contrib", "ncps")
+    cpu = Path("/proc/cpuinfo")
+    models = [line for line in cpu.read_text().splitlines() if line.startswith("model name")] if cpu.exists() else []
+    return {
+        "cpu": models[0].partition(": ")[2] if models else platform.processor(),
+        "cores": multiprocessing.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if args.device == "cuda" else "none",
+        "threads": args.threads,
+        "python": platform.python_version(),
+        "versions": ", ".join(f"{name} {version(name)}" for name in names),
+    }
+
+
+def measure(name: str, unit: str, per_second: float, contenders: dict[str, Run], args: Args) -> Group:
+    """Median time of each contender, taking turns.
+
+    Args:
+        name: Of the group.
+        unit: Of the figures.
+        per_second: Units in a second; negative for rates: that many units are done in a run.
+        contenders: What to run.
+        args: Budget and device.
+    """
+    for run in contenders.values():
+        run()
+    times: dict[str, list[float]] = {contender: [] for contender in contenders}
+    started = time.perf_counter()
+    while time.perf_counter() - started < args.seconds or len(next(iter(times.values()))) < 5:
+        for contender, run in contenders.items():
+            times[contender].append(clock(run, args.device))
+    medians = {contender: statistics.median(values) for contender, values in times.items()}
+    rate = per_second < 0
+    return Group(name, unit, {c: -per_second / m if rate else m * per_second for c, m in medians.items()})
+
+
+def clock(run: Run, device: str) -> float:
+    """Seconds of one run; short ones are run several times in a row."""
+    synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
+    synchronize()
+    started, repeats = time.perf_counter(), 0
+    while repeats == 0 or time.perf_counter() - started < 2e-3:
+        run()
+        repeats += 1
+    synchronize()
+    return (time.perf_counter() - started) / repeats
+
+
+def layers(units: int, n_inputs: int, device: str) -> dict[str, nn.Module]:
+    """Ours, PyTorch's LSTM of equal hidden size (cuDNN's on CUDA), and ncps' LTC, with equal weights as ours."""
+    torch.manual_seed(0)
+    reference = NcpsLTC(n_inputs, NcpsAutoNCP(units, N_MOTOR), batch_first=False)
+    ours = LTC.from_ncps(reference)
+    modules = {"ncp_rl.LTC": ours, "torch.nn.LSTM": nn.LSTM(n_inputs, units), "ncps.torch.LTC": reference}
+    return {name: module.to(device) for name, module in modules.items()}
+
+
+def scan(args: Args) -> list[Group]:
+    """Whole sequences, forward and with the backward pass."""
+    groups = []
+    shapes = SHAPES if args.device == "cpu" else (*SHAPES, (64, 32, 4096, 128))
+    for units, n_inputs, n_sequences, n_steps in shapes:
+        inputs = torch.randn(n_steps, n_sequences, n_inputs, device=args.device)
+        modules = layers(units, n_inputs, args.device)
+        shape = f"U/S/N/T = {units}/{n_inputs}/{n_sequences}/{n_steps}"
+        forwards = {name: forward(module, inputs) for name, module in modules.items()}
+        both = {name: forward_backward(module, inputs) for name, module in modules.items()}
+        groups.append(measure(f"{shape}, forward", "ms", 1e3, forwards, args))
+        groups.append(measure(f"{shape}, forward + backward", "ms", 1e3, both, args))
+    return groups
+
+
+def forward(module: nn.Module, inputs: Tensor) -> Run:
+    """Run without gradients."""
+
+    def run() -> None:
+        with torch.no_grad():
+            module(inputs)
+
+    return run
+
+
+def forward_backward(module: nn.Module, inputs: Tensor) -> Run:
+    """Run with gradients of every parameter and of the inputs."""
+    leaf = inputs.clone().requires_grad_()
+
+    def run() -> None:
+        module.zero_grad()
+        leaf.grad = None
+        module(leaf)[0].sum().backward()
+
+    return run
+
+
+def step(args: Args) -> list[Group]:
+    """One step of one sequence without gradients, as a controller takes it."""
+    modules = layers(32, 16, args.device)
+    inputs, state = torch.randn(1, 1, 16, device=args.device), torch.zeros(1, 32, device=args.device)
+    ltc = modules["ncp_rl.LTC"].eval()
+    assert isinstance(ltc, LTC)
+    with torch.no_grad():
+        params, synapses = ltc.packed()
+    backend = fused.load_backend("numba" if args.device == "cpu" else "triton")
+
+    def raw() -> None:
+        backend.forward(params, synapses, inputs, state, None, None, ode_unfolds=6, save=False)
+
+    def stepped(module: nn.Module, *arguments: Any) -> Run:
+        def run() -> None:
+            with torch.no_grad():
+                module(*arguments)
+
+        return run
+
+    h = state[None]
+    return [
+        measure(
+            "one step of one sequence, U/S = 32/16",
+            "us",
+            1e6,
+            {
+                "ncp_rl.LTC": stepped(ltc, inputs, state),
+                "  its kernel alone": raw,
+                "torch.nn.LSTM": stepped(modules["torch.nn.LSTM"], inputs, (h, h)),
+                "ncps.torch.LTC": stepped(modules["ncps.torch.LTC"], inputs, state),
+            },
+            args,
+        )
+    ]
+
+
+class NcpsPolicy(RecurrentActorCriticPolicy):
+    """ncps' LTC inside RecurrentPPO as one would put it there by hand, with a feed-forward critic."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Build it with 32 neurons."""
+        super().__init__(*args, lstm_hidden_size=32, enable_critic_lstm=False, **kwargs)
+        core = NcpsLTC(self.features_dim, NcpsAutoNCP(32, 1), batch_first=False)
+        core.num_layers, core.hidden_size = 1, 32
+        self.lstm_actor = core
+        self.optimizer = self.optimizer_class(self.parameters(), lr=1e-3)  # type: ignore[call-arg]
+
+    @staticmethod
+    def _process_sequence(  # type: ignore[override]
+        features: Tensor, lstm_states: tuple[Tensor, Tensor], episode_starts: Tensor, lstm: Any
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        n_sequences = lstm_states[0].shape[1]
+        state, potentials = lstm_states[0][0], []
+        starts = episode_starts.reshape(n_sequences, -1).T
+        for x, start in zip(features.reshape(n_sequences, -1, features.shape[-1]).swapaxes(0, 1), starts, strict=True):
+            _, state = lstm.rnn_cell(x, state * (1 - start)[:, None])
+            potentials.append(state)
+        return torch.stack(potentials, dim=1).flatten(0, 1), (state[None], lstm_states[1])
+
+
+def loop(args: Args) -> list[Group]:
+    """Whole training loops, in environment steps per second."""
+    wiring = AutoNCP(units=32)
+    recurrent: dict[str, tuple[Any, dict[str, Any]]] = {
+        "RecurrentPPO, NCPPolicy-32, LTC critic": (NCPPolicy, dict(wiring=wiring)),
+        "RecurrentPPO, NCPPolicy-32, MLP critic": (NCPPolicy, dict(wiring=wiring, critic="mlp")),
+        "RecurrentPPO, MlpLstmPolicy-32": ("MlpLstmPolicy", dict(lstm_hidden_size=32)),
+        "RecurrentPPO, ncps LTC-32 by hand, MLP critic": (NcpsPolicy, {}),
+    }
+    n_steps = N_ENVS * LOOP["n_steps"]
+    models: dict[str, Any] = {"PPO, MlpPolicy (no memory)": PPO("MlpPolicy", loop_envs(), device="cpu", **LOOP)}
+    for name, (policy, kwargs) in recurrent.items():
+        models[name] = RecurrentPPO(policy, loop_envs(), device="cpu", policy_kwargs=kwargs, **LOOP)
+    contenders: dict[str, Run] = {
+        name: lambda model=model: model.learn(n_steps, reset_num_timesteps=False)  # type: ignore[misc]
+        for name, model in models.items()
+    }
+    name = f"training loop, {LOOP_ENV}, {N_ENVS} envs"
+    return [measure(name, "steps/s", -n_steps, contenders, args)]
+
+
+def loop_envs() -> Any:
+    """Environments of a training loop."""
+    return make_vec_env(LOOP_ENV, n_envs=N_ENVS, seed=0)
+
+
+def memory(args: Args) -> list[Group]:
+    """Peak memory that forward and backward add, each in a process of its own (on CUDA, as its allocator counts)."""
+    context = multiprocessing.get_context("spawn")
+    groups = []
+    for shape in SHAPES:
+        medians = {}
+        for name in ("ncp_rl.LTC", "torch.nn.LSTM", "ncps.torch.LTC"):
+            with context.Pool(1) as pool:
+                medians[name] = pool.apply(peak_memory, (name, shape, args.device))
+        text = "/".join(map(str, shape))
+        groups.append(Group(f"U/S/N/T = {text}, peak memory", "MiB", medians))
+    return groups
+
+
+def peak_memory(name: str, shape: tuple[int, int, int, int], device: str) -> float:
+    """MiB that three passes add at their peak."""
+    units, n_inputs, n_sequences, n_steps = shape
+    torch.set_num_threads(1)
+    module = layers(units, n_inputs, device)[name]
+    # Compilers and libraries take their own memory with the first, smallest call.
+    forward_backward(module, torch.randn(1, n_sequences, n_inputs, device=device))()
+    run = forward_backward(module, torch.randn(n_steps, n_sequences, n_inputs, device=device))
+    before = allocated(device)
+    for _ in range(3):
+        run()
+    return (allocated(device) - before) / 2**20
+
+
+def allocated(device: str) -> int:
+    """Peak bytes so far."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+PARTS = (scan, step, loop, memory)
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Args, description=__doc__)))

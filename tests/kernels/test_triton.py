@@ -24,7 +24,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA de
 
 GRID = [
     Sizes(n_steps=1, n_sequences=1, n_inputs=1, n_neurons=7),
-    Sizes(n_steps=4, n_sequences=5, n_inputs=3, n_neurons=19),
+    Sizes(n_steps=4, n_sequences=5, n_inputs=18, n_neurons=19),
     Sizes(n_steps=2, n_sequences=2, n_inputs=17, n_neurons=33),
     Sizes(n_steps=1, n_sequences=6, n_inputs=4, n_neurons=5),
     Sizes(n_steps=3, n_sequences=1, n_inputs=2, n_neurons=1, density=1.0),

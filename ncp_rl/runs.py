@@ -55,6 +55,9 @@ POLICIES: dict[str, type[NCPPolicy]] = {
 # Entries of rl-zoo's form that are not arguments of RecurrentPPO.
 _ZOO_ENTRIES = {"n_envs", "n_timesteps", "normalize", "policy", "policy_kwargs"}
 
+#: Added to a run's seed for the environments of its evaluations, which must not start as those of training do.
+EVALUATION_SEED = 10_000
+
 _VERSIONS_OF = ("ncp-rl", "torch", "numpy", "numba", "gymnasium", "stable-baselines3", "sb3-contrib")
 
 
@@ -127,7 +130,7 @@ def train(
     *,
     device: str = "auto",
     n_evaluations: int = 10,
-    n_eval_episodes: int = 10,
+    n_eval_episodes: int = 20,
     progress_bar: bool = True,
     callback: BaseCallback | None = None,
 ) -> RecurrentPPO:
@@ -151,7 +154,7 @@ def train(
     if folder.exists():
         raise RunError(f"The folder {folder} exists and is left as it is; name another one for this run.")
     n_envs = int(config.hyperparams.get("n_envs", 1))
-    venv, eval_venv = make_envs(config, n_envs), make_envs(config, min(n_eval_episodes, 10), training=False)
+    venv, eval_venv = make_envs(config, n_envs), make_envs(config, min(n_eval_episodes, 20), training=False)
     try:
         model = make_model(config, venv, device)
         folder.mkdir(parents=True)
@@ -160,8 +163,9 @@ def train(
         n_timesteps = int(float(config.hyperparams.get("n_timesteps", 1e5)))
         interval = max(n_timesteps // n_evaluations // n_envs, 1)
         callbacks: list[BaseCallback] = [
-            EvalCallback(
+            _SeededEvaluation(
                 eval_venv,
+                seed=config.seed + EVALUATION_SEED,
                 callback_on_new_best=_KeepBest(folder / "best"),
                 n_eval_episodes=n_eval_episodes,
                 eval_freq=interval,
@@ -192,8 +196,7 @@ def make_envs(config: RunConfig, n_envs: int, *, training: bool = True, **make_k
     Raises:
         RunError: No such environment, or it cannot be made.
     """
-    # Evaluation must not see the episodes of training.
-    seed = config.seed if training else config.seed + 10_000
+    seed = config.seed if training else config.seed + EVALUATION_SEED
     try:
         venv = make_vec_env(config.env, n_envs=n_envs, seed=seed, **make_kwargs)
     except (gym.error.Error, ImportError, TypeError, ValueError) as error:
@@ -314,6 +317,19 @@ def evaluate(
     )
     assert isinstance(returns, list) and isinstance(lengths, list)
     return Evaluation(tuple(map(float, returns)), tuple(lengths))
+
+
+class _SeededEvaluation(EvalCallback):
+    """Evaluates every model from the same starts, so that better is not luckier."""
+
+    def __init__(self, eval_env: VecEnv, *, seed: int, **kwargs: Any) -> None:
+        super().__init__(eval_env, **kwargs)
+        self.seed = seed
+
+    def _on_step(self) -> bool:
+        if self.n_calls % self.eval_freq == 0:
+            self.eval_env.seed(self.seed)
+        return super()._on_step()
 
 
 class _KeepBest(BaseCallback):

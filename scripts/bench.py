@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import platform
-import resource
 import statistics
 import sys
 import time
@@ -79,7 +78,7 @@ class Group:
         """Medians, and how many times the first contender's each is."""
         first = next(iter(self.medians.values()))
         rows = [
-            f"{name:46}{median:14,.1f} {self.unit:8}{median / first:10.3f}" for name, median in self.medians.items()
+            f"{name:46}{median:14,.2f} {self.unit:8}{median / first:10.3f}" for name, median in self.medians.items()
         ]
         return "\n".join([f"{self.name:46}{'median':>14} {'':8}{'of first':>10}", *rows]) + "\n"
 
@@ -143,13 +142,14 @@ def measure(name: str, unit: str, per_second: float, contenders: dict[str, Run],
 
 def clock(run: Run, device: str) -> float:
     """Seconds of one run; short ones are run several times in a row."""
-    synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
-    synchronize()
+    if device == "cuda":
+        torch.cuda.synchronize()
     started, repeats = time.perf_counter(), 0
     while repeats == 0 or time.perf_counter() - started < 2e-3:
         run()
         repeats += 1
-    synchronize()
+    if device == "cuda":
+        torch.cuda.synchronize()
     return (time.perf_counter() - started) / repeats
 
 
@@ -239,9 +239,10 @@ def step(args: Args) -> list[Group]:
 class NcpsPolicy(RecurrentActorCriticPolicy):
     """ncps' LTC inside RecurrentPPO as one would put it there by hand, with a feed-forward critic."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, observation_space: Any, action_space: Any, lr_schedule: Any, **kwargs: Any) -> None:
         """Build it with 32 neurons."""
-        super().__init__(*args, lstm_hidden_size=32, enable_critic_lstm=False, **kwargs)
+        kwargs |= dict(lstm_hidden_size=32, enable_critic_lstm=False)
+        super().__init__(observation_space, action_space, lr_schedule, **kwargs)
         core = NcpsLTC(self.features_dim, NcpsAutoNCP(32, 1), batch_first=False)
         core.num_layers, core.hidden_size = 1, 32
         self.lstm_actor = core
@@ -301,24 +302,28 @@ def memory(args: Args) -> list[Group]:
 
 
 def peak_memory(name: str, shape: tuple[int, int, int, int], device: str) -> float:
-    """MiB that three passes add at their peak."""
+    """MiB that a forward and backward pass add at their peak."""
     units, n_inputs, n_sequences, n_steps = shape
     torch.set_num_threads(1)
     module = layers(units, n_inputs, device)[name]
-    # Compilers and libraries take their own memory with the first, smallest call.
+    # Compilers and libraries take memory of their own with the first, smallest call.
     forward_backward(module, torch.randn(1, n_sequences, n_inputs, device=device))()
     run = forward_backward(module, torch.randn(n_steps, n_sequences, n_inputs, device=device))
-    before = allocated(device)
-    for _ in range(3):
-        run()
-    return (allocated(device) - before) / 2**20
-
-
-def allocated(device: str) -> int:
-    """Peak bytes so far."""
     if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts anew from here.
+    run()
+    return (resident("VmHWM") - before) / 2**20
+
+
+def resident(name: str) -> int:
+    """Bytes of this process, now (VmRSS) or at its peak (VmHWM), as Linux counts."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
 
 
 PARTS = (scan, step, loop, memory)

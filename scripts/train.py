@@ -51,7 +51,7 @@ class Args:
     """New folder for the run. Default: runs/ENV__SEED__TIME."""
     hyperparams: Path = HYPERPARAMS
     """Hyperparameters by environment, in rl-zoo's form."""
-    eval_episodes: int = 10
+    eval_episodes: int = 20
     """Episodes of each periodic evaluation."""
     final_episodes: int = 100
     """Episodes of the evaluation at the end."""

@@ -1,14 +1,17 @@
 """The adjoint of the scan in Numba, sixteen sequences per vector.
 
-With numerator n and denominator d of a substep, v' = n / d. For a gradient g with respect to v', p = g / d is the
-gradient with respect to n, and -q = -p v' the one with respect to d. A synapse i->j with sigmoid s receives
+A substep is v' = n / d with the numerator n = cm v + delta I and the denominator d = cm + delta G. For a gradient g
+with respect to v', p = g / d is the gradient with respect to n, and -p v' the one with respect to d. With P = delta p
+and -Q = -P v', the gradients with respect to current and conductance, a synapse i->j with sigmoid s receives
 
-    r = erev p_j - q_j,    y = r s,    z = y (1 - s),
+    y = (erev P_j - Q_j) s,    z = y (1 - s),
 
-and the sums over time, times delta, are its gradients: w of y; erev of w p s; sigma of w z (v_i - mu); mu of
--w sigma z; v_i of w sigma z. The substeps of a step run backwards to find p and q of each (`pull_back`), and keep the
-sigmoids; the sums over substeps then stay in registers, synapse by synapse (`accumulate`). The sum of w y, before it is
-multiplied by delta, is the gradient with respect to delta.
+and the sums over substeps, steps and sequences are its gradients: w of y; erev of w P s; sigma of w z (v_i - mu); mu of
+-w sigma z; v_i of w sigma z. Sensory synapses receive the same from P and Q summed over the substeps of a step. The
+gradient with respect to delta is p (I - G v') = p cm slope.
+
+Two passes serve a step. `pull_back_*` run through its substeps from the last to the first and keep P, Q and the
+sigmoids; then `accumulate` sums over the substeps, synapse by synapse, in registers.
 """
 
 from __future__ import annotations
@@ -17,37 +20,48 @@ import numpy as np
 
 from ncp_rl.kernels.numba_cache import inlined, kernel
 from ncp_rl.kernels.numba_forward import (
-    _EPSILON,
     CM,
     COLUMNS,
     EREV,
     GLEAK,
     MIDPOINT,
     MU,
-    OFFSET,
+    PAIR,
     PULL,
     REVERSAL,
     SIGMA,
-    SLOPE,
     VLEAK,
-    WEIGHT,
     Floats,
     Integers,
     W,
     bools,
     clear_started,
+    exponent,
     floats,
     gather,
     gather_delta,
     integers,
+    lane_rows,
+    paired,
+    paired_source,
     scatter,
     sensory_sums,
     solve,
     synapse_table,
 )
-from ncp_rl.kernels.numba_lanes import LANES, broadcast, integer, load, logistic2, spread, store, total
+from ncp_rl.kernels.numba_lanes import (
+    LANES,
+    broadcast,
+    fold4,
+    integer,
+    load,
+    logistics2,
+    prefetch,
+    spread,
+    store,
+    total,
+)
 
-_ONE = np.float32(1.0)
 _ZERO = np.float32(0.0)
 
 
@@ -68,47 +82,101 @@ def add_gradient(grad: Floats, first: int, n_sequences: int, step: int, adjoint:
 
 
 @inlined
-def pull_back(
+def replay(delta: Floats, record: Floats, start: int, n_neurons: int, unfolded: Floats) -> None:
+    """The potentials before and after each substep, from the record that begins at row `start`."""
+    step = load(delta, 0)
+    for j in range(n_neurons):
+        store(unfolded, j, load(record, start + j))
+    for row in range(unfolded.shape[0] - n_neurons):
+        slope = load(record, start + n_neurons + row)
+        store(unfolded, n_neurons + row, load(unfolded, row) + step * slope)
+
+
+@inlined
+def pull_back_neurons(
+    neuronal: Floats,
+    delta: Floats,
+    unfolded: Floats,
+    before: int,
+    record: Floats,
+    slopes: int,
+    reciprocals: int,
+    record_rows: int,
+    adjoint: Floats,
+    currents: Floats,
+    conductances: Floats,
+    current_sums: Floats,
+    conductance_sums: Floats,
+    sums: Floats,
+    delta_sum: Floats,
+) -> None:
+    """From the adjoint of the potentials after a substep: P and Q, and what reaches the neuron's own past.
+
+    P and Q go to `currents` and `conductances`, and are added to `current_sums` and `conductance_sums`; the shares of
+    cm, gleak and vleak are added to three rows of `sums` per neuron, that of delta to `delta_sum`.
+    """
+    n_neurons = neuronal.shape[1]
+    step = load(delta, 0)
+    delta_total = load(delta_sum, 0)
+    for j in range(n_neurons):
+        # A step needs its record sooner than memory gives it: ask for that of the step before.
+        prefetch(record, slopes + j - record_rows)
+        prefetch(record, reciprocals + j - record_rows)
+        slope = load(record, slopes + j)
+        p = load(adjoint, j) * load(record, reciprocals + j)
+        current = step * p
+        conductance = current * load(unfolded, before + n_neurons + j)
+        remembered = p * spread(neuronal[CM, j])
+        store(adjoint, j, remembered)
+        store(currents, before + j, current)
+        store(conductances, before + j, conductance)
+        store(current_sums, j, load(current_sums, j) + current)
+        store(conductance_sums, j, load(conductance_sums, j) + conductance)
+        store(sums, 3 * j + CM, load(sums, 3 * j + CM) - current * slope)
+        leak = current * spread(neuronal[VLEAK, j]) - conductance
+        store(sums, 3 * j + GLEAK, load(sums, 3 * j + GLEAK) + leak)
+        store(sums, 3 * j + VLEAK, load(sums, 3 * j + VLEAK) + current * spread(neuronal[GLEAK, j]))
+        delta_total = delta_total + remembered * slope
+    store(delta_sum, 0, delta_total)
+
+
+@inlined
+def pull_back_synapses(
     table: Floats,
     pointer: Integers,
     source: Integers,
-    neuronal: Floats,
-    delta: Floats,
-    record: Floats,
-    before: int,
-    reciprocals: int,
-    adjoint: Floats,
-    pulls: Floats,
-    numerators: Floats,
-    denominators: Floats,
+    presynaptics: Floats,
     first_row: int,
+    currents: Floats,
+    conductances: Floats,
+    adjoint: Floats,
     sigmoids: Floats,
     first_sigmoid: int,
 ) -> None:
-    """Turn the adjoint of the potentials after a substep into that of the potentials before it.
+    """Add what reaches the presynaptic potentials to their adjoint, and keep the sigmoids.
 
-    Writes p and q to rows `first_row` onwards of `numerators` and `denominators`, the sigmoids to `sigmoids`.
+    The potentials are `presynaptics` from row `first_row` onwards, and so are P and Q in `currents`, `conductances`.
     """
-    n_neurons = neuronal.shape[1]
-    zero(pulls)
-    for j in range(n_neurons):
-        p = load(adjoint, j) * load(record, reciprocals + j)
-        q = p * load(record, before + n_neurons + j)
-        store(numerators, first_row + j, p)
-        store(denominators, first_row + j, q)
-        for e in range(integer(pointer, j), integer(pointer, j + 1)):
-            column = e * COLUMNS
+    for j in range(pointer.shape[0] - 1):
+        current = load(currents, first_row + j)
+        conductance = load(conductances, first_row + j)
+        for e in range(integer(pointer, j), integer(pointer, j + 1), PAIR):
             i = integer(source, e)
-            presynaptic = load(record, before + i)
-            sigmoid = logistic2(presynaptic * broadcast(table, column + SLOPE) + broadcast(table, column + OFFSET))
-            store(sigmoids, first_sigmoid + e, sigmoid)
-            y = (p * broadcast(table, column + REVERSAL) - q) * sigmoid
-            z = y - y * sigmoid
-            store(pulls, i, load(pulls, i) + z * broadcast(table, column + PULL))
-    step = load(delta, 0)
-    for j in range(n_neurons):
-        remembered = load(numerators, first_row + j) * spread(neuronal[CM, j])
-        store(adjoint, j, remembered + step * load(pulls, j))
+            second_i = integer(source, e + 1)
+            first, second = logistics2(
+                exponent(table, e, load(presynaptics, first_row + i)),
+                exponent(table, e + 1, load(presynaptics, first_row + second_i)),
+            )
+            store(sigmoids, first_sigmoid + e, first)
+            store(sigmoids, first_sigmoid + e + 1, second)
+            column = e * COLUMNS
+            y = (current * broadcast(table, column + REVERSAL) - conductance) * first
+            z = y - y * first
+            store(adjoint, i, load(adjoint, i) + z * broadcast(table, column + PULL))
+            column += COLUMNS
+            y = (current * broadcast(table, column + REVERSAL) - conductance) * second
+            z = y - y * second
+            store(adjoint, second_i, load(adjoint, second_i) + z * broadcast(table, column + PULL))
 
 
 @inlined
@@ -116,129 +184,71 @@ def accumulate(
     table: Floats,
     pointer: Integers,
     source: Integers,
-    n_neurons: int,
-    delta: Floats,
-    record: Floats,
-    start: int,
-    ode_unfolds: int,
-    numerators: Floats,
-    denominators: Floats,
+    presynaptics: Floats,
+    n_unfolds: int,
+    currents: Floats,
+    conductances: Floats,
     sigmoids: Floats,
     sums: Floats,
-    delta_sum: Floats,
 ) -> None:
-    """Add the step's share of p s, y, z and z (v - mu) to four rows of `sums` per synapse, of w y to `delta_sum`."""
-    step = load(delta, 0)
-    n_synapses = table.shape[0]
-    total_y = spread(_ZERO)
+    """Add P s, y, z and z (v - mu), summed over the substeps of one step and folded, to one row per synapse."""
+    n_neurons = pointer.shape[0] - 1
+    n_presynaptic = presynaptics.shape[0] // n_unfolds
+    n_rows = source.shape[0]
     for j in range(n_neurons):
-        for e in range(integer(pointer, j), integer(pointer, j + 1)):
-            column = e * COLUMNS
-            i = integer(source, e)
-            reversal = broadcast(table, column + REVERSAL)
-            midpoint = broadcast(table, column + MIDPOINT)
+        for e in range(integer(pointer, j), integer(pointer, j + 1), PAIR):
+            i, second_i = integer(source, e), integer(source, e + 1)
+            column, second_column = e * COLUMNS, (e + 1) * COLUMNS
+            reversal, second_reversal = (
+                broadcast(table, column + REVERSAL),
+                broadcast(table, second_column + REVERSAL),
+            )
+            midpoint, second_midpoint = (
+                broadcast(table, column + MIDPOINT),
+                broadcast(table, second_column + MIDPOINT),
+            )
             sum_ps = sum_y = sum_z = sum_zv = spread(_ZERO)
-            for k in range(ode_unfolds):
-                p = load(numerators, k * n_neurons + j)
-                sigmoid = load(sigmoids, k * n_synapses + e)
-                y = (p * reversal - load(denominators, k * n_neurons + j)) * sigmoid
+            second_ps = second_y = second_z = second_zv = spread(_ZERO)
+            for k in range(n_unfolds):
+                current, conductance = load(currents, k * n_neurons + j), load(conductances, k * n_neurons + j)
+                sigmoid = load(sigmoids, k * n_rows + e)
+                y = (current * reversal - conductance) * sigmoid
                 z = y - y * sigmoid
-                sum_ps = sum_ps + p * sigmoid
+                sum_ps = sum_ps + current * sigmoid
                 sum_y = sum_y + y
                 sum_z = sum_z + z
-                sum_zv = sum_zv + z * (load(record, start + k * n_neurons + i) - midpoint)
-            store(sums, 4 * e, load(sums, 4 * e) + step * sum_ps)
-            store(sums, 4 * e + 1, load(sums, 4 * e + 1) + step * sum_y)
-            store(sums, 4 * e + 2, load(sums, 4 * e + 2) + step * sum_z)
-            store(sums, 4 * e + 3, load(sums, 4 * e + 3) + step * sum_zv)
-            total_y = total_y + sum_y * broadcast(table, column + WEIGHT)
-    store(delta_sum, 0, load(delta_sum, 0) + total_y)
+                sum_zv = sum_zv + z * (load(presynaptics, k * n_presynaptic + i) - midpoint)
+                sigmoid = load(sigmoids, k * n_rows + e + 1)
+                y = (current * second_reversal - conductance) * sigmoid
+                z = y - y * sigmoid
+                second_ps = second_ps + current * sigmoid
+                second_y = second_y + y
+                second_z = second_z + z
+                second_zv = second_zv + z * (load(presynaptics, k * n_presynaptic + second_i) - second_midpoint)
+            store(sums, e, load(sums, e) + fold4(sum_ps, sum_y, sum_z, sum_zv))
+            store(sums, e + 1, load(sums, e + 1) + fold4(second_ps, second_y, second_z, second_zv))
 
 
 @inlined
-def accumulate_neurons(
-    neuronal: Floats,
-    delta: Floats,
-    record: Floats,
-    start: int,
-    ode_unfolds: int,
-    numerators: Floats,
-    denominators: Floats,
-    numerator_sums: Floats,
-    denominator_sums: Floats,
-    sums: Floats,
-    delta_sum: Floats,
+def write_synapse_gradients(
+    sums: Floats, pointer: Integers, rows: Integers, params: Floats, gradients: Floats, first: int
 ) -> None:
-    """Sum p and q over the substeps; add the step's share of cm, gleak and vleak to three rows of `sums` per neuron."""
-    n_neurons = neuronal.shape[1]
-    step = load(delta, 0)
-    epsilon = spread(_EPSILON)
-    total_leak = spread(_ZERO)
-    for j in range(n_neurons):
-        sum_p = sum_q = remembered = spread(_ZERO)
-        for k in range(ode_unfolds):
-            row = k * n_neurons + j
-            p, q = load(numerators, row), load(denominators, row)
-            sum_p = sum_p + p
-            sum_q = sum_q + q
-            remembered = remembered + p * (load(record, start + row) - load(record, start + row + n_neurons))
-        leak = sum_p * spread(neuronal[VLEAK, j]) - sum_q
-        store(numerator_sums, j, sum_p)
-        store(denominator_sums, j, sum_q)
-        store(sums, 3 * j + CM, load(sums, 3 * j + CM) + remembered)
-        store(sums, 3 * j + GLEAK, load(sums, 3 * j + GLEAK) + step * leak)
-        store(sums, 3 * j + VLEAK, load(sums, 3 * j + VLEAK) + step * sum_p * spread(neuronal[GLEAK, j]))
-        total_leak = total_leak + leak * spread(neuronal[GLEAK, j]) - sum_q * epsilon
-    store(delta_sum, 0, load(delta_sum, 0) + total_leak)
-
-
-@inlined
-def sensory_backward(
-    table: Floats,
-    pointer: Integers,
-    source: Integers,
-    n_neurons: int,
-    delta: Floats,
-    inputs: Floats,
-    numerator_sums: Floats,
-    denominator_sums: Floats,
-    pulls: Floats,
-    sums: Floats,
-    delta_sum: Floats,
-) -> None:
-    """`pull_back` and `accumulate` in one for the sensory synapses, whose sigmoids hold still within a step."""
-    step = load(delta, 0)
-    total_y = spread(_ZERO)
-    zero(pulls)
-    for j in range(n_neurons):
-        p, q = load(numerator_sums, j), load(denominator_sums, j)
-        for e in range(integer(pointer, j), integer(pointer, j + 1)):
-            column = e * COLUMNS
-            i = integer(source, e)
-            presynaptic = load(inputs, i)
-            sigmoid = logistic2(presynaptic * broadcast(table, column + SLOPE) + broadcast(table, column + OFFSET))
-            y = (p * broadcast(table, column + REVERSAL) - q) * sigmoid
-            z = step * (y - y * sigmoid)
-            store(pulls, i, load(pulls, i) + z * broadcast(table, column + PULL))
-            store(sums, 4 * e, load(sums, 4 * e) + step * (p * sigmoid))
-            store(sums, 4 * e + 1, load(sums, 4 * e + 1) + step * y)
-            store(sums, 4 * e + 2, load(sums, 4 * e + 2) + z)
-            store(sums, 4 * e + 3, load(sums, 4 * e + 3) + z * (presynaptic - broadcast(table, column + MIDPOINT)))
-            total_y = total_y + y * broadcast(table, column + WEIGHT)
-    store(delta_sum, 0, load(delta_sum, 0) + total_y)
-
-
-@inlined
-def write_synapse_gradients(sums: Floats, params: Floats, gradients: Floats, first: int) -> None:
-    """From the four sums of each synapse, the rows w, sigma, mu, erev at `first` of the flat `gradients`."""
+    """From the folded sums of each synapse, the rows w, sigma, mu, erev at `first` of the flat `gradients`."""
     n_synapses = params.shape[1]
-    for e in range(n_synapses):
-        w, sigma = params[W, e], params[SIGMA, e]
-        sum_z = total(load(sums, 4 * e + 2))
-        gradients[first + W * n_synapses + e] = total(load(sums, 4 * e + 1))
-        gradients[first + SIGMA * n_synapses + e] = w * total(load(sums, 4 * e + 3))
-        gradients[first + MU * n_synapses + e] = -w * sigma * sum_z
-        gradients[first + EREV * n_synapses + e] = w * total(load(sums, 4 * e))
+    for j in range(pointer.shape[0] - 1):
+        for e in range(pointer[j], pointer[j + 1]):
+            row = rows[j] + e - pointer[j]
+            sum_ps = sum_y = sum_z = sum_zv = _ZERO
+            for lane in range(0, LANES, 4):
+                sum_ps += sums[row, lane]
+                sum_y += sums[row, lane + 1]
+                sum_z += sums[row, lane + 2]
+                sum_zv += sums[row, lane + 3]
+            w, sigma = params[W, e], params[SIGMA, e]
+            gradients[first + W * n_synapses + e] = sum_y
+            gradients[first + SIGMA * n_synapses + e] = w * sum_zv
+            gradients[first + MU * n_synapses + e] = -w * sigma * sum_z
+            gradients[first + EREV * n_synapses + e] = w * sum_ps
 
 
 @inlined
@@ -292,134 +302,160 @@ def backward_blocks(
 
     An address of 0 stands for an operand that is not there; without saved records, the steps are solved again.
     """
-    n_rows = n_steps * n_sequences
-    grad = floats(grad_address, n_rows, n_neurons)
-    potentials = floats(potentials_address, n_rows, n_neurons)
-    inputs = floats(inputs_address, n_rows, n_inputs)
+    n_samples = n_steps * n_sequences
+    grad = floats(grad_address, n_samples, n_neurons)
+    potentials = floats(potentials_address, n_samples, n_neurons)
+    inputs = floats(inputs_address, n_samples, n_inputs)
     state = floats(state_address, n_sequences, n_neurons)
     starts = bools(starts_address, n_steps if starts_address else 0, n_sequences)
     elapsed_time = floats(elapsed_address, n_steps if elapsed_address else 0, n_sequences)
     synaptic = floats(synaptic_address, 4, n_synapses)
     sensory = floats(sensory_address, 4, n_sensory)
     neuronal = floats(neuronal_address, 3, n_neurons)
-    pointer = integers(pointer_address, n_neurons + 1)
-    source = integers(source_address, n_synapses)
-    sensory_pointer = integers(sensory_pointer_address, n_neurons + 1)
-    sensory_source = integers(sensory_source_address, n_sensory)
-    inputs_gradient = floats(inputs_gradient_address, n_rows, n_inputs)
+    own_pointer = integers(pointer_address, n_neurons + 1)
+    own_sensory_pointer = integers(sensory_pointer_address, n_neurons + 1)
+    pointer = paired(own_pointer)
+    sensory_pointer = paired(own_sensory_pointer)
+    source = paired_source(own_pointer, integers(source_address, n_synapses), pointer)
+    sensory_source = paired_source(own_sensory_pointer, integers(sensory_source_address, n_sensory), sensory_pointer)
+    inputs_gradient = floats(inputs_gradient_address, n_samples, n_inputs)
     state_gradient = floats(state_gradient_address, n_sequences, n_neurons)
     elapsed_gradient = floats(elapsed_gradient_address, elapsed_time.shape[0], n_sequences)
-    table = synapse_table(synaptic)
-    sensory_table = synapse_table(sensory)
+    table = synapse_table(synaptic, own_pointer, pointer)
+    sensory_table = synapse_table(sensory, own_sensory_pointer, sensory_pointer)
 
     record_rows = (2 * ode_unfolds + 1) * n_neurons
-    record = np.empty((record_rows, LANES), np.float32)
-    rows = np.empty((n_inputs, LANES), np.float32)
-    delta = np.empty((1, LANES), np.float32)
-    current = np.empty((n_neurons, LANES), np.float32)
-    conductance = np.empty((n_neurons, LANES), np.float32)
-    adjoint = np.empty((n_neurons, LANES), np.float32)
-    pulls = np.empty((n_neurons, LANES), np.float32)
-    sensory_pulls = np.empty((n_inputs, LANES), np.float32)
-    numerators = np.empty((ode_unfolds * n_neurons, LANES), np.float32)
-    denominators = np.empty((ode_unfolds * n_neurons, LANES), np.float32)
-    numerator_sums = np.empty((n_neurons, LANES), np.float32)
-    denominator_sums = np.empty((n_neurons, LANES), np.float32)
-    sigmoids = np.empty((ode_unfolds * n_synapses, LANES), np.float32)
-    sums = np.empty((4 * n_synapses, LANES), np.float32)
-    sensory_sums_ = np.empty((4 * n_sensory, LANES), np.float32)
-    neuronal_sums = np.empty((3 * n_neurons, LANES), np.float32)
-    delta_sum = np.empty((1, LANES), np.float32)
-    n_partials = 4 * n_synapses + 4 * n_sensory + 3 * n_neurons
-    partials = floats(partials_address, last_block, n_partials)
+    record = lane_rows(record_rows)
+    unfolded = lane_rows((ode_unfolds + 1) * n_neurons)
+    rows = lane_rows(n_inputs)
+    delta = lane_rows(1)
+    current = lane_rows(n_neurons)
+    conductance = lane_rows(n_neurons)
+    adjoint = lane_rows(n_neurons)
+    inputs_adjoint = lane_rows(n_inputs)
+    current_sums = lane_rows(n_neurons)
+    conductance_sums = lane_rows(n_neurons)
+    synaptic_totals = lane_rows(source.shape[0])
+    sensory_totals = lane_rows(sensory_source.shape[0])
+    neuronal_totals = lane_rows(3 * n_neurons)
+    currents = lane_rows(ode_unfolds * n_neurons)
+    conductances = lane_rows(ode_unfolds * n_neurons)
+    n_rows = source.shape[0]
+    sigmoids = lane_rows(max(ode_unfolds * n_rows, sensory_source.shape[0]))
+    delta_sum = lane_rows(1)
+    partials = floats(partials_address, last_block, 4 * n_synapses + 4 * n_sensory + 3 * n_neurons)
     for block in range(first_block, last_block):
         first = block * LANES
         start = 0
         if saved_address:
             record = floats(saved_address + block * n_steps * record_rows * LANES * 4, n_steps * record_rows, LANES)
         zero(adjoint)
-        zero(sums)
-        zero(sensory_sums_)
-        zero(neuronal_sums)
+        zero(synaptic_totals)
+        zero(sensory_totals)
+        zero(neuronal_totals)
         for t in range(n_steps - 1, -1, -1):
-            gather(inputs, first, n_sequences, t, rows, 0)
+            gather(inputs, first, n_sequences, t, rows)
             gather_delta(elapsed_time, t, first, ode_unfolds, delta)
             if saved_address:
                 start = t * record_rows
+                replay(delta, record, start, n_neurons, unfolded)
             else:
                 if t > 0:
-                    gather(potentials, first, n_sequences, t - 1, record, 0)
+                    gather(potentials, first, n_sequences, t - 1, unfolded)
                 else:
-                    gather(state, first, n_sequences, 0, record, 0)
-                clear_started(record, 0, n_neurons, starts, t, first)
+                    gather(state, first, n_sequences, 0, unfolded)
+                clear_started(unfolded, n_neurons, starts, t, first)
                 sensory_sums(sensory_table, sensory_pointer, sensory_source, rows, neuronal, current, conductance)
-                solve(table, pointer, source, neuronal, delta, current, conductance, record, 0, ode_unfolds)
-            add_gradient(grad, first, n_sequences, t, adjoint)
-            reciprocals = start + (ode_unfolds + 1) * n_neurons
-            for k in range(ode_unfolds - 1, -1, -1):
-                pull_back(
+                solve(
                     table,
                     pointer,
                     source,
                     neuronal,
                     delta,
+                    current,
+                    conductance,
+                    unfolded,
                     record,
-                    start + k * n_neurons,
-                    reciprocals + k * n_neurons,
-                    adjoint,
-                    pulls,
-                    numerators,
-                    denominators,
-                    k * n_neurons,
-                    sigmoids,
-                    k * n_synapses,
+                    0,
+                    ode_unfolds,
                 )
+            add_gradient(grad, first, n_sequences, t, adjoint)
+            zero(current_sums)
+            zero(conductance_sums)
             zero(delta_sum)
+            for k in range(ode_unfolds - 1, -1, -1):
+                before = k * n_neurons
+                slopes = start + n_neurons + before
+                pull_back_neurons(
+                    neuronal,
+                    delta,
+                    unfolded,
+                    before,
+                    record,
+                    slopes,
+                    slopes + ode_unfolds * n_neurons,
+                    record_rows,
+                    adjoint,
+                    currents,
+                    conductances,
+                    current_sums,
+                    conductance_sums,
+                    neuronal_totals,
+                    delta_sum,
+                )
+                pull_back_synapses(
+                    table,
+                    pointer,
+                    source,
+                    unfolded,
+                    before,
+                    currents,
+                    conductances,
+                    adjoint,
+                    sigmoids,
+                    k * n_rows,
+                )
             accumulate(
                 table,
                 pointer,
                 source,
-                n_neurons,
-                delta,
-                record,
-                start,
+                unfolded[: ode_unfolds * n_neurons],
                 ode_unfolds,
-                numerators,
-                denominators,
+                currents,
+                conductances,
                 sigmoids,
-                sums,
-                delta_sum,
+                synaptic_totals,
             )
-            accumulate_neurons(
-                neuronal,
-                delta,
-                record,
-                start,
-                ode_unfolds,
-                numerators,
-                denominators,
-                numerator_sums,
-                denominator_sums,
-                neuronal_sums,
-                delta_sum,
-            )
-            sensory_backward(
+            zero(inputs_adjoint)
+            pull_back_synapses(
                 sensory_table,
                 sensory_pointer,
                 sensory_source,
-                n_neurons,
-                delta,
                 rows,
-                numerator_sums,
-                denominator_sums,
-                sensory_pulls,
-                sensory_sums_,
-                delta_sum,
+                0,
+                current_sums,
+                conductance_sums,
+                inputs_adjoint,
+                sigmoids,
+                0,
             )
-            scatter(sensory_pulls, 0, first, n_sequences, t, inputs_gradient)
+            accumulate(
+                sensory_table,
+                sensory_pointer,
+                sensory_source,
+                rows,
+                1,
+                current_sums,
+                conductance_sums,
+                sigmoids,
+                sensory_totals,
+            )
+            scatter(inputs_adjoint, 0, first, n_sequences, t, inputs_gradient)
             write_elapsed_gradient(delta_sum, first, t, ode_unfolds, elapsed_gradient)
-            clear_started(adjoint, 0, n_neurons, starts, t, first)
+            clear_started(adjoint, n_neurons, starts, t, first)
         scatter(adjoint, 0, first, n_sequences, 0, state_gradient)
-        write_synapse_gradients(sums, synaptic, partials[block], 0)
-        write_synapse_gradients(sensory_sums_, sensory, partials[block], 4 * n_synapses)
-        write_neuron_gradients(neuronal_sums, n_neurons, partials[block], 4 * (n_synapses + n_sensory))
+        write_synapse_gradients(synaptic_totals, own_pointer, pointer, synaptic, partials[block], 0)
+        write_synapse_gradients(
+            sensory_totals, own_sensory_pointer, sensory_pointer, sensory, partials[block], 4 * n_synapses
+        )
+        write_neuron_gradients(neuronal_totals, n_neurons, partials[block], 4 * (n_synapses + n_sensory))

@@ -1,8 +1,12 @@
-"""The scan forward in Numba: sixteen sequences per vector, or, for a few sequences, synapses along the loop.
+"""The scan forward in Numba, sixteen sequences per vector.
 
-A block is `LANES` sequences side by side. Its potentials lie as rows of lanes, one row per neuron. What a step leaves
-behind for the backward pass is a record: the potentials before each unfold and after the last, (ode_unfolds + 1) * U
-rows, then the reciprocals of the denominators, ode_unfolds * U rows.
+A block is `LANES` sequences side by side: whatever belongs to a neuron or an input is a row of lanes. With the current
+I and the conductance G that leak and synapses add up to, the solver's quotient is the same as
+
+    v <- v + delta slope,    slope = (I - G v) / (cm + delta G),
+
+which leaves v as it is where delta is 0, and loses no digits where delta is small. A step leaves a record behind for
+the backward pass: the U potentials before it, then ode_unfolds * U slopes, then as many reciprocals 1 / (cm + delta G).
 
 Every tensor arrives as the address of its data: Numba takes twenty integers in half a microsecond, and as many arrays
 in ten.
@@ -27,7 +31,7 @@ from ncp_rl.kernels.numba_lanes import (
     int32_pointer,
     integer,
     load,
-    logistic2,
+    logistics2,
     reciprocal,
     spread,
     store,
@@ -46,6 +50,8 @@ CM, GLEAK, VLEAK = range(3)
 #: The exponent of the sigmoid is slope * v + offset, to base 2.
 SLOPE, OFFSET, WEIGHT, DRIVE, REVERSAL, PULL, MIDPOINT = range(7)
 COLUMNS = 8
+#: Synapses that a loop takes at once.
+PAIR = 2
 
 _EPSILON = np.float32(EPSILON)
 _LOG2_E = np.float32(math.log2(math.e))
@@ -72,23 +78,60 @@ def bools(address: int, rows: int, columns: int) -> Any:
 
 
 @inlined
-def synapse_table(params: Floats) -> Floats:
-    """(E, COLUMNS) of the (4, E) rows w, sigma, mu, erev."""
-    table = np.empty((params.shape[1], COLUMNS), np.float32)
-    for e in range(params.shape[1]):
-        w, sigma, mu, erev = params[W, e], params[SIGMA, e], params[MU, e], params[EREV, e]
-        table[e, SLOPE] = -sigma * _LOG2_E
-        table[e, OFFSET] = sigma * mu * _LOG2_E
-        table[e, WEIGHT] = w
-        table[e, DRIVE] = w * erev
-        table[e, REVERSAL] = erev
-        table[e, PULL] = w * sigma
-        table[e, MIDPOINT] = mu
+def lane_rows(n_rows: int) -> Floats:
+    """(n_rows, LANES) float32, uninitialised, each row one cache line: a row across two lines loads at half speed."""
+    memory = np.empty((n_rows + 1) * LANES, np.float32)
+    first = -(memory.ctypes.data // 4) % LANES
+    return memory[first : first + n_rows * LANES].reshape((n_rows, LANES))
+
+
+@inlined
+def paired(pointer: Integers) -> Any:
+    """(U + 1,) int32 like `pointer`, each neuron's synapses padded to a multiple of `PAIR`."""
+    result = np.zeros(pointer.shape[0], np.int32)
+    for j in range(pointer.shape[0] - 1):
+        fan_in = pointer[j + 1] - pointer[j]
+        result[j + 1] = result[j] + (fan_in + PAIR - 1) // PAIR * PAIR
+    return result
+
+
+@inlined
+def paired_source(pointer: Integers, source: Integers, rows: Integers) -> Any:
+    """Sources by row of the table; padding has the source of the synapse that it follows."""
+    result = np.zeros(rows[-1], np.int32)
+    for j in range(pointer.shape[0] - 1):
+        for row in range(rows[j], rows[j + 1]):
+            result[row] = source[min(pointer[j] + row - rows[j], pointer[j + 1] - 1)]
+    return result
+
+
+@inlined
+def synapse_table(params: Floats, pointer: Integers, rows: Integers) -> Floats:
+    """(rows, COLUMNS) of the (4, E) rows w, sigma, mu, erev; padding repeats a synapse without its weight."""
+    table = np.zeros((rows[-1], COLUMNS), np.float32)
+    for j in range(pointer.shape[0] - 1):
+        for row in range(rows[j], rows[j + 1]):
+            e = min(pointer[j] + row - rows[j], pointer[j + 1] - 1)
+            w = params[W, e] if e == pointer[j] + row - rows[j] else _ZERO
+            sigma, mu, erev = params[SIGMA, e], params[MU, e], params[EREV, e]
+            table[row, SLOPE] = -sigma * _LOG2_E
+            table[row, OFFSET] = sigma * mu * _LOG2_E
+            table[row, WEIGHT] = w
+            table[row, DRIVE] = w * erev
+            table[row, REVERSAL] = erev
+            table[row, PULL] = w * sigma
+            table[row, MIDPOINT] = mu
     return table
 
 
 @inlined
-def gather(source: Floats, first: int, n_sequences: int, step: int, rows: Floats, first_row: int) -> None:
+def exponent(table: Floats, row: int, presynaptic: Any) -> Any:
+    """What the sigmoid of a synapse is taken of, to base 2."""
+    return presynaptic * broadcast(table, row * COLUMNS + SLOPE) + broadcast(table, row * COLUMNS + OFFSET)
+
+
+@inlined
+def gather(source: Floats, first: int, n_sequences: int, step: int, rows: Floats) -> None:
     """Columns of `source` (T * N, columns) at one step become rows of lanes.
 
     Lanes past the last sequence repeat it: they stay finite where it does, and nobody reads them.
@@ -96,7 +139,7 @@ def gather(source: Floats, first: int, n_sequences: int, step: int, rows: Floats
     for lane in range(LANES):
         sequence = step * n_sequences + min(first + lane, n_sequences - 1)
         for column in range(source.shape[1]):
-            rows[first_row + column, lane] = source[sequence, column]
+            rows[column, lane] = source[sequence, column]
 
 
 @inlined
@@ -109,13 +152,16 @@ def scatter(rows: Floats, first_row: int, first: int, n_sequences: int, step: in
 
 
 @inlined
-def clear_started(rows: Floats, first_row: int, n_rows: int, starts: Bools, step: int, first: int) -> None:
-    """Zero the lanes of sequences that start an episode at this step; `starts` has no rows where there are none."""
+def clear_started(rows: Floats, n_rows: int, starts: Bools, step: int, first: int) -> None:
+    """Zero the lanes of sequences that start an episode at this step, in the first `n_rows` rows.
+
+    `starts` has no rows where no sequence ever does.
+    """
     if starts.shape[0] == 0:
         return
     for lane in range(min(LANES, starts.shape[1] - first)):
         if starts[step, first + lane]:
-            for row in range(first_row, first_row + n_rows):
+            for row in range(n_rows):
                 rows[row, lane] = _ZERO
 
 
@@ -144,12 +190,17 @@ def sensory_sums(
         gleak = neuronal[GLEAK, j]
         current_sum = spread(gleak * neuronal[VLEAK, j])
         conductance_sum = spread(gleak + _EPSILON)
-        for e in range(integer(pointer, j), integer(pointer, j + 1)):
+        for e in range(integer(pointer, j), integer(pointer, j + 1), PAIR):
+            first, second = logistics2(
+                exponent(table, e, load(inputs, integer(source, e))),
+                exponent(table, e + 1, load(inputs, integer(source, e + 1))),
+            )
             column = e * COLUMNS
-            presynaptic = load(inputs, integer(source, e))
-            sigmoid = logistic2(presynaptic * broadcast(table, column + SLOPE) + broadcast(table, column + OFFSET))
-            current_sum = current_sum + sigmoid * broadcast(table, column + DRIVE)
-            conductance_sum = conductance_sum + sigmoid * broadcast(table, column + WEIGHT)
+            current_sum = current_sum + first * broadcast(table, column + DRIVE)
+            conductance_sum = conductance_sum + first * broadcast(table, column + WEIGHT)
+            column += COLUMNS
+            current_sum = current_sum + second * broadcast(table, column + DRIVE)
+            conductance_sum = conductance_sum + second * broadcast(table, column + WEIGHT)
         store(current, j, current_sum)
         store(conductance, j, conductance_sum)
 
@@ -163,28 +214,35 @@ def unfold(
     delta: Floats,
     current: Floats,
     conductance: Floats,
-    record: Floats,
+    unfolded: Floats,
     before: int,
-    after: int,
+    record: Floats,
+    slopes: int,
     reciprocals: int,
 ) -> None:
-    """One substep, from the potentials at row `before` of the record to those at row `after`."""
+    """One substep: from the potentials at row `before` of `unfolded` to those that follow them."""
+    n_neurons = neuronal.shape[1]
     step = load(delta, 0)
-    for j in range(neuronal.shape[1]):
+    for j in range(n_neurons):
         current_sum = load(current, j)
         conductance_sum = load(conductance, j)
-        for e in range(integer(pointer, j), integer(pointer, j + 1)):
+        for e in range(integer(pointer, j), integer(pointer, j + 1), PAIR):
+            first, second = logistics2(
+                exponent(table, e, load(unfolded, before + integer(source, e))),
+                exponent(table, e + 1, load(unfolded, before + integer(source, e + 1))),
+            )
             column = e * COLUMNS
-            presynaptic = load(record, before + integer(source, e))
-            sigmoid = logistic2(presynaptic * broadcast(table, column + SLOPE) + broadcast(table, column + OFFSET))
-            current_sum = current_sum + sigmoid * broadcast(table, column + DRIVE)
-            conductance_sum = conductance_sum + sigmoid * broadcast(table, column + WEIGHT)
+            current_sum = current_sum + first * broadcast(table, column + DRIVE)
+            conductance_sum = conductance_sum + first * broadcast(table, column + WEIGHT)
+            column += COLUMNS
+            current_sum = current_sum + second * broadcast(table, column + DRIVE)
+            conductance_sum = conductance_sum + second * broadcast(table, column + WEIGHT)
         inverse = reciprocal(spread(neuronal[CM, j]) + step * conductance_sum)
-        potential = load(record, before + j)
-        # The solver's quotient less v: no elapsed time changes nothing, and little time costs no digits.
-        change = step * (current_sum - potential * conductance_sum) * inverse
+        potential = load(unfolded, before + j)
+        slope = (current_sum - potential * conductance_sum) * inverse
+        store(record, slopes + j, slope)
         store(record, reciprocals + j, inverse)
-        store(record, after + j, potential + change)
+        store(unfolded, before + n_neurons + j, potential + step * slope)
 
 
 @inlined
@@ -196,15 +254,19 @@ def solve(
     delta: Floats,
     current: Floats,
     conductance: Floats,
+    unfolded: Floats,
     record: Floats,
     start: int,
     ode_unfolds: int,
 ) -> None:
-    """Fill the record of one step, whose potentials at row `start` are there already."""
+    """All substeps of one step, from the first U rows of `unfolded`; the record begins at row `start`."""
     n_neurons = neuronal.shape[1]
-    reciprocals = start + (ode_unfolds + 1) * n_neurons
+    slopes = start + n_neurons
+    reciprocals = slopes + ode_unfolds * n_neurons
+    for j in range(n_neurons):
+        store(record, start + j, load(unfolded, j))
     for k in range(ode_unfolds):
-        before = start + k * n_neurons
+        rows = k * n_neurons
         unfold(
             table,
             pointer,
@@ -213,10 +275,11 @@ def solve(
             delta,
             current,
             conductance,
+            unfolded,
+            rows,
             record,
-            before,
-            before + n_neurons,
-            reciprocals + k * n_neurons,
+            slopes + rows,
+            reciprocals + rows,
         )
 
 
@@ -252,35 +315,49 @@ def forward_blocks(
     starts = bools(starts_address, n_steps if starts_address else 0, n_sequences)
     elapsed_time = floats(elapsed_address, n_steps if elapsed_address else 0, n_sequences)
     neuronal = floats(neuronal_address, 3, n_neurons)
-    pointer = integers(pointer_address, n_neurons + 1)
-    source = integers(source_address, n_synapses)
-    sensory_pointer = integers(sensory_pointer_address, n_neurons + 1)
-    sensory_source = integers(sensory_source_address, n_sensory)
-    table = synapse_table(floats(synaptic_address, 4, n_synapses))
-    sensory_table = synapse_table(floats(sensory_address, 4, n_sensory))
+    own_pointer = integers(pointer_address, n_neurons + 1)
+    own_sensory_pointer = integers(sensory_pointer_address, n_neurons + 1)
+    pointer = paired(own_pointer)
+    sensory_pointer = paired(own_sensory_pointer)
+    source = paired_source(own_pointer, integers(source_address, n_synapses), pointer)
+    sensory_source = paired_source(own_sensory_pointer, integers(sensory_source_address, n_sensory), sensory_pointer)
+    table = synapse_table(floats(synaptic_address, 4, n_synapses), own_pointer, pointer)
+    sensory_table = synapse_table(floats(sensory_address, 4, n_sensory), own_sensory_pointer, sensory_pointer)
 
     record_rows = (2 * ode_unfolds + 1) * n_neurons
-    record = np.empty((record_rows, LANES), np.float32)
-    rows = np.empty((n_inputs, LANES), np.float32)
-    delta = np.empty((1, LANES), np.float32)
-    current = np.empty((n_neurons, LANES), np.float32)
-    conductance = np.empty((n_neurons, LANES), np.float32)
+    record = lane_rows(record_rows)
+    unfolded = lane_rows((ode_unfolds + 1) * n_neurons)
+    last = ode_unfolds * n_neurons
+    rows = lane_rows(n_inputs)
+    delta = lane_rows(1)
+    current = lane_rows(n_neurons)
+    conductance = lane_rows(n_neurons)
     for block in range(first_block, last_block):
         first = block * LANES
         start = 0
         if saved_address:
             record = floats(saved_address + block * n_steps * record_rows * LANES * 4, n_steps * record_rows, LANES)
-        gather(state, first, n_sequences, 0, record, start)
+        gather(state, first, n_sequences, 0, unfolded)
         for t in range(n_steps):
-            clear_started(record, start, n_neurons, starts, t, first)
-            gather(inputs, first, n_sequences, t, rows, 0)
+            clear_started(unfolded, n_neurons, starts, t, first)
+            gather(inputs, first, n_sequences, t, rows)
             gather_delta(elapsed_time, t, first, ode_unfolds, delta)
             sensory_sums(sensory_table, sensory_pointer, sensory_source, rows, neuronal, current, conductance)
-            solve(table, pointer, source, neuronal, delta, current, conductance, record, start, ode_unfolds)
-            end = start + ode_unfolds * n_neurons
-            scatter(record, end, first, n_sequences, t, potentials)
-            if t + 1 < n_steps:
-                following = start + record_rows if saved_address else 0
-                for j in range(n_neurons):
-                    store(record, following + j, load(record, end + j))
-                start = following
+            if saved_address:
+                start = t * record_rows
+            solve(
+                table,
+                pointer,
+                source,
+                neuronal,
+                delta,
+                current,
+                conductance,
+                unfolded,
+                record,
+                start,
+                ode_unfolds,
+            )
+            scatter(unfolded, last, first, n_sequences, t, potentials)
+            for j in range(n_neurons):
+                store(unfolded, j, load(unfolded, last + j))

@@ -118,6 +118,21 @@ def store(typing_context: Any, array: Any, row: Any, value: Any) -> Typed:
 
 
 @intrinsic
+def prefetch(typing_context: Any, array: Any, row: Any) -> Typed:
+    """Ask for row `row`, which may lie outside of the array, to be brought near."""
+
+    def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        address = _row(context, builder, sig.args[0], arguments[0], arguments[1], sig.args[1])
+        address = builder.bitcast(address, ir.IntType(8).as_pointer())
+        # For reading, to be kept, data.
+        hints = [ir.Constant(_INT32, hint) for hint in (0, 3, 1)]
+        _call(builder, "llvm.prefetch.p0i8", ir.VoidType(), [address, *hints])
+        return context.get_dummy_value()
+
+    return types.void(array, row), generate
+
+
+@intrinsic
 def broadcast(typing_context: Any, array: Any, index: Any) -> Typed:
     """One element of a flat array in every lane."""
 
@@ -166,28 +181,50 @@ def total(typing_context: Any, value: Any) -> Typed:
 
 
 @intrinsic
-def reciprocal(typing_context: Any, value: Any) -> Typed:
-    """1 / value, within two units in the last place for normal numbers."""
+def fold4(typing_context: Any, first: Any, second: Any, third: Any, fourth: Any) -> Typed:
+    """Partial sums of four lanes values in one: the sum of lanes m, m + 4, ... is the total of the m-th value."""
 
     def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
-        return _reciprocal(builder, arguments[0], _has_avx512(context))
+        first, second, third, fourth = arguments
+        left, right = _fold(builder, first, second, 1), _fold(builder, third, fourth, 1)
+        return _fold(builder, left, right, 2)
+
+    return lanes_type(first, second, third, fourth), generate
+
+
+def _fold(builder: Any, x: Any, y: Any, width: int) -> Any:
+    """Add the halves of each four lanes of x, and of y; `width` lanes of one follow as many of the other."""
+    left = [lane for lane in range(LANES) if lane % 4 < 2]
+    order: list[int] = []
+    for first in range(0, len(left), width):
+        chosen = left[first : first + width]
+        order += [*chosen, *(LANES + lane for lane in chosen)]
+    parts = [builder.shuffle_vector(x, y, ir.Constant(_INT_VECTOR, [lane + half for lane in order])) for half in (0, 2)]
+    return builder.fadd(*parts, flags=_FUSE)
+
+
+@intrinsic
+def reciprocal(typing_context: Any, value: Any) -> Typed:
+    """1 / value."""
+
+    def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        return builder.fdiv(_constant(1.0), arguments[0])
 
     return lanes_type(value), generate
 
 
 @intrinsic
-def logistic2(typing_context: Any, exponent: Any) -> Typed:
-    """1 / (1 + 2^exponent): the logistic function of -exponent ln 2."""
+def logistics2(typing_context: Any, first: Any, second: Any) -> Typed:
+    """1 / (1 + 2^x) of two exponents x: the logistic function of -x ln 2.
+
+    Two at once, operation by operation: one alone is a chain of fourteen operations that each wait for the last.
+    """
 
     def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
-        avx512 = _has_avx512(context)
-        # 2^126 is far into saturation, and its reciprocal is still a normal number. The comparison is ordered, so
-        # that NaN stays NaN.
-        exponent = _minimum(builder, arguments[0], _constant(126.0))
-        power = _exp2_avx512(builder, exponent) if avx512 else _exp2(builder, exponent)
-        return _reciprocal(builder, builder.fadd(power, _constant(1.0)), avx512)
+        values = _logistics2(builder, arguments, _exp2_table if _has_avx512(context) else _exp2)
+        return context.make_tuple(builder, sig.return_type, values)
 
-    return lanes_type(exponent), generate
+    return types.UniTuple(lanes_type, 2)(first, second), generate
 
 
 @intrinsic
@@ -215,73 +252,79 @@ def _pointer(element_type: Any, address: Any) -> Typed:
     return types.CPointer(element_type)(address), generate
 
 
-def _exp2_coefficients(first: float, degree: int = 5) -> list[float]:
-    """Polynomial of 2^f for f from `first` to `first` + 1, relative error 8e-8 at degree 5; lowest power first."""
-    nodes = first + 0.5 + 0.5 * np.cos(np.linspace(0, np.pi, 4001))
+def _logistics2(builder: Any, exponents: list[Any], exp2: Callable[..., Any]) -> list[Any]:
+    one = _constant(1.0)
+    powers = exp2(builder, [_clamp(builder, exponent) for exponent in exponents])
+    denominators = [builder.fadd(power, one) for power in powers]
+    return [builder.fdiv(one, denominator) for denominator in denominators]
+
+
+def _clamp(builder: Any, exponent: Any) -> Any:
+    """`exponent` between -126 and 126, where powers of two are normal numbers; far into saturation either way.
+
+    The comparisons are ordered, so that NaN stays NaN.
+    """
+    for comparison, bound in (("<", _constant(-126.0)), (">", _constant(126.0))):
+        exponent = builder.select(builder.fcmp_ordered(comparison, exponent, bound), bound, exponent)
+    return exponent
+
+
+def _exp2(builder: Any, exponents: list[Any]) -> list[Any]:
+    """2^x by a whole power of two and a polynomial of degree 5."""
+    wholes, rests = _split(builder, exponents, steps=1)
+    mantissas = _polynomial(builder, rests, _exp2_coefficients(0.5, degree=5))
+    shift = ir.Constant(_INT_VECTOR, [23] * LANES)
+    return [
+        builder.bitcast(builder.add(builder.bitcast(mantissa, _INT_VECTOR), builder.shl(whole, shift)), _VECTOR)
+        for mantissa, whole in zip(mantissas, wholes, strict=True)
+    ]
+
+
+def _exp2_table(builder: Any, exponents: list[Any]) -> list[Any]:
+    """2^x by a table of sixteenths, which lies in one AVX-512 register, and a polynomial of degree 2."""
+    sixteenths, rests = _split(builder, exponents, steps=16)
+    mantissas = _polynomial(builder, rests, _exp2_coefficients(1 / 32, degree=2))
+    # Shifted by 19, the number of sixteenths adds its whole part to the exponent; the rest of it is taken off here.
+    numbers = np.arange(16, dtype=np.int32)
+    bits = (2.0 ** (numbers / 16)).astype(np.float32).view(np.int32) - (numbers << 19)
+    table = ir.Constant(_INT_VECTOR, bits.tolist())
+    shift = ir.Constant(_INT_VECTOR, [19] * LANES)
+    # VPERMD reads the lowest four bits of each index.
+    found = [_call(builder, "llvm.x86.avx512.permvar.si.512", _INT_VECTOR, [table, index]) for index in sixteenths]
+    powers = [
+        builder.bitcast(builder.add(entry, builder.shl(index, shift)), _VECTOR)
+        for entry, index in zip(found, sixteenths, strict=True)
+    ]
+    return [builder.fmul(power, mantissa) for power, mantissa in zip(powers, mantissas, strict=True)]
+
+
+def _split(builder: Any, values: list[Any], steps: int) -> tuple[list[Any], list[Any]]:
+    """The nearest number of steps of 1 / `steps` in the lowest bits of an integer, and what is left."""
+    # The sum has no bits for less than a step, so that adding rounds.
+    rounder = _constant(1.5 * 2**23 / steps)
+    sums = [builder.fadd(value, rounder) for value in values]
+    rests = [builder.fsub(value, builder.fsub(sum_, rounder)) for value, sum_ in zip(values, sums, strict=True)]
+    return [builder.bitcast(sum_, _INT_VECTOR) for sum_ in sums], rests
+
+
+def _exp2_coefficients(bound: float, degree: int) -> list[float]:
+    """Polynomial of 2^x for -bound <= x <= bound, lowest power first; relative error below 3e-7 as used here."""
+    nodes = bound * np.cos(np.linspace(0, np.pi, 4001))
     powers = 2.0**nodes
-    fit = np.polynomial.chebyshev.Chebyshev.fit(nodes, powers, degree, w=1 / powers, domain=[first, first + 1])
+    fit = np.polynomial.chebyshev.Chebyshev.fit(nodes, powers, degree, w=1 / powers, domain=[-bound, bound])
     return [float(np.float32(c)) for c in fit.convert(kind=np.polynomial.Polynomial).coef]
 
 
-def _horner(builder: Any, x: Any, coefficients: list[float]) -> Any:
-    result = _constant(coefficients[-1])
-    for coefficient in coefficients[-2::-1]:
-        result = builder.fadd(builder.fmul(result, x, flags=_FUSE), _constant(coefficient), flags=_FUSE)
-    return result
-
-
-def _exp2(builder: Any, exponent: Any) -> Any:
-    exponent = builder.select(builder.fcmp_ordered("<", exponent, _constant(-126.0)), _constant(-126.0), exponent)
-    # Adding 1.5 * 2^23 rounds to the nearest whole number, which then stands in the lowest bits.
-    rounder = _constant(1.5 * 2**23)
-    shifted = builder.fadd(exponent, rounder)
-    fraction = builder.fsub(exponent, builder.fsub(shifted, rounder))
-    mantissa = _horner(builder, fraction, _exp2_coefficients(-0.5))
-    bits = builder.shl(builder.bitcast(shifted, _INT_VECTOR), ir.Constant(_INT_VECTOR, [23] * LANES))
-    return builder.bitcast(builder.add(builder.bitcast(mantissa, _INT_VECTOR), bits), _VECTOR)
-
-
-_ALL_LANES = ir.Constant(ir.IntType(16), -1)
-_CURRENT_ROUNDING = ir.Constant(_INT32, 4)
-# VREDUCEPS: x - floor(x), no exceptions.
-_FRACTION_ABOVE_FLOOR = ir.Constant(_INT32, 0b1001)
-
-
-def _exp2_avx512(builder: Any, exponent: Any) -> Any:
-    """Two instructions take the exponent apart and put it back, where the portable form needs seven."""
-    unused = _constant(0.0)
-    fraction = _call(
-        builder,
-        "llvm.x86.avx512.mask.reduce.ps.512",
-        _VECTOR,
-        [exponent, _FRACTION_ABOVE_FLOOR, unused, _ALL_LANES, _CURRENT_ROUNDING],
-    )
-    mantissa = _horner(builder, fraction, _exp2_coefficients(0.0))
-    return _call(
-        builder,
-        "llvm.x86.avx512.mask.scalef.ps.512",
-        _VECTOR,
-        [mantissa, exponent, unused, _ALL_LANES, _CURRENT_ROUNDING],
-    )
-
-
-def _reciprocal(builder: Any, value: Any, avx512: bool) -> Any:
-    one = _constant(1.0)
-    if not avx512:
-        return builder.fdiv(one, value)
-    # 14 bits from the table, 24 after one step of Newton's method: cheaper than a division.
-    estimate = _call(builder, "llvm.x86.avx512.rcp14.ps.512", _VECTOR, [value, _constant(0.0), _ALL_LANES])
-    error = builder.fsub(one, builder.fmul(value, estimate, flags=_FUSE), flags=_FUSE)
-    return builder.fadd(estimate, builder.fmul(estimate, error, flags=_FUSE), flags=_FUSE)
-
-
-def _minimum(builder: Any, x: Any, bound: Any) -> Any:
-    return builder.select(builder.fcmp_ordered(">", x, bound), bound, x)
+def _polynomial(builder: Any, values: list[Any], coefficients: list[float]) -> list[Any]:
+    results = [_constant(coefficients[-1])] * len(values)
+    for coefficient in map(_constant, coefficients[-2::-1]):
+        products = [builder.fmul(result, x, flags=_FUSE) for result, x in zip(results, values, strict=True)]
+        results = [builder.fadd(product, coefficient, flags=_FUSE) for product in products]
+    return results
 
 
 def _has_avx512(context: Any) -> bool:
-    features = context.codegen().magic_tuple()[2].split(",")
-    return "+avx512f" in features and "+avx512dq" in features
+    return "+avx512f" in context.codegen().magic_tuple()[2].split(",")
 
 
 def _call(builder: Any, name: str, result: Any, arguments: list[Any], **options: Any) -> Any:

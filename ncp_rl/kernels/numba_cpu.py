@@ -19,6 +19,9 @@ from ncp_rl.kernels.numba_lanes import LANES
 #: Bytes of unfold states that a forward pass may keep for its backward pass, which else solves the steps again.
 MEMORY_BUDGET = 64 * 2**20
 
+# No records: the address of no elements is 0.
+_NOTHING = torch.empty(0)
+
 
 def forward(
     params: Params,
@@ -39,29 +42,39 @@ def forward(
     n_steps, n_sequences, n_inputs = inputs.shape
     n_neurons = state.shape[1]
     n_blocks = -(-n_sequences // LANES)
-    record_size = n_blocks * n_steps * (2 * ode_unfolds + 1) * n_neurons * LANES
-    save = save and record_size * inputs.itemsize <= MEMORY_BUDGET
-    potentials = inputs.new_empty(n_steps, n_sequences, n_neurons)
-    saved = inputs.new_empty(record_size if save else 0)
-    _run_blocks(
-        forward_blocks,
-        n_blocks,
+    potentials = inputs.new_empty((n_steps, n_sequences, n_neurons))
+    saved = _NOTHING
+    if save:
+        record_size = n_blocks * n_steps * (2 * ode_unfolds + 1) * n_neurons * LANES
+        if record_size * inputs.itemsize <= MEMORY_BUDGET:
+            saved = inputs.new_empty(record_size)
+    # A policy calls this once per environment step: no loops, no generators, no more attributes than it takes.
+    arguments = (
         inputs.data_ptr(),
         state.data_ptr(),
         0 if episode_starts is None else episode_starts.data_ptr(),
         0 if elapsed_time is None else elapsed_time.data_ptr(),
-        *(tensor.data_ptr() for tensor in params),
-        *(tensor.data_ptr() for tensor in synapses),
+        params.synaptic.data_ptr(),
+        params.sensory.data_ptr(),
+        params.neuronal.data_ptr(),
+        synapses.pointer.data_ptr(),
+        synapses.source.data_ptr(),
+        synapses.sensory_pointer.data_ptr(),
+        synapses.sensory_source.data_ptr(),
         potentials.data_ptr(),
-        saved.data_ptr() if save else 0,
+        saved.data_ptr(),
         n_steps,
         n_sequences,
         n_inputs,
         n_neurons,
-        len(synapses.source),
-        len(synapses.sensory_source),
+        params.synaptic.shape[1],
+        params.sensory.shape[1],
         ode_unfolds,
     )
+    if n_blocks == 1:
+        forward_blocks(*arguments, 0, 1)
+    else:
+        _run_blocks(forward_blocks, n_blocks, arguments)
     return potentials, saved
 
 
@@ -85,12 +98,10 @@ def backward(
     inputs_gradient, state_gradient = torch.empty_like(inputs), torch.empty_like(state)
     elapsed_gradient = None if elapsed_time is None else torch.empty_like(elapsed_time)
     partials = inputs.new_empty(n_blocks, sum(tensor.numel() for tensor in params))
-    _run_blocks(
-        backward_blocks,
-        n_blocks,
+    arguments = (
         grad.data_ptr(),
         potentials.data_ptr(),
-        saved.data_ptr() if saved.numel() else 0,
+        saved.data_ptr(),
         inputs.data_ptr(),
         state.data_ptr(),
         0 if episode_starts is None else episode_starts.data_ptr(),
@@ -105,16 +116,17 @@ def backward(
         n_sequences,
         n_inputs,
         n_neurons,
-        len(synapses.source),
-        len(synapses.sensory_source),
+        params.synaptic.shape[1],
+        params.sensory.shape[1],
         ode_unfolds,
     )
+    _run_blocks(backward_blocks, n_blocks, arguments)
     return Gradients(_sum_partials(partials, params), inputs_gradient, state_gradient, elapsed_gradient)
 
 
-def _run_blocks(kernel: Callable[..., None], n_blocks: int, *arguments: int) -> None:
+def _run_blocks(kernel: Callable[..., None], n_blocks: int, arguments: tuple[int, ...]) -> None:
     """Run `kernel` over all blocks, on as many threads as PyTorch may use and as there are blocks for."""
-    n_threads = 1 if n_blocks == 1 else min(torch.get_num_threads(), n_blocks)
+    n_threads = min(torch.get_num_threads(), n_blocks)
     if n_threads == 1:
         kernel(*arguments, 0, n_blocks)
         return

@@ -49,7 +49,7 @@ def ltc_scan(
         ValueError: Operands that do not fit each other, or that the named backend cannot serve.
         ModuleNotFoundError: The backend of this device is not installed.
     """
-    if inputs.dim() != 3 or 0 in inputs.shape[:2]:
+    if inputs.dim() != 3 or not inputs.shape[0] or not inputs.shape[1]:
         raise ValueError(f"inputs must be (T, N, S) with T, N >= 1, got {tuple(inputs.shape)}.")
     if ode_unfolds < 1:
         raise ValueError(f"ode_unfolds must be at least 1, got {ode_unfolds}.")

@@ -51,7 +51,7 @@ class _CacheImpl(caching.CompileResultCacheImpl):
 
 
 class _AnnouncingCache(caching.FunctionCache):
-    """Says so on stderr, once per process, before it compiles: the wait is seconds long."""
+    """Says so before it compiles."""
 
     _impl_class = _CacheImpl
 
@@ -62,10 +62,17 @@ class _AnnouncingCache(caching.FunctionCache):
         return found
 
 
+class _NoCache(caching.NullCache):
+    """For a machine on which no folder can be written: every process compiles."""
+
+    def load_overload(self, sig: Any, target_context: Any) -> None:
+        announce_compilation()
+
+
 @functools.cache
 def announce_compilation() -> None:
-    """Print one line about the wait."""
-    print("ncp_rl: compiling the CPU kernels for this machine, once; about ten seconds", file=sys.stderr)
+    """Tell whoever sits at the terminal, once per process, why nothing happens for some seconds."""
+    print("ncp_rl: compiling the CPU kernels; this takes about ten seconds, once per machine.", file=sys.stderr)
 
 
 def inlined(function: Callable[..., Any]) -> Any:
@@ -79,6 +86,6 @@ def kernel(function: Callable[..., Any]) -> Any:
     try:
         dispatcher._cache = _AnnouncingCache(function)
     except RuntimeError:
-        # No folder can be written: compile in every process.
-        pass
+        # Numba found no folder that it may write to.
+        dispatcher._cache = _NoCache()
     return dispatcher

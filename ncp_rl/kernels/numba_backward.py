@@ -73,12 +73,14 @@ def zero(rows: Floats) -> None:
 
 
 @inlined
-def add_gradient(grad: Floats, first: int, n_sequences: int, step: int, adjoint: Floats) -> None:
+def add_gradient(grad: Floats, first: int, n_sequences: int, step: int, incoming: Floats, adjoint: Floats) -> None:
     """Add the incoming gradient of one step to the adjoint; lanes past the last sequence keep zero."""
-    for lane in range(min(LANES, n_sequences - first)):
-        sequence = step * n_sequences + first + lane
+    gather(grad, first, n_sequences, step, incoming)
+    for lane in range(n_sequences - first, LANES):
         for j in range(grad.shape[1]):
-            adjoint[j, lane] += grad[sequence, j]
+            incoming[j, lane] = _ZERO
+    for j in range(grad.shape[1]):
+        store(adjoint, j, load(adjoint, j) + load(incoming, j))
 
 
 @inlined
@@ -332,6 +334,7 @@ def backward_blocks(
     current = lane_rows(n_neurons)
     conductance = lane_rows(n_neurons)
     adjoint = lane_rows(n_neurons)
+    incoming = lane_rows(n_neurons)
     inputs_adjoint = lane_rows(n_inputs)
     current_sums = lane_rows(n_neurons)
     conductance_sums = lane_rows(n_neurons)
@@ -379,7 +382,7 @@ def backward_blocks(
                     0,
                     ode_unfolds,
                 )
-            add_gradient(grad, first, n_sequences, t, adjoint)
+            add_gradient(grad, first, n_sequences, t, incoming, adjoint)
             zero(current_sums)
             zero(conductance_sums)
             zero(delta_sum)

@@ -35,6 +35,7 @@ from ncp_rl.kernels.numba_lanes import (
     reciprocal,
     spread,
     store,
+    transpose,
 )
 
 Floats = npt.NDArray[np.float32]
@@ -136,18 +137,29 @@ def gather(source: Floats, first: int, n_sequences: int, step: int, rows: Floats
 
     Lanes past the last sequence repeat it: they stay finite where it does, and nobody reads them.
     """
+    n_columns = source.shape[1]
+    # Whole tiles by vectors, the rest one by one.
+    tiled = n_columns // LANES * LANES if first + LANES <= n_sequences else 0
+    for column in range(0, tiled, LANES):
+        corner = (step * n_sequences + first) * n_columns + column
+        transpose(source, corner, n_columns, rows, column * LANES, LANES)
     for lane in range(LANES):
         sequence = step * n_sequences + min(first + lane, n_sequences - 1)
-        for column in range(source.shape[1]):
+        for column in range(tiled, n_columns):
             rows[column, lane] = source[sequence, column]
 
 
 @inlined
 def scatter(rows: Floats, first_row: int, first: int, n_sequences: int, step: int, target: Floats) -> None:
     """The inverse of `gather`, into `target` (T * N, columns)."""
+    n_columns = target.shape[1]
+    tiled = n_columns // LANES * LANES if first + LANES <= n_sequences else 0
+    for column in range(0, tiled, LANES):
+        corner = (step * n_sequences + first) * n_columns + column
+        transpose(rows, (first_row + column) * LANES, LANES, target, corner, n_columns)
     for lane in range(min(LANES, n_sequences - first)):
         sequence = step * n_sequences + first + lane
-        for column in range(target.shape[1]):
+        for column in range(tiled, n_columns):
             target[sequence, column] = rows[first_row + column, lane]
 
 

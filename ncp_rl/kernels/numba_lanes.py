@@ -118,6 +118,43 @@ def store(typing_context: Any, array: Any, row: Any, value: Any) -> Typed:
 
 
 @intrinsic
+def transpose(
+    typing_context: Any, source: Any, first: Any, stride: Any, target: Any, target_first: Any, target_stride: Any
+) -> Typed:
+    """Write `LANES` rows of as many elements as columns; rows begin at flat index `first`, `stride` elements apart."""
+
+    def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        def address(array: int, row: int) -> Any:
+            offset = builder.add(arguments[array + 1], builder.mul(arguments[array + 2], ir.Constant(index, row)))
+            start = _element(context, builder, sig.args[array], arguments[array], offset, types.intp)
+            return builder.bitcast(start, _VECTOR.as_pointer())
+
+        index = arguments[1].type
+        rows = [builder.load(address(0, row), align=_ROW_ALIGNMENT) for row in range(LANES)]
+        for row, column in enumerate(_transpose(builder, rows)):
+            builder.store(column, address(3, row), align=_ROW_ALIGNMENT)
+        return context.get_dummy_value()
+
+    intp = types.intp
+    return types.void(source, intp, intp, target, intp, intp), generate
+
+
+def _transpose(builder: Any, rows: list[Any]) -> list[Any]:
+    """Swap ever larger off-diagonal blocks of pairs of rows."""
+    for size in (1, 2, 4, 8):
+        upper = [lane if lane & size == 0 else LANES + lane - size for lane in range(LANES)]
+        lower = [lane + size if lane & size == 0 else LANES + lane for lane in range(LANES)]
+        swapped = list(rows)
+        for row in range(LANES):
+            if row & size == 0:
+                pair = rows[row], rows[row + size]
+                swapped[row] = builder.shuffle_vector(*pair, ir.Constant(_INT_VECTOR, upper))
+                swapped[row + size] = builder.shuffle_vector(*pair, ir.Constant(_INT_VECTOR, lower))
+        rows = swapped
+    return rows
+
+
+@intrinsic
 def prefetch(typing_context: Any, array: Any, row: Any) -> Typed:
     """Ask for row `row`, which may lie outside of the array, to be brought near."""
 

@@ -149,7 +149,7 @@ def train(
         The trained model, as in `last/`.
 
     Raises:
-        RunError: The folder exists, or the environment or the model cannot be made.
+        RunError: The folder exists, the environment or the model cannot be made, or training was interrupted.
     """
     if folder.exists():
         raise RunError(f"The folder {folder} exists and is left as it is; name another one for this run.")
@@ -174,11 +174,16 @@ def train(
             ),
             CheckpointCallback(interval, str(folder / "checkpoints"), "model", save_vecnormalize=True),
         ]
-        model.learn(
-            n_timesteps, callback=CallbackList(callbacks + ([callback] if callback else [])), progress_bar=progress_bar
-        )
-        save_model(model, folder / "last")
+        callbacks += [callback] if callback else []
+        try:
+            model.learn(n_timesteps, callback=CallbackList(callbacks), progress_bar=progress_bar)
+        finally:
+            # Also where training is interrupted: nothing that was learned is lost.
+            save_model(model, folder / "last")
+            model.logger.close()
         return model
+    except KeyboardInterrupt as interrupt:
+        raise RunError(f"Training was interrupted; the model so far is in {folder / 'last'}.") from interrupt
     finally:
         venv.close()
         eval_venv.close()
@@ -204,14 +209,26 @@ def make_envs(config: RunConfig, n_envs: int, *, training: bool = True, **make_k
     normalize = config.hyperparams.get("normalize", False)
     if not normalize:
         return venv
-    kwargs = dict(normalize) if isinstance(normalize, Mapping) else {}
-    if isinstance(venv.observation_space, spaces.Dict):
-        keys = [k for k, s in venv.observation_space.items() if k != ELAPSED_TIME and isinstance(s, spaces.Box)]
-        kwargs.setdefault("norm_obs_keys", [k for k in keys if not is_image_space(venv.observation_space[k])])
-    if training:
-        kwargs.setdefault("gamma", config.hyperparams.get("gamma", 0.99))
+    kwargs = _what_to_normalize(venv.observation_space) | (dict(normalize) if isinstance(normalize, Mapping) else {})
+    kwargs = dict(gamma=config.hyperparams.get("gamma", 0.99)) | kwargs | dict(training=training)
+    if not training:
+        kwargs["norm_reward"] = False
+    try:
         return VecNormalize(venv, **kwargs)
-    return VecNormalize(venv, training=False, **(kwargs | dict(norm_reward=False)))
+    except (TypeError, ValueError) as error:
+        raise RunError(f"Observations of {config.env!r} cannot be normalised with {kwargs}: {error}") from error
+
+
+def _what_to_normalize(space: spaces.Space[Any]) -> dict[str, Any]:
+    """Vectors; neither images, which SB3 scales by itself, nor the elapsed time, which is in seconds."""
+    if not isinstance(space, spaces.Dict):
+        return dict(norm_obs=_is_vector(space))
+    keys = [key for key, part in space.items() if key != ELAPSED_TIME and _is_vector(part)]
+    return dict(norm_obs=bool(keys), norm_obs_keys=keys or None)
+
+
+def _is_vector(space: spaces.Space[Any]) -> bool:
+    return isinstance(space, spaces.Box) and not is_image_space(space)
 
 
 def make_model(config: RunConfig, venv: VecEnv, device: str = "auto") -> RecurrentPPO:

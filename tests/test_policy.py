@@ -22,6 +22,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch import nn
 
 from ncp_rl import NCP, AutoNCP, CnnNCPPolicy, FullyConnected, LTCInit, MultiInputNCPPolicy, NCPPolicy, Random
+from tests.random_env import TIMED, RandomEnv, box
 
 # The combinations of sb3-contrib's recurrent suite, as far as they make sense for a circuit of one layer.
 CRITICS: list[dict[str, Any]] = [
@@ -35,25 +36,6 @@ CRITICS: list[dict[str, Any]] = [
 ]
 
 
-class Spaces(gym.Env[Any, Any]):
-    """Random observations of any space, short episodes of random length."""
-
-    def __init__(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], length: int = 7) -> None:
-        self.observation_space, self.action_space, self.length = observation_space, action_space, length
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        super().reset(seed=seed)
-        if seed is not None:
-            self.observation_space.seed(seed)
-        self.left = int(self.np_random.integers(1, self.length))
-        return self.observation_space.sample(), {}
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        assert self.action_space.contains(action)
-        self.left -= 1
-        return self.observation_space.sample(), float(self.np_random.normal()), self.left == 0, False, {}
-
-
 class ToDict(gym.ObservationWrapper[Any, Any, Any]):
     """The observation under a key."""
 
@@ -65,15 +47,6 @@ class ToDict(gym.ObservationWrapper[Any, Any, Any]):
         return {"obs": observation}
 
 
-def box(*shape: int) -> spaces.Box:
-    return spaces.Box(-1, 1, shape, np.float32)
-
-
-TIMED = spaces.Dict(
-    x=box(3), image=spaces.Box(0, 255, (36, 36, 3), np.uint8), elapsed_time=spaces.Box(0, 1, (1,), np.float32)
-)
-
-
 def make_model(
     observation_space: spaces.Space[Any],
     action_space: spaces.Space[Any],
@@ -82,7 +55,7 @@ def make_model(
     policy_kwargs: dict[str, Any] | None = None,
     **kwargs: Any,
 ) -> Any:
-    venv = make_vec_env(lambda: Spaces(observation_space, action_space), n_envs=n_envs, seed=0)
+    venv = make_vec_env(lambda: RandomEnv(observation_space, action_space), n_envs=n_envs, seed=0)
     policy_kwargs = dict(wiring=AutoNCP(12)) | (policy_kwargs or {})
     return RecurrentPPO(
         policy, venv, policy_kwargs=policy_kwargs, **(dict(n_steps=16, batch_size=20, n_epochs=2, seed=0) | kwargs)

@@ -7,12 +7,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gymnasium as gym
+import ncp_envs  # noqa: F401  (registers ncp/ environments)
 import numpy as np
 import pytest
 import torch
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecNormalize
 
-import ncp_envs  # noqa: F401  (registers ncp/ environments)
-from ncp_rl.runs import RunError, evaluate, load_run, read_hyperparams
+from ncp_rl.runs import RunConfig, RunError, evaluate, load_run, make_envs, read_hyperparams
+from ncp_rl.runs import train as run_training
+from tests.random_env import TIMED, box
 
 ROOT = Path(__file__).parents[1]
 ENV = "ncp/PendulumNoVel-v1"
@@ -52,7 +57,7 @@ def test_a_run_folder_holds_all_that_later_steps_need(run: Path) -> None:
     assert config["env"] == ENV and config["seed"] == 1 and config["hyperparams"]["n_envs"] == 2
     assert config["versions"]["torch"] == torch.__version__
     model, venv = load_run(run)
-    assert model.policy.sensory_names[0] == "cos_theta_0"  # type: ignore[union-attr, index]
+    assert model.policy.sensory_names[0] == "cos_theta_0"  # type: ignore[index]
     assert evaluate(model, venv, n_episodes=2) == evaluate(model, venv, n_episodes=2)
 
 
@@ -136,6 +141,28 @@ def test_evaluate_refuses_in_one_line(run: Path, tmp_path: Path) -> None:
     (tmp_path / "videos").mkdir()
     result = script("evaluate", str(run), "--video", "videos", cwd=tmp_path)
     assert "exists and is left as it is" in one_line(result)
+
+
+def test_an_interrupted_training_keeps_what_it_learned(tmp_path: Path) -> None:
+    class Interrupt(BaseCallback):
+        def _on_step(self) -> bool:
+            raise KeyboardInterrupt
+
+    config = RunConfig("CartPole-v1", dict(n_steps=16, n_timesteps=64, policy_kwargs=dict(wiring=dict(units=8))))
+    with pytest.raises(RunError, match="interrupted; the model so far is in"):
+        run_training(config, tmp_path / "run", progress_bar=False, callback=Interrupt())
+    load_run(tmp_path / "run", which="last")
+
+
+@pytest.mark.parametrize("env", ["FrozenLake-v1", "Timed-v0", "Image-v0"])
+def test_normalises_vectors_alone(env: str, tmp_path: Path) -> None:
+    for name, space in (("Timed-v0", TIMED), ("Image-v0", TIMED["image"])):
+        gym.register(name, "tests.random_env:RandomEnv", kwargs=dict(observation_space=space, action_space=box(1)))
+    venv = make_envs(RunConfig(env, dict(normalize=True)), 2)
+    assert isinstance(venv, VecNormalize)
+    assert venv.norm_obs == (env == "Timed-v0") and venv.norm_obs_keys == (["x"] if env == "Timed-v0" else None)
+    for name in ("Timed-v0", "Image-v0"):
+        del gym.registry[name]
 
 
 def test_hyperparams_are_read_and_never_run(tmp_path: Path) -> None:

@@ -12,14 +12,18 @@ from gymnasium import spaces
 class RandomEnv(gym.Env[Any, Any]):
     """Random observations of any space, short episodes of random length."""
 
-    def __init__(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], length: int = 7) -> None:
-        self.observation_space, self.action_space, self.length = observation_space, action_space, length
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012  (Gymnasium's own form)
+
+    def __init__(
+        self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], render_mode: str | None = None
+    ) -> None:
+        self.observation_space, self.action_space, self.render_mode = observation_space, action_space, render_mode
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
         if seed is not None:
             self.observation_space.seed(seed)
-        self.left = int(self.np_random.integers(1, self.length))
+        self.left = int(self.np_random.integers(1, 7))
         return self.observation_space.sample(), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:

@@ -6,12 +6,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import ncp_envs  # noqa: F401  (registers ncp/ environments)
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecNormalize
 
@@ -154,15 +156,17 @@ def test_an_interrupted_training_keeps_what_it_learned(tmp_path: Path) -> None:
     load_run(tmp_path / "run", which="last")
 
 
-@pytest.mark.parametrize("env", ["FrozenLake-v1", "Timed-v0", "Image-v0"])
-def test_normalises_vectors_alone(env: str, tmp_path: Path) -> None:
-    for name, space in (("Timed-v0", TIMED), ("Image-v0", TIMED["image"])):
-        gym.register(name, "tests.random_env:RandomEnv", kwargs=dict(observation_space=space, action_space=box(1)))
-    venv = make_envs(RunConfig(env, dict(normalize=True)), 2)
+@pytest.mark.parametrize(
+    ("space", "keys"),
+    [(TIMED, ["x"]), (TIMED["image"], None), (spaces.Discrete(3), None)],
+    ids=["dict", "image", "discrete"],
+)
+def test_normalises_vectors_alone(space: spaces.Space[Any], keys: list[str] | None) -> None:
+    gym.register("Any-v0", "tests.random_env:RandomEnv", kwargs=dict(observation_space=space, action_space=box(1)))
+    venv = make_envs(RunConfig("Any-v0", dict(normalize=True)), 2)
+    del gym.registry["Any-v0"]
     assert isinstance(venv, VecNormalize)
-    assert venv.norm_obs == (env == "Timed-v0") and venv.norm_obs_keys == (["x"] if env == "Timed-v0" else None)
-    for name in ("Timed-v0", "Image-v0"):
-        del gym.registry[name]
+    assert venv.norm_obs == bool(keys) and venv.norm_obs_keys == keys
 
 
 def test_hyperparams_are_read_and_never_run(tmp_path: Path) -> None:

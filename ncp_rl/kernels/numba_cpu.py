@@ -19,6 +19,9 @@ from ncp_rl.kernels.numba_lanes import LANES
 #: Bytes of unfold states that a forward pass may keep for its backward pass, which else solves the steps again.
 MEMORY_BUDGET = 64 * 2**20
 
+#: Sigmoids that make a thread worth its start, which takes 30 us: about 150 us of work.
+SIGMOIDS_PER_THREAD = 1_000_000
+
 # No records: the address of no elements is 0.
 _NOTHING = torch.empty(0)
 
@@ -74,7 +77,7 @@ def forward(
     if n_blocks == 1:
         forward_blocks(*arguments, 0, 1)
     else:
-        _run_blocks(forward_blocks, n_blocks, arguments)
+        _run_blocks(forward_blocks, n_blocks, _n_sigmoids(params, inputs, ode_unfolds), arguments)
     return potentials, saved
 
 
@@ -120,13 +123,19 @@ def backward(
         params.sensory.shape[1],
         ode_unfolds,
     )
-    _run_blocks(backward_blocks, n_blocks, arguments)
+    _run_blocks(backward_blocks, n_blocks, _n_sigmoids(params, inputs, ode_unfolds), arguments)
     return Gradients(_sum_partials(partials, params), inputs_gradient, state_gradient, elapsed_gradient)
 
 
-def _run_blocks(kernel: Callable[..., None], n_blocks: int, arguments: tuple[int, ...]) -> None:
-    """Run `kernel` over all blocks, on as many threads as PyTorch may use and as there are blocks for."""
-    n_threads = min(torch.get_num_threads(), n_blocks)
+def _n_sigmoids(params: Params, inputs: Tensor, ode_unfolds: int) -> int:
+    """How many sigmoids a pass evaluates: a measure of its work."""
+    n_steps, n_sequences, _ = inputs.shape
+    return n_steps * n_sequences * (ode_unfolds * params.synaptic.shape[1] + params.sensory.shape[1])
+
+
+def _run_blocks(kernel: Callable[..., None], n_blocks: int, n_sigmoids: int, arguments: tuple[int, ...]) -> None:
+    """Run `kernel` over all blocks, on as many of PyTorch's number of threads as have enough to do."""
+    n_threads = max(1, min(torch.get_num_threads(), n_blocks, n_sigmoids // SIGMOIDS_PER_THREAD))
     if n_threads == 1:
         kernel(*arguments, 0, n_blocks)
         return

@@ -201,7 +201,8 @@ def test_deterministic(backend: Backend) -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_threads_do_not_change_a_bit(one_thread: None) -> None:
+def test_threads_do_not_change_a_bit(one_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ncp_rl.kernels.numba_cpu.SIGMOIDS_PER_THREAD", 1)
     case = draw_case(Sizes(40, 70, 8, 17)).with_dtype(torch.float32)
     weights = torch.ones(40, 70, 17)
     serial = potentials_and_gradients(case, "numba", weights, 6)
@@ -346,7 +347,8 @@ class TestProcesses:
 
     @pytest.mark.parametrize("method", ["fork", "spawn"])
     @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-    def test_worker_agrees(self, method: str) -> None:
+    def test_worker_agrees(self, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("ncp_rl.kernels.numba_cpu.SIGMOIDS_PER_THREAD", 1)
         if method not in multiprocessing.get_all_start_methods():
             pytest.skip(f"no {method} here")
         case = draw_case(Sizes(20, 70, 8, 17)).with_dtype(torch.float32)

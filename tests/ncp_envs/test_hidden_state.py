@@ -8,7 +8,6 @@ import pytest
 from gymnasium.envs.classic_control.pendulum import PendulumEnv
 from gymnasium.utils.env_checker import check_env
 from gymnasium.utils.env_match import check_environments_match
-
 from ncp_envs import NoVelocity
 
 ID = "ncp_envs:ncp/PendulumNoVel-v1"

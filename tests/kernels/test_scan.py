@@ -178,7 +178,7 @@ def test_infinite_inputs_saturate(backend: Backend) -> None:
 
 
 def test_gradcheck_of_the_reference() -> None:
-    case = draw_case(Sizes(2, 2, 1, 2, density=0.8)).with_dtype(torch.float64)
+    case = draw_case(Sizes(2, 2, 2, 3, density=0.8)).with_dtype(torch.float64)
 
     def scan(*leaves: Tensor) -> Tensor:
         params, (inputs, state, elapsed_time) = Params(*leaves[:3]), leaves[3:]

@@ -60,26 +60,27 @@ class LTCInit:
                 raise ValueError(f"{name} must be a range {kind} with low <= high, got {bounds}.")
 
 
-class Affine(nn.Module):
-    """Element-wise `weight * x + bias` over the last dimension: an own gain and offset for each element."""
-
-    def __init__(self, size: int) -> None:
-        """Start as the identity on `size` elements."""
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.bias = nn.Parameter(torch.zeros(size))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map `x` (..., size)."""
-        return torch.addcmul(self.bias, x, self.weight)
-
-
-class MotorMap(Affine):
+class MotorMap(nn.Module):
     """The motor neurons' potentials, each with its own gain and offset."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def __init__(self, n_motor: int) -> None:
+        """Start as the identity on `n_motor` neurons."""
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(n_motor))
+        self.bias = nn.Parameter(torch.zeros(n_motor))
+
+    def forward(self, potentials: Tensor) -> Tensor:
         """Potentials (..., U) of all neurons -> motor outputs (..., M)."""
-        return super().forward(x[..., : len(self.weight)])
+        return torch.addcmul(self.bias, potentials[..., : len(self.weight)], self.weight)
+
+
+class Packed(NamedTuple):
+    """What an `LTC` hands to the scan."""
+
+    params: Params
+    synapses: Synapses
+    input_w: Tensor | None
+    input_b: Tensor | None
 
 
 class LTC(nn.Module):
@@ -90,7 +91,7 @@ class LTC(nn.Module):
         w, sigma, mu, erev: (E,), synapses between neurons in the order of `wiring.synapses`; w before softplus.
         sensory_w, sensory_sigma, sensory_mu, sensory_erev: (E_s,), the same for `wiring.sensory_synapses`.
         cm, gleak, vleak: (U,), membrane capacitance and leak conductance before softplus, leak potential.
-        input_map: Gain and offset of each sensory input, or the identity.
+        input_w, input_b: (S,), gain and offset of each sensory input, or None.
         motor_map: Gain and offset of each motor neuron, or the identity.
         elapsed_time: Seconds that a step lasts where no elapsed times are given.
     """
@@ -157,10 +158,12 @@ class LTC(nn.Module):
             cm = _uniform(init.cm, wiring.units)
         self.cm = nn.Parameter(inverse_softplus(cm))
 
-        self.input_map: nn.Module = Affine(wiring.n_sensory) if input_map else nn.Identity()
+        self.input_w = nn.Parameter(torch.ones(wiring.n_sensory)) if input_map else None
+        self.input_b = nn.Parameter(torch.zeros(wiring.n_sensory)) if input_map else None
         self.motor_map: MotorMap | nn.Identity = MotorMap(wiring.n_motor) if motor_map else nn.Identity()
         self._synapses: Synapses | None = None
-        self._packed: _Packed | None = None
+        self._packed: Packed | None = None
+        self._versions: list[tuple[int, int]] = []
 
     def forward(
         self,
@@ -195,11 +198,13 @@ class LTC(nn.Module):
             elapsed_time = _checked_seconds(elapsed_time)
         elif self.elapsed_time != 1.0:
             elapsed_time = inputs.new_full(inputs.shape[:2], self.elapsed_time)
-        params, synapses = self.packed()
+        packed = self.packed()
+        if packed.input_w is not None and packed.input_b is not None:
+            inputs = torch.addcmul(packed.input_b, inputs, packed.input_w)
         potentials = ltc_scan(
-            params,
-            synapses,
-            self.input_map(inputs),
+            packed.params,
+            packed.synapses,
+            inputs,
             state,
             episode_starts,
             elapsed_time,
@@ -208,7 +213,7 @@ class LTC(nn.Module):
         )
         return potentials, potentials[-1]
 
-    def packed(self) -> tuple[Params, Synapses]:
+    def packed(self) -> Packed:
         """Parameters, constrained, and synapse lists as the scan takes them.
 
         Without gradients the result is kept until a parameter changes, since packing costs more than one step does.
@@ -217,18 +222,18 @@ class LTC(nn.Module):
         """
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self._pack()
-        versions = tuple((p._version, p.data_ptr()) for p in self._parameters.values() if p is not None)
-        if self._packed is None or self._packed.versions != versions:
-            self._packed = _Packed(versions, *self._pack())
-        return self._packed.params, self._packed.synapses
+        versions = [(p._version, p.data_ptr()) for p in self._parameters.values() if p is not None]
+        if self._packed is None or self._versions != versions:
+            self._packed, self._versions = self._pack(), versions
+        return self._packed
 
-    def _pack(self) -> tuple[Params, Synapses]:
+    def _pack(self) -> Packed:
         params = Params(
             synaptic=torch.stack([F.softplus(self.w), self.sigma, self.mu, self.erev]),
             sensory=torch.stack([F.softplus(self.sensory_w), self.sensory_sigma, self.sensory_mu, self.sensory_erev]),
             neuronal=torch.stack([F.softplus(self.cm), F.softplus(self.gleak), self.vleak]),
         )
-        return params, self._synapse_lists()
+        return Packed(params, self._synapse_lists(), self.input_w, self.input_b)
 
     def _synapse_lists(self) -> Synapses:
         """The same object until the module moves to another device: the scan checks an object once."""
@@ -271,14 +276,6 @@ class LTC(nn.Module):
         )
 
 
-class _Packed(NamedTuple):
-    """What `LTC.packed` keeps, and the versions of the parameters that it was made of."""
-
-    versions: tuple[tuple[int, int], ...]
-    params: Params
-    synapses: Synapses
-
-
 def inverse_softplus(y: Tensor) -> Tensor:
     """The x with softplus(x) = y, for y >= 0; y is held at 1e-8 or more, so that x is finite."""
     y = y.clamp(min=EPSILON)
@@ -297,9 +294,12 @@ def _ncps_weights(cell: Any, wiring: Wiring) -> dict[str, Tensor]:
             for name in ("cm", "gleak", "w", "sensory_w"):
                 own[name] = inverse_softplus(own[name])
         # A map that ncps leaves out is the identity.
-        for ours, theirs, size in (("input_map", "input", wiring.n_sensory), ("motor_map", "output", wiring.n_motor)):
-            own[f"{ours}.weight"] = getattr(cell, f"{theirs}_w", torch.ones(size)).detach().clone()
-            own[f"{ours}.bias"] = getattr(cell, f"{theirs}_b", torch.zeros(size)).detach().clone()
+        for w, b, kind, size in (
+            ("input_w", "input_b", "input", wiring.n_sensory),
+            ("motor_map.weight", "motor_map.bias", "output", wiring.n_motor),
+        ):
+            own[w] = getattr(cell, f"{kind}_w", torch.ones(size)).detach().clone()
+            own[b] = getattr(cell, f"{kind}_b", torch.zeros(size)).detach().clone()
     return own
 
 

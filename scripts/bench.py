@@ -206,7 +206,7 @@ def step(args: Args) -> list[Group]:
     ltc = modules["ncp_rl.LTC"].eval()
     assert isinstance(ltc, LTC)
     with torch.no_grad():
-        params, synapses = ltc.packed()
+        params, synapses, *_ = ltc.packed()
     backend = fused.load_backend("numba" if args.device == "cpu" else "triton")
 
     def raw() -> None:

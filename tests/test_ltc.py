@@ -82,7 +82,7 @@ def test_constraints_hold_after_any_step() -> None:
     with torch.no_grad():
         for parameter in ltc.parameters():
             parameter.add_(100 * torch.randn_like(parameter))
-        params, _ = ltc.packed()
+        params = ltc.packed().params
     assert (params.synaptic[0] >= 0).all() and (params.sensory[0] >= 0).all() and (params.neuronal[:2] >= 0).all()
 
 
@@ -90,7 +90,7 @@ def test_constraints_hold_after_any_step() -> None:
 def test_initial_time_constants_span_steps_not_fractions(elapsed_time: float) -> None:
     """tau = cm / (gleak + sum w / 2), all synapses half open, in steps."""
     ltc = LTC(AutoNCP(32).build(16, 4), elapsed_time=elapsed_time)
-    params, synapses = ltc.packed()
+    params, synapses, *_ = ltc.packed()
     cm, gleak, _ = params.neuronal
     conductance = gleak.clone()
     for w, pointer in ((params.synaptic[0], synapses.pointer), (params.sensory[0], synapses.sensory_pointer)):

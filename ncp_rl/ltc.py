@@ -228,11 +228,10 @@ class LTC(nn.Module):
         return self._packed
 
     def _pack(self) -> Packed:
-        params = Params(
-            synaptic=torch.stack([F.softplus(self.w), self.sigma, self.mu, self.erev]),
-            sensory=torch.stack([F.softplus(self.sensory_w), self.sensory_sigma, self.sensory_mu, self.sensory_erev]),
-            neuronal=torch.stack([F.softplus(self.cm), F.softplus(self.gleak), self.vleak]),
-        )
+        synaptic = (self.w, self.sigma, self.mu, self.erev)
+        sensory = (self.sensory_w, self.sensory_sigma, self.sensory_mu, self.sensory_erev)
+        constrain = _constrain if torch.compiler.is_compiling() else _Constrain.apply
+        params = Params(*constrain(*synaptic, *sensory, self.cm, self.gleak, self.vleak))
         return Packed(params, self._synapse_lists(), self.input_w, self.input_b)
 
     def _synapse_lists(self) -> Synapses:
@@ -262,8 +261,10 @@ class LTC(nn.Module):
         cell = getattr(module, "rnn_cell", module)
         if cell._epsilon != EPSILON:
             raise ValueError(f"The scan's epsilon is {EPSILON}, the ncps cell has {cell._epsilon}.")
-        ltc = cls(Wiring.from_ncps(cell._wiring), ode_unfolds=cell._ode_unfolds, backend=backend)
-        ltc.load_state_dict(_ncps_weights(cell, ltc.wiring))
+        input_map = cell._input_mapping is not None
+        wiring = Wiring.from_ncps(cell._wiring)
+        ltc = cls(wiring, input_map=input_map, ode_unfolds=cell._ode_unfolds, backend=backend)
+        ltc.load_state_dict(_ncps_weights(cell, wiring))
         return ltc.to(cell.cm.device)
 
     def extra_repr(self) -> str:
@@ -274,6 +275,33 @@ class LTC(nn.Module):
             f"n_motor={w.n_motor}, n_synapses={len(self.w) + len(self.sensory_w)}, elapsed_time={self.elapsed_time}, "
             f"ode_unfolds={self.ode_unfolds}, backend={self.backend}"
         )
+
+
+def _constrain(*raw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The eleven parameters of an `LTC` as the rows of `Params`; w, sensory_w, cm and gleak through a softplus."""
+    w, sigma, mu, erev, sensory_w, sensory_sigma, sensory_mu, sensory_erev, cm, gleak, vleak = raw
+    return (
+        torch.stack([F.softplus(w), sigma, mu, erev]),
+        torch.stack([F.softplus(sensory_w), sensory_sigma, sensory_mu, sensory_erev]),
+        torch.stack([F.softplus(cm), F.softplus(gleak), vleak]),
+    )
+
+
+class _Constrain(torch.autograd.Function):
+    """`_constrain` as one node of autograd's graph: some thirty small ones cost as much as a short scan."""
+
+    @staticmethod
+    def forward(ctx: Any, *raw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.save_for_backward(raw[0], raw[4], raw[8], raw[9])
+        return _constrain(*raw)
+
+    @staticmethod
+    def backward(ctx: Any, synaptic: Tensor, sensory: Tensor, neuronal: Tensor) -> tuple[Tensor, ...]:
+        w, sensory_w, cm, gleak = (torch.sigmoid(raw) for raw in ctx.saved_tensors)  # d softplus(x) / dx
+        g_w, *g_synaptic = synaptic.unbind()
+        g_sensory_w, *g_sensory = sensory.unbind()
+        g_cm, g_gleak, g_vleak = neuronal.unbind()
+        return g_w * w, *g_synaptic, g_sensory_w * sensory_w, *g_sensory, g_cm * cm, g_gleak * gleak, g_vleak
 
 
 def inverse_softplus(y: Tensor) -> Tensor:
@@ -293,13 +321,12 @@ def _ncps_weights(cell: Any, wiring: Wiring) -> dict[str, Tensor]:
         if not cell._implicit_param_constraints:
             for name in ("cm", "gleak", "w", "sensory_w"):
                 own[name] = inverse_softplus(own[name])
-        # A map that ncps leaves out is the identity.
-        for w, b, kind, size in (
-            ("input_w", "input_b", "input", wiring.n_sensory),
-            ("motor_map.weight", "motor_map.bias", "output", wiring.n_motor),
-        ):
-            own[w] = getattr(cell, f"{kind}_w", torch.ones(size)).detach().clone()
-            own[b] = getattr(cell, f"{kind}_b", torch.zeros(size)).detach().clone()
+        # Where ncps maps by a gain alone, or not at all, the rest is the identity.
+        if cell._input_mapping is not None:
+            own["input_w"] = cell.input_w.detach().clone()
+            own["input_b"] = getattr(cell, "input_b", torch.zeros(wiring.n_sensory)).detach().clone()
+        own["motor_map.weight"] = getattr(cell, "output_w", torch.ones(wiring.n_motor)).detach().clone()
+        own["motor_map.bias"] = getattr(cell, "output_b", torch.zeros(wiring.n_motor)).detach().clone()
     return own
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ncp_rl.encoder import ELAPSED_TIME, KeyFilter, MultiInputReceptors, Receptors, n_action_outputs, sensory_names
 from ncp_rl.kernels import Backend
 from ncp_rl.ltc import LTC, LTCInit, MotorMap
-from ncp_rl.wiring import AutoNCP, Random, Recipe, Wiring
+from ncp_rl.wiring import AutoNCP, Recipe, Wiring
 
 Critic = Literal["ltc", "lstm", "mlp", "shared"]
 LSTMStates = tuple[Tensor, Tensor]
@@ -105,9 +105,9 @@ class NCPPolicy(RecurrentActorCriticPolicy):
             optimizer_kwargs: For the optimizer, without the learning rate; for Adam eps=1e-5, as in SB3, and fused=True
                 where None: a circuit has many small parameters.
             wiring: Recipe of the actor's circuit, or a built wiring.
-            critic: "ltc": LTC neurons, as many as the actor's, a quarter of all synapses between them drawn at random;
-                "lstm": as many LSTM units; "mlp": no memory; "shared": reads the actor's potentials, without gradient;
-                or a recipe for the critic's LTC.
+            critic: "ltc": LTC neurons wired by the actor's recipe, all of them read out; "lstm": as many LSTM units;
+                "mlp": no memory; "shared": reads the actor's potentials, without gradient; or a recipe for the
+                critic's LTC.
             n_motor: Motor neurons; one per action (per logit for discrete actions) where None.
             motor_map: "affine": gain and offset per motor neuron; "dense": a linear layer behind them.
             elapsed_time: Seconds between observations, unless the observation has the key `elapsed_time`.
@@ -199,7 +199,7 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         elif self.critic_recipe == "lstm":
             self.lstm_critic = nn.LSTM(critic_features, units)
         elif self.critic_recipe != "shared":
-            recipe = Random(units, sparsity=0.75) if isinstance(self.critic_recipe, str) else self.critic_recipe
+            recipe = self.recipe if isinstance(self.critic_recipe, str) else self.critic_recipe
             wiring = recipe.build(n_critic, self.wiring.n_motor)
             if wiring.units != units:
                 raise ValueError(

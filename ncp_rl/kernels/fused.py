@@ -80,12 +80,12 @@ def scan(
     ode_unfolds: int,
 ) -> Tensor:
     """Run the scan of the backend `name`; shapes as in `ncp_rl.kernels.ltc_scan`."""
-    operands = (*params, *synapses, inputs, state, episode_starts, elapsed_time)
+    rest = (inputs, state, episode_starts, elapsed_time)
     if torch.compiler.is_compiling():
-        potentials: Tensor = _scan_operator(*operands, ode_unfolds, name)
+        potentials: Tensor = _scan_operator(*params, *synapses, *rest, ode_unfolds, name)
         return potentials
     if torch.is_grad_enabled() and _wants_gradient(params, inputs, state, elapsed_time):
-        potentials = _Scan.apply(name, ode_unfolds, *operands)
+        potentials = _Scan.apply(name, ode_unfolds, *params, *synapses, *rest)
         return potentials
     return load_backend(name).forward(
         params, synapses, inputs, state, episode_starts, elapsed_time, ode_unfolds=ode_unfolds, save=False

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, get_args
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -55,11 +56,7 @@ def ltc_scan(
         raise ValueError(f"ode_unfolds must be at least 1, got {ode_unfolds}.")
     n_steps, n_sequences, _ = inputs.shape
     sizes = _sizes_of(synapses, inputs)
-    params = Params(
-        _fit("params.synaptic", params.synaptic, (4, sizes.n_synapses), inputs),
-        _fit("params.sensory", params.sensory, (4, sizes.n_sensory_synapses), inputs),
-        _fit("params.neuronal", params.neuronal, (3, sizes.n_neurons), inputs),
-    )
+    params = _fit_params(params, sizes, inputs)
     state = _fit("state", state, (n_sequences, sizes.n_neurons), inputs)
     if episode_starts is not None:
         episode_starts = _fit_starts(episode_starts, (n_steps, n_sequences), inputs)
@@ -88,7 +85,10 @@ def _choose(backend: Backend, inputs: Tensor) -> Backend:
     return backend
 
 
-class _Sizes(NamedTuple):
+@dataclass
+class _Sizes:
+    """What is known of synapse lists that were checked."""
+
     synapses: Synapses
     """The lists that the sizes are of, contiguous"""
     original: Synapses
@@ -99,6 +99,8 @@ class _Sizes(NamedTuple):
     n_sensory_synapses: int
     n_inputs: int
     """How many sensory inputs there must be at least"""
+    fitted: Params | None = None
+    """The last parameters that fitted, of the lists' device"""
 
 
 #: Lists that were checked, by id. They hold the lists themselves, so that an id stays theirs.
@@ -176,6 +178,20 @@ def _fit(name: str, tensor: Tensor, shape: tuple[int, ...], inputs: Tensor) -> T
         f"{name} must be {inputs.dtype} on {inputs.device} like inputs, got {tensor.dtype} on {tensor.device}; "
         f"convert it with .to({inputs.device.type!r}, {inputs.dtype})."
     )
+
+
+def _fit_params(params: Params, sizes: _Sizes, inputs: Tensor) -> Params:
+    """`params`, contiguous; a rollout passes the same object at every step, so the last one is remembered."""
+    if params is sizes.fitted and params.neuronal.dtype is inputs.dtype:
+        return params
+    fitting = Params(
+        _fit("params.synaptic", params.synaptic, (4, sizes.n_synapses), inputs),
+        _fit("params.sensory", params.sensory, (4, sizes.n_sensory_synapses), inputs),
+        _fit("params.neuronal", params.neuronal, (3, sizes.n_neurons), inputs),
+    )
+    if not any(tensor.requires_grad or not tensor.is_contiguous() for tensor in params):
+        sizes.fitted = params  # Never one with a graph behind it, which would be kept alive.
+    return fitting
 
 
 def _fit_starts(episode_starts: Tensor, shape: tuple[int, int], inputs: Tensor) -> Tensor:

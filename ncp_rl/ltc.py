@@ -236,8 +236,11 @@ class LTC(nn.Module):
 
     def _synapse_lists(self) -> Synapses:
         """The same object until the module moves to another device: the scan checks an object once."""
-        if self._synapses is None or self._synapses.pointer is not self.synapse_pointer:
-            self._synapses = Synapses(*(self.get_buffer(f"synapse_{name}") for name in Synapses._fields))
+        lists = Synapses(*(self.get_buffer(f"synapse_{name}") for name in Synapses._fields))
+        if torch.compiler.is_compiling():
+            return lists  # A graph keeps no attributes.
+        if self._synapses is None or self._synapses.pointer is not lists.pointer:
+            self._synapses = lists
         return self._synapses
 
     def train(self, mode: bool = True) -> LTC:

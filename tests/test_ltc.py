@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ncp_rl import LTC, AutoNCP, LTCInit, Wiring
 from ncp_rl.kernels import Backend
-from ncp_rl.ltc import inverse_softplus
+from ncp_rl.ltc import _Constrain, _constrain, inverse_softplus
 
 BACKENDS: tuple[Backend, ...] = ("reference", "numba")
 
@@ -60,6 +60,18 @@ def test_from_ncps_reads_a_whole_layer() -> None:
     with torch.no_grad():
         ltc = LTC.from_ncps(layer)
         torch.testing.assert_close(ltc.motor_map(ltc(inputs)[0]), layer(inputs)[0], atol=1e-5, rtol=0)
+
+
+def test_packing_in_one_node_has_the_gradients_of_plain_operations() -> None:
+    ltc = small_ltc().double()
+    names = [name for name, _ in ltc.named_parameters() if "_map" not in name and "input" not in name]
+    order = ["w", "sigma", "mu", "erev", "sensory_w", "sensory_sigma", "sensory_mu", "sensory_erev", "cm", "gleak"]
+    raw = [ltc.get_parameter(name) for name in [*order, "vleak"]]
+    assert set(names) == {*order, "vleak"}
+    apply: Any = _Constrain.apply
+    assert torch.autograd.gradcheck(apply, raw)
+    for ours, plain in zip(apply(*raw), _constrain(*raw), strict=True):
+        torch.testing.assert_close(ours, plain, rtol=0, atol=0)
 
 
 def test_from_ncps_refuses_what_is_no_plain_ltc() -> None:
@@ -197,6 +209,24 @@ def test_packed_parameters_follow_every_change() -> None:
         assert torch.allclose(after, ltc(inputs)[0])
         before = after
     assert torch.equal(copy.deepcopy(ltc)(inputs)[0], ltc(inputs)[0])
+
+
+def test_compiled_and_exported_layers_agree() -> None:
+    ltc = small_ltc()
+    arguments = torch.randn(5, 3, 4), torch.randn(3, 12), torch.rand(5, 3) < 0.3, torch.rand(5, 3)
+    expected, _ = ltc(*arguments)
+    expected.sum().backward()
+    gradients = [p.grad.clone() for p in ltc.parameters() if p.grad is not None]
+    ltc.zero_grad()
+    compiled, _ = torch.compile(ltc, fullgraph=True, backend="aot_eager")(*arguments)
+    compiled.sum().backward()
+    torch.testing.assert_close(compiled, expected)
+    again = [p.grad for p in ltc.parameters() if p.grad is not None]
+    for ours, theirs in zip(again, gradients, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    program = torch.export.export(ltc, arguments)
+    assert any("ltc_scan" in str(node.target) for node in program.graph.nodes)
+    torch.testing.assert_close(program.module()(*arguments)[0], expected)
 
 
 def test_double_precision_takes_the_reference() -> None:

@@ -36,7 +36,7 @@ class LTCInit:
     as cm = tau (gleak + sum w / 2), the conductance of half-open synapses; with `cm` given it is drawn as in ncps.
     """
 
-    tau: Range = (1.0, 10.0)
+    tau: Range = (1.0, 3.0)
     """Time constants, in steps of the layer's `elapsed_time`."""
     cm: Range | None = None
     gleak: Range = (0.001, 1.0)

@@ -108,7 +108,7 @@ def test_initial_time_constants_span_steps_not_fractions(elapsed_time: float) ->
     for w, pointer in ((params.synaptic[0], synapses.pointer), (params.sensory[0], synapses.sensory_pointer)):
         conductance += torch.stack([w[a:b].sum() for a, b in pairwise(pointer)]) / 2
     tau = cm / conductance / elapsed_time
-    assert tau.min() >= 1.0 - 1e-4 and tau.max() <= 10.0 + 1e-4 and tau.max() / tau.min() > 4
+    assert tau.min() >= 1.0 - 1e-4 and tau.max() <= 3.0 + 1e-4 and tau.max() / tau.min() > 2
 
 
 def test_init_ranges_can_be_overridden() -> None:

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from ncp_envs import NoVelocity
 from sb3_contrib import RecurrentPPO
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
-from stable_baselines3.common.callbacks import EvalCallback
+from stable_baselines3.common.callbacks import EvalCallback, StopTrainingOnRewardThreshold
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import FakeImageEnv
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -345,6 +346,32 @@ def test_eval_callback_and_vec_normalize(tmp_path: Path) -> None:
     callback = EvalCallback(eval_venv, n_eval_episodes=2, eval_freq=32, best_model_save_path=str(tmp_path), verbose=0)
     RecurrentPPO(NCPPolicy, venv, n_steps=32, seed=0).learn(128, callback=callback)
     assert RecurrentPPO.load(tmp_path / "best_model.zip", env=eval_venv).predict(eval_venv.reset())[0].shape == (2, 1)
+
+
+def test_learns_to_balance_a_pole_whose_velocity_is_hidden() -> None:
+    """A policy without memory balances for some 50 of the 500 steps, whatever it learns."""
+
+    def make_env() -> gym.Env[Any, Any]:
+        return NoVelocity(gym.make("CartPole-v1"), kept=(0, 2))
+
+    venv = VecNormalize(make_vec_env(make_env, n_envs=8, seed=1))
+    eval_venv = VecNormalize(make_vec_env(make_env, n_envs=10, seed=2), training=False, norm_reward=False)
+    enough = StopTrainingOnRewardThreshold(450)
+    callback = EvalCallback(eval_venv, callback_on_new_best=enough, n_eval_episodes=20, eval_freq=1250, verbose=0)
+    model = RecurrentPPO(
+        NCPPolicy,
+        venv,
+        n_steps=128,
+        batch_size=256,
+        learning_rate=4e-3,
+        gae_lambda=0.98,
+        max_grad_norm=1,
+        seed=1,
+        # A pole falls fast: neurons that answer within a step.
+        policy_kwargs=dict(net_arch=dict(vf=[64]), init=LTCInit(tau=(0.2, 2.0))),
+    )
+    model.learn(150_000, callback=callback)
+    assert callback.best_mean_reward >= 450
 
 
 def test_same_seed_same_policy() -> None:

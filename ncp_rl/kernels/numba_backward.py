@@ -1,4 +1,4 @@
-"""The adjoint of the scan in Numba, sixteen sequences per vector.
+"""The adjoint of the scan in Numba, eight or sixteen sequences at once.
 
 A substep is v' = n / d with the numerator n = cm v + delta I and the denominator d = cm + delta G. For a gradient g
 with respect to v', p = g / d is the gradient with respect to n, and -p v' the one with respect to d. With P = delta p
@@ -15,6 +15,9 @@ sigmoids; then `accumulate` sums over the substeps, synapse by synapse, in regis
 """
 
 from __future__ import annotations
+
+import functools
+from collections.abc import Callable
 
 import numpy as np
 
@@ -48,15 +51,21 @@ from ncp_rl.kernels.numba_forward import (
     sensory_sums,
     solve,
     synapse_table,
+    table_widths,
 )
 from ncp_rl.kernels.numba_lanes import (
     LANES,
+    add_to_sources,
+    as_rows,
     broadcast,
     fold4,
     integer,
+    keep_first,
     load,
+    load_sources,
     logistics2,
     prefetch,
+    repeat,
     spread,
     store,
     total,
@@ -69,18 +78,15 @@ _ZERO = np.float32(0.0)
 def zero(rows: Floats) -> None:
     """Set all rows of lanes to zero."""
     for row in range(rows.shape[0]):
-        store(rows, row, spread(_ZERO))
+        store(rows, row, _ZERO)
 
 
 @inlined
 def add_gradient(grad: Floats, first: int, n_sequences: int, step: int, incoming: Floats, adjoint: Floats) -> None:
     """Add the incoming gradient of one step to the adjoint; lanes past the last sequence keep zero."""
     gather(grad, first, n_sequences, step, incoming)
-    for lane in range(n_sequences - first, LANES):
-        for j in range(grad.shape[1]):
-            incoming[j, lane] = _ZERO
     for j in range(grad.shape[1]):
-        store(adjoint, j, load(adjoint, j) + load(incoming, j))
+        store(adjoint, j, load(adjoint, j) + keep_first(load(incoming, j), n_sequences - first))
 
 
 @inlined
@@ -114,8 +120,9 @@ def pull_back_neurons(
 ) -> None:
     """From the adjoint of the potentials after a substep: P and Q, and what reaches the neuron's own past.
 
-    P and Q go to `currents` and `conductances`, and are added to `current_sums` and `conductance_sums`; the shares of
-    cm, gleak and vleak are added to three rows of `sums` per neuron, that of delta to `delta_sum`.
+    P and Q go to `currents` and `conductances`, once for every synapse of a vector, and are added to `current_sums` and
+    `conductance_sums`; the shares of cm, gleak and vleak are added to three rows of `sums` per neuron, that of delta to
+    `delta_sum`.
     """
     n_neurons = neuronal.shape[1]
     step = load(delta, 0)
@@ -128,16 +135,17 @@ def pull_back_neurons(
         p = load(adjoint, j) * load(record, reciprocals + j)
         current = step * p
         conductance = current * load(unfolded, before + n_neurons + j)
-        remembered = p * spread(neuronal[CM, j])
+        remembered = p * neuronal[CM, j]
         store(adjoint, j, remembered)
-        store(currents, before + j, current)
-        store(conductances, before + j, conductance)
-        store(current_sums, j, load(current_sums, j) + current)
-        store(conductance_sums, j, load(conductance_sums, j) + conductance)
+        synapse_current, synapse_conductance = repeat(current), repeat(conductance)
+        store(currents, before + j, synapse_current)
+        store(conductances, before + j, synapse_conductance)
+        store(current_sums, j, load(current_sums, j) + synapse_current)
+        store(conductance_sums, j, load(conductance_sums, j) + synapse_conductance)
         store(sums, 3 * j + CM, load(sums, 3 * j + CM) - current * slope)
-        leak = current * spread(neuronal[VLEAK, j]) - conductance
+        leak = current * neuronal[VLEAK, j] - conductance
         store(sums, 3 * j + GLEAK, load(sums, 3 * j + GLEAK) + leak)
-        store(sums, 3 * j + VLEAK, load(sums, 3 * j + VLEAK) + current * spread(neuronal[GLEAK, j]))
+        store(sums, 3 * j + VLEAK, load(sums, 3 * j + VLEAK) + current * neuronal[GLEAK, j])
         delta_total = delta_total + remembered * slope
     store(delta_sum, 0, delta_total)
 
@@ -163,22 +171,20 @@ def pull_back_synapses(
         current = load(currents, first_row + j)
         conductance = load(conductances, first_row + j)
         for e in range(integer(pointer, j), integer(pointer, j + 1), PAIR):
-            i = integer(source, e)
-            second_i = integer(source, e + 1)
             first, second = logistics2(
-                exponent(table, e, load(presynaptics, first_row + i)),
-                exponent(table, e + 1, load(presynaptics, first_row + second_i)),
+                exponent(table, e, load_sources(presynaptics, first_row, source, e)),
+                exponent(table, e + 1, load_sources(presynaptics, first_row, source, e + 1)),
             )
             store(sigmoids, first_sigmoid + e, first)
             store(sigmoids, first_sigmoid + e + 1, second)
-            column = e * COLUMNS
-            y = (current * broadcast(table, column + REVERSAL) - conductance) * first
+            row = e * COLUMNS
+            y = (current * broadcast(table, row + REVERSAL) - conductance) * first
             z = y - y * first
-            store(adjoint, i, load(adjoint, i) + z * broadcast(table, column + PULL))
-            column += COLUMNS
-            y = (current * broadcast(table, column + REVERSAL) - conductance) * second
+            add_to_sources(adjoint, source, e, z * broadcast(table, row + PULL))
+            row += COLUMNS
+            y = (current * broadcast(table, row + REVERSAL) - conductance) * second
             z = y - y * second
-            store(adjoint, second_i, load(adjoint, second_i) + z * broadcast(table, column + PULL))
+            add_to_sources(adjoint, source, e + 1, z * broadcast(table, row + PULL))
 
 
 @inlined
@@ -187,65 +193,62 @@ def accumulate(
     pointer: Integers,
     source: Integers,
     presynaptics: Floats,
+    n_presynaptic: int,
     n_unfolds: int,
     currents: Floats,
     conductances: Floats,
     sigmoids: Floats,
     sums: Floats,
 ) -> None:
-    """Add P s, y, z and z (v - mu), summed over the substeps of one step and folded, to one row per synapse."""
+    """Add P s, y, z and z (v - mu), summed over the substeps of one step and folded, to one row per vector."""
     n_neurons = pointer.shape[0] - 1
-    n_presynaptic = presynaptics.shape[0] // n_unfolds
-    n_rows = source.shape[0]
+    n_vectors = integer(pointer, n_neurons)
     for j in range(n_neurons):
         for e in range(integer(pointer, j), integer(pointer, j + 1), PAIR):
-            i, second_i = integer(source, e), integer(source, e + 1)
-            column, second_column = e * COLUMNS, (e + 1) * COLUMNS
-            reversal, second_reversal = (
-                broadcast(table, column + REVERSAL),
-                broadcast(table, second_column + REVERSAL),
-            )
-            midpoint, second_midpoint = (
-                broadcast(table, column + MIDPOINT),
-                broadcast(table, second_column + MIDPOINT),
-            )
+            row, second_row = e * COLUMNS, (e + 1) * COLUMNS
+            reversal, second_reversal = broadcast(table, row + REVERSAL), broadcast(table, second_row + REVERSAL)
+            midpoint, second_midpoint = broadcast(table, row + MIDPOINT), broadcast(table, second_row + MIDPOINT)
             sum_ps = sum_y = sum_z = sum_zv = spread(_ZERO)
             second_ps = second_y = second_z = second_zv = spread(_ZERO)
             for k in range(n_unfolds):
-                current, conductance = load(currents, k * n_neurons + j), load(conductances, k * n_neurons + j)
-                sigmoid = load(sigmoids, k * n_rows + e)
+                current = load(currents, k * n_neurons + j)
+                conductance = load(conductances, k * n_neurons + j)
+                sigmoid = load(sigmoids, k * n_vectors + e)
                 y = (current * reversal - conductance) * sigmoid
                 z = y - y * sigmoid
                 sum_ps = sum_ps + current * sigmoid
                 sum_y = sum_y + y
                 sum_z = sum_z + z
-                sum_zv = sum_zv + z * (load(presynaptics, k * n_presynaptic + i) - midpoint)
-                sigmoid = load(sigmoids, k * n_rows + e + 1)
+                sum_zv = sum_zv + z * (load_sources(presynaptics, k * n_presynaptic, source, e) - midpoint)
+                sigmoid = load(sigmoids, k * n_vectors + e + 1)
                 y = (current * second_reversal - conductance) * sigmoid
                 z = y - y * sigmoid
                 second_ps = second_ps + current * sigmoid
                 second_y = second_y + y
                 second_z = second_z + z
-                second_zv = second_zv + z * (load(presynaptics, k * n_presynaptic + second_i) - second_midpoint)
+                potential = load_sources(presynaptics, k * n_presynaptic, source, e + 1)
+                second_zv = second_zv + z * (potential - second_midpoint)
             store(sums, e, load(sums, e) + fold4(sum_ps, sum_y, sum_z, sum_zv))
             store(sums, e + 1, load(sums, e + 1) + fold4(second_ps, second_y, second_z, second_zv))
 
 
 @inlined
 def write_synapse_gradients(
-    sums: Floats, pointer: Integers, rows: Integers, params: Floats, gradients: Floats, first: int
+    sums: Floats, pointer: Integers, vectors: Integers, width: int, params: Floats, gradients: Floats, first: int
 ) -> None:
-    """From the folded sums of each synapse, the rows w, sigma, mu, erev at `first` of the flat `gradients`."""
+    """From the folded sums of each vector, the rows w, sigma, mu, erev at `first` of the flat `gradients`."""
     n_synapses = params.shape[1]
+    n_parts = LANES // width
     for j in range(pointer.shape[0] - 1):
         for e in range(pointer[j], pointer[j + 1]):
-            row = rows[j] + e - pointer[j]
+            slot = vectors[j] * n_parts + e - pointer[j]
+            first_lane = slot % n_parts * width
             sum_ps = sum_y = sum_z = sum_zv = _ZERO
-            for lane in range(0, LANES, 4):
-                sum_ps += sums[row, lane]
-                sum_y += sums[row, lane + 1]
-                sum_z += sums[row, lane + 2]
-                sum_zv += sums[row, lane + 3]
+            for lane in range(first_lane, first_lane + width, 4):
+                sum_ps += sums[slot // n_parts, lane]
+                sum_y += sums[slot // n_parts, lane + 1]
+                sum_z += sums[slot // n_parts, lane + 2]
+                sum_zv += sums[slot // n_parts, lane + 3]
             w, sigma = params[W, e], params[SIGMA, e]
             gradients[first + W * n_synapses + e] = sum_y
             gradients[first + SIGMA * n_synapses + e] = w * sum_zv
@@ -266,199 +269,215 @@ def write_elapsed_gradient(delta_sum: Floats, first: int, step: int, ode_unfolds
     """Gradient of each lane's elapsed time; `gradient` has no rows where there is no elapsed time."""
     if gradient.shape[0] == 0:
         return
-    for lane in range(min(LANES, gradient.shape[1] - first)):
+    for lane in range(min(delta_sum.shape[1], gradient.shape[1] - first)):
         gradient[step, first + lane] = delta_sum[0, lane] / np.float32(ode_unfolds)
 
 
-@kernel
-def backward_blocks(
-    grad_address: int,
-    potentials_address: int,
-    saved_address: int,
-    inputs_address: int,
-    state_address: int,
-    starts_address: int,
-    elapsed_address: int,
-    synaptic_address: int,
-    sensory_address: int,
-    neuronal_address: int,
-    pointer_address: int,
-    source_address: int,
-    sensory_pointer_address: int,
-    sensory_source_address: int,
-    inputs_gradient_address: int,
-    state_gradient_address: int,
-    elapsed_gradient_address: int,
-    partials_address: int,
-    n_steps: int,
-    n_sequences: int,
-    n_inputs: int,
-    n_neurons: int,
-    n_synapses: int,
-    n_sensory: int,
-    ode_unfolds: int,
-    first_block: int,
-    last_block: int,
-) -> None:
-    """Blocks `first_block` to `last_block`, all steps; each block writes its own row of parameter gradients.
+@functools.cache
+def backward_kernel(width: int) -> Callable[..., None]:
+    """The backward pass over blocks of `width` sequences, compiled when it is first called."""
+    cell_width, table_width = table_widths(width)
 
-    An address of 0 stands for an operand that is not there; without saved records, the steps are solved again.
-    """
-    n_samples = n_steps * n_sequences
-    grad = floats(grad_address, n_samples, n_neurons)
-    potentials = floats(potentials_address, n_samples, n_neurons)
-    inputs = floats(inputs_address, n_samples, n_inputs)
-    state = floats(state_address, n_sequences, n_neurons)
-    starts = bools(starts_address, n_steps if starts_address else 0, n_sequences)
-    elapsed_time = floats(elapsed_address, n_steps if elapsed_address else 0, n_sequences)
-    synaptic = floats(synaptic_address, 4, n_synapses)
-    sensory = floats(sensory_address, 4, n_sensory)
-    neuronal = floats(neuronal_address, 3, n_neurons)
-    own_pointer = integers(pointer_address, n_neurons + 1)
-    own_sensory_pointer = integers(sensory_pointer_address, n_neurons + 1)
-    pointer = paired(own_pointer)
-    sensory_pointer = paired(own_sensory_pointer)
-    source = paired_source(own_pointer, integers(source_address, n_synapses), pointer)
-    sensory_source = paired_source(own_sensory_pointer, integers(sensory_source_address, n_sensory), sensory_pointer)
-    inputs_gradient = floats(inputs_gradient_address, n_samples, n_inputs)
-    state_gradient = floats(state_gradient_address, n_sequences, n_neurons)
-    elapsed_gradient = floats(elapsed_gradient_address, elapsed_time.shape[0], n_sequences)
-    table = synapse_table(synaptic, own_pointer, pointer)
-    sensory_table = synapse_table(sensory, own_sensory_pointer, sensory_pointer)
+    @kernel
+    def backward_blocks(
+        grad_address: int,
+        potentials_address: int,
+        saved_address: int,
+        inputs_address: int,
+        state_address: int,
+        starts_address: int,
+        elapsed_address: int,
+        synaptic_address: int,
+        sensory_address: int,
+        neuronal_address: int,
+        pointer_address: int,
+        source_address: int,
+        sensory_pointer_address: int,
+        sensory_source_address: int,
+        inputs_gradient_address: int,
+        state_gradient_address: int,
+        elapsed_gradient_address: int,
+        partials_address: int,
+        n_steps: int,
+        n_sequences: int,
+        n_inputs: int,
+        n_neurons: int,
+        n_synapses: int,
+        n_sensory: int,
+        ode_unfolds: int,
+        first_block: int,
+        last_block: int,
+    ) -> None:
+        """Blocks `first_block` to `last_block`, all steps; each block writes its own row of parameter gradients.
 
-    record_rows = (2 * ode_unfolds + 1) * n_neurons
-    record = lane_rows(record_rows)
-    unfolded = lane_rows((ode_unfolds + 1) * n_neurons)
-    rows = lane_rows(n_inputs)
-    delta = lane_rows(1)
-    current = lane_rows(n_neurons)
-    conductance = lane_rows(n_neurons)
-    adjoint = lane_rows(n_neurons)
-    incoming = lane_rows(n_neurons)
-    inputs_adjoint = lane_rows(n_inputs)
-    current_sums = lane_rows(n_neurons)
-    conductance_sums = lane_rows(n_neurons)
-    synaptic_totals = lane_rows(source.shape[0])
-    sensory_totals = lane_rows(sensory_source.shape[0])
-    neuronal_totals = lane_rows(3 * n_neurons)
-    currents = lane_rows(ode_unfolds * n_neurons)
-    conductances = lane_rows(ode_unfolds * n_neurons)
-    n_rows = source.shape[0]
-    sigmoids = lane_rows(max(ode_unfolds * n_rows, sensory_source.shape[0]))
-    delta_sum = lane_rows(1)
-    partials = floats(partials_address, last_block, 4 * n_synapses + 4 * n_sensory + 3 * n_neurons)
-    for block in range(first_block, last_block):
-        first = block * LANES
-        start = 0
-        if saved_address:
-            record = floats(saved_address + block * n_steps * record_rows * LANES * 4, n_steps * record_rows, LANES)
-        zero(adjoint)
-        zero(synaptic_totals)
-        zero(sensory_totals)
-        zero(neuronal_totals)
-        for t in range(n_steps - 1, -1, -1):
-            gather(inputs, first, n_sequences, t, rows)
-            gather_delta(elapsed_time, t, first, ode_unfolds, delta)
+        An address of 0 stands for an operand that is not there; without saved records, the steps are solved again.
+        """
+        n_samples = n_steps * n_sequences
+        grad = floats(grad_address, n_samples, n_neurons)
+        potentials = floats(potentials_address, n_samples, n_neurons)
+        inputs = floats(inputs_address, n_samples, n_inputs)
+        state = floats(state_address, n_sequences, n_neurons)
+        starts = bools(starts_address, n_steps if starts_address else 0, n_sequences)
+        elapsed_time = floats(elapsed_address, n_steps if elapsed_address else 0, n_sequences)
+        synaptic = floats(synaptic_address, 4, n_synapses)
+        sensory = floats(sensory_address, 4, n_sensory)
+        neuronal = floats(neuronal_address, 3, n_neurons)
+        n_parts = LANES // width
+        own_pointer = integers(pointer_address, n_neurons + 1)
+        own_sensory_pointer = integers(sensory_pointer_address, n_neurons + 1)
+        pointer = paired(own_pointer, n_parts)
+        sensory_pointer = paired(own_sensory_pointer, n_parts)
+        source = paired_source(own_pointer, integers(source_address, n_synapses), pointer, width)
+        own_sensory_source = integers(sensory_source_address, n_sensory)
+        sensory_source = paired_source(own_sensory_pointer, own_sensory_source, sensory_pointer, width)
+        inputs_gradient = floats(inputs_gradient_address, n_samples, n_inputs)
+        state_gradient = floats(state_gradient_address, n_sequences, n_neurons)
+        elapsed_gradient = floats(elapsed_gradient_address, elapsed_time.shape[0], n_sequences)
+        table = synapse_table(synaptic, own_pointer, pointer, n_parts, cell_width, table_width, True)
+        sensory_table = synapse_table(
+            sensory, own_sensory_pointer, sensory_pointer, n_parts, cell_width, table_width, True
+        )
+
+        n_vectors = integer(pointer, n_neurons)
+        n_sensory_vectors = integer(sensory_pointer, n_neurons)
+        record_rows = (2 * ode_unfolds + 1) * n_neurons
+        record = lane_rows(record_rows, width)
+        unfolded = lane_rows((ode_unfolds + 1) * n_neurons, width)
+        rows = lane_rows(n_inputs, width)
+        delta = lane_rows(1, width)
+        current = lane_rows(n_neurons, width)
+        conductance = lane_rows(n_neurons, width)
+        adjoint = lane_rows(n_neurons, width)
+        incoming = lane_rows(n_neurons, width)
+        inputs_adjoint = lane_rows(n_inputs, width)
+        current_sums = lane_rows(n_neurons, LANES)
+        conductance_sums = lane_rows(n_neurons, LANES)
+        synaptic_totals = lane_rows(n_vectors, LANES)
+        sensory_totals = lane_rows(n_sensory_vectors, LANES)
+        neuronal_totals = lane_rows(3 * n_neurons, width)
+        currents = lane_rows(ode_unfolds * n_neurons, LANES)
+        conductances = lane_rows(ode_unfolds * n_neurons, LANES)
+        sigmoids = lane_rows(max(ode_unfolds * n_vectors, n_sensory_vectors), LANES)
+        delta_sum = lane_rows(1, width)
+        partials = floats(partials_address, last_block, 4 * n_synapses + 4 * n_sensory + 3 * n_neurons)
+        for block in range(first_block, last_block):
+            first = block * width
+            start = 0
             if saved_address:
-                start = t * record_rows
-                replay(delta, record, start, n_neurons, unfolded)
-            else:
-                if t > 0:
-                    gather(potentials, first, n_sequences, t - 1, unfolded)
+                n_rows = n_steps * record_rows
+                record = as_rows(floats(saved_address + block * n_rows * width * 4, n_rows, width), width)
+            zero(adjoint)
+            zero(synaptic_totals)
+            zero(sensory_totals)
+            zero(neuronal_totals)
+            for t in range(n_steps - 1, -1, -1):
+                gather(inputs, first, n_sequences, t, rows)
+                gather_delta(elapsed_time, t, first, ode_unfolds, delta)
+                if saved_address:
+                    start = t * record_rows
+                    replay(delta, record, start, n_neurons, unfolded)
                 else:
-                    gather(state, first, n_sequences, 0, unfolded)
-                clear_started(unfolded, n_neurons, starts, t, first)
-                sensory_sums(sensory_table, sensory_pointer, sensory_source, rows, neuronal, current, conductance)
-                solve(
+                    if t > 0:
+                        gather(potentials, first, n_sequences, t - 1, unfolded)
+                    else:
+                        gather(state, first, n_sequences, 0, unfolded)
+                    clear_started(unfolded, n_neurons, starts, t, first)
+                    sensory_sums(sensory_table, sensory_pointer, sensory_source, rows, neuronal, current, conductance)
+                    solve(
+                        table,
+                        pointer,
+                        source,
+                        neuronal,
+                        delta,
+                        current,
+                        conductance,
+                        unfolded,
+                        record,
+                        0,
+                        ode_unfolds,
+                    )
+                add_gradient(grad, first, n_sequences, t, incoming, adjoint)
+                zero(current_sums)
+                zero(conductance_sums)
+                zero(delta_sum)
+                for k in range(ode_unfolds - 1, -1, -1):
+                    before = k * n_neurons
+                    slopes = start + n_neurons + before
+                    pull_back_neurons(
+                        neuronal,
+                        delta,
+                        unfolded,
+                        before,
+                        record,
+                        slopes,
+                        slopes + ode_unfolds * n_neurons,
+                        record_rows,
+                        adjoint,
+                        currents,
+                        conductances,
+                        current_sums,
+                        conductance_sums,
+                        neuronal_totals,
+                        delta_sum,
+                    )
+                    pull_back_synapses(
+                        table,
+                        pointer,
+                        source,
+                        unfolded,
+                        before,
+                        currents,
+                        conductances,
+                        adjoint,
+                        sigmoids,
+                        k * n_vectors,
+                    )
+                accumulate(
                     table,
                     pointer,
                     source,
-                    neuronal,
-                    delta,
-                    current,
-                    conductance,
                     unfolded,
-                    record,
-                    0,
+                    n_neurons,
                     ode_unfolds,
-                )
-            add_gradient(grad, first, n_sequences, t, incoming, adjoint)
-            zero(current_sums)
-            zero(conductance_sums)
-            zero(delta_sum)
-            for k in range(ode_unfolds - 1, -1, -1):
-                before = k * n_neurons
-                slopes = start + n_neurons + before
-                pull_back_neurons(
-                    neuronal,
-                    delta,
-                    unfolded,
-                    before,
-                    record,
-                    slopes,
-                    slopes + ode_unfolds * n_neurons,
-                    record_rows,
-                    adjoint,
                     currents,
                     conductances,
+                    sigmoids,
+                    synaptic_totals,
+                )
+                zero(inputs_adjoint)
+                pull_back_synapses(
+                    sensory_table,
+                    sensory_pointer,
+                    sensory_source,
+                    rows,
+                    0,
                     current_sums,
                     conductance_sums,
-                    neuronal_totals,
-                    delta_sum,
-                )
-                pull_back_synapses(
-                    table,
-                    pointer,
-                    source,
-                    unfolded,
-                    before,
-                    currents,
-                    conductances,
-                    adjoint,
+                    inputs_adjoint,
                     sigmoids,
-                    k * n_rows,
+                    0,
                 )
-            accumulate(
-                table,
-                pointer,
-                source,
-                unfolded[: ode_unfolds * n_neurons],
-                ode_unfolds,
-                currents,
-                conductances,
-                sigmoids,
-                synaptic_totals,
+                accumulate(
+                    sensory_table,
+                    sensory_pointer,
+                    sensory_source,
+                    rows,
+                    n_inputs,
+                    1,
+                    current_sums,
+                    conductance_sums,
+                    sigmoids,
+                    sensory_totals,
+                )
+                scatter(inputs_adjoint, 0, first, n_sequences, t, inputs_gradient)
+                write_elapsed_gradient(delta_sum, first, t, ode_unfolds, elapsed_gradient)
+                clear_started(adjoint, n_neurons, starts, t, first)
+            scatter(adjoint, 0, first, n_sequences, 0, state_gradient)
+            write_synapse_gradients(synaptic_totals, own_pointer, pointer, width, synaptic, partials[block], 0)
+            write_synapse_gradients(
+                sensory_totals, own_sensory_pointer, sensory_pointer, width, sensory, partials[block], 4 * n_synapses
             )
-            zero(inputs_adjoint)
-            pull_back_synapses(
-                sensory_table,
-                sensory_pointer,
-                sensory_source,
-                rows,
-                0,
-                current_sums,
-                conductance_sums,
-                inputs_adjoint,
-                sigmoids,
-                0,
-            )
-            accumulate(
-                sensory_table,
-                sensory_pointer,
-                sensory_source,
-                rows,
-                1,
-                current_sums,
-                conductance_sums,
-                sigmoids,
-                sensory_totals,
-            )
-            scatter(inputs_adjoint, 0, first, n_sequences, t, inputs_gradient)
-            write_elapsed_gradient(delta_sum, first, t, ode_unfolds, elapsed_gradient)
-            clear_started(adjoint, n_neurons, starts, t, first)
-        scatter(adjoint, 0, first, n_sequences, 0, state_gradient)
-        write_synapse_gradients(synaptic_totals, own_pointer, pointer, synaptic, partials[block], 0)
-        write_synapse_gradients(
-            sensory_totals, own_sensory_pointer, sensory_pointer, sensory, partials[block], 4 * n_synapses
-        )
-        write_neuron_gradients(neuronal_totals, n_neurons, partials[block], 4 * (n_synapses + n_sensory))
+            write_neuron_gradients(neuronal_totals, n_neurons, partials[block], 4 * (n_synapses + n_sensory))
+
+    compiled: Callable[..., None] = backward_blocks
+    return compiled

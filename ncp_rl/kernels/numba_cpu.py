@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ncp_rl.kernels.contract import Gradients, Params, Synapses
-from ncp_rl.kernels.numba_backward import backward_blocks
-from ncp_rl.kernels.numba_forward import forward_blocks
-from ncp_rl.kernels.numba_lanes import LANES
+from ncp_rl.kernels.numba_backward import backward_kernel
+from ncp_rl.kernels.numba_forward import forward_kernel
+from ncp_rl.kernels.numba_lanes import WIDTHS
 
 #: Bytes of unfold states that a forward pass may keep for its backward pass, which else solves the steps again.
 MEMORY_BUDGET = 64 * 2**20
@@ -44,11 +44,12 @@ def forward(
     """
     n_steps, n_sequences, n_inputs = inputs.shape
     n_neurons = state.shape[1]
-    n_blocks = -(-n_sequences // LANES)
+    width = _block_width(n_sequences)
+    n_blocks = -(-n_sequences // width)
     potentials = inputs.new_empty((n_steps, n_sequences, n_neurons))
     saved = _NOTHING
     if save:
-        record_size = n_blocks * n_steps * (2 * ode_unfolds + 1) * n_neurons * LANES
+        record_size = n_blocks * n_steps * (2 * ode_unfolds + 1) * n_neurons * width
         if record_size * inputs.itemsize <= MEMORY_BUDGET:
             saved = inputs.new_empty(record_size)
     # A policy calls this once per environment step: no loops, no generators, no more attributes than it takes.
@@ -75,9 +76,9 @@ def forward(
         ode_unfolds,
     )
     if n_blocks == 1:
-        forward_blocks(*arguments, 0, 1)
+        forward_kernel(width)(*arguments, 0, 1)
     else:
-        _run_blocks(forward_blocks, n_blocks, _n_sigmoids(params, inputs, ode_unfolds), arguments)
+        _run_blocks(forward_kernel(width), n_blocks, _n_sigmoids(params, inputs, ode_unfolds), arguments)
     return potentials, saved
 
 
@@ -97,7 +98,8 @@ def backward(
     """Gradients for `grad` (T, N, U) of the potentials that `forward` returned."""
     n_steps, n_sequences, n_inputs = inputs.shape
     n_neurons = state.shape[1]
-    n_blocks = -(-n_sequences // LANES)
+    width = _block_width(n_sequences)
+    n_blocks = -(-n_sequences // width)
     inputs_gradient, state_gradient = torch.empty_like(inputs), torch.empty_like(state)
     elapsed_gradient = None if elapsed_time is None else torch.empty_like(elapsed_time)
     partials = inputs.new_empty(n_blocks, sum(tensor.numel() for tensor in params))
@@ -123,8 +125,14 @@ def backward(
         params.sensory.shape[1],
         ode_unfolds,
     )
-    _run_blocks(backward_blocks, n_blocks, _n_sigmoids(params, inputs, ode_unfolds), arguments)
+    _run_blocks(backward_kernel(width), n_blocks, _n_sigmoids(params, inputs, ode_unfolds), arguments)
     return Gradients(_sum_partials(partials, params), inputs_gradient, state_gradient, elapsed_gradient)
+
+
+def _block_width(n_sequences: int) -> int:
+    """How many sequences a block holds: few of them leave room for more synapses in a vector."""
+    narrow, wide = WIDTHS
+    return narrow if n_sequences <= narrow else wide
 
 
 def _n_sigmoids(params: Params, inputs: Tensor, ode_unfolds: int) -> int:

@@ -1,7 +1,9 @@
-"""The scan forward in Numba, sixteen sequences per vector.
+"""The scan forward in Numba, eight or sixteen sequences at once.
 
-A block is `LANES` sequences side by side: whatever belongs to a neuron or an input is a row of lanes. With the current
-I and the conductance G that leak and synapses add up to, the solver's quotient is the same as
+A block is `width` sequences side by side: whatever belongs to a neuron or an input is a row of as many lanes, and a
+vector of `LANES` lanes holds as many synapses of one neuron as that leaves room for: one where the width is 16, two
+where it is 8. With the current I and the conductance G that leak and synapses add up to, the solver's quotient is the
+same as
 
     v <- v + delta slope,    slope = (I - G v) / (cm + delta G),
 
@@ -14,7 +16,9 @@ in ten.
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,12 +29,15 @@ from ncp_rl.kernels.contract import EPSILON
 from ncp_rl.kernels.numba_cache import inlined, kernel
 from ncp_rl.kernels.numba_lanes import (
     LANES,
+    as_rows,
     bool_pointer,
     broadcast,
     float32_pointer,
+    fold,
     int32_pointer,
     integer,
     load,
+    load_sources,
     logistics2,
     reciprocal,
     spread,
@@ -47,11 +54,11 @@ W, SIGMA, MU, EREV = range(4)
 #: Rows of `Params.neuronal`.
 CM, GLEAK, VLEAK = range(3)
 
-#: Columns of a synapse table, one row per synapse: all that its inner loops read lies in half a cache line.
+#: Columns of a synapse table: all that the inner loops read of one vector of synapses lies in one cache line.
 #: The exponent of the sigmoid is slope * v + offset, to base 2.
 SLOPE, OFFSET, WEIGHT, DRIVE, REVERSAL, PULL, MIDPOINT = range(7)
 COLUMNS = 8
-#: Synapses that a loop takes at once.
+#: Vectors of synapses that a loop takes at once.
 PAIR = 2
 
 _EPSILON = np.float32(EPSILON)
@@ -79,56 +86,94 @@ def bools(address: int, rows: int, columns: int) -> Any:
 
 
 @inlined
-def lane_rows(n_rows: int) -> Floats:
-    """(n_rows, LANES) float32, uninitialised, each row one cache line: a row across two lines loads at half speed."""
-    memory = np.empty((n_rows + 1) * LANES, np.float32)
+def lane_memory(n_elements: int) -> Any:
+    """(n_elements,) float32, uninitialised, from the beginning of a cache line on."""
+    memory = np.empty(n_elements + LANES, np.float32)
     first = -(memory.ctypes.data // 4) % LANES
-    return memory[first : first + n_rows * LANES].reshape((n_rows, LANES))
+    return memory[first : first + n_elements]
 
 
 @inlined
-def paired(pointer: Integers) -> Any:
-    """(U + 1,) int32 like `pointer`, each neuron's synapses padded to a multiple of `PAIR`."""
+def lane_rows(n_rows: int, width: int) -> Any:
+    """(n_rows, width) float32, uninitialised, no row in two cache lines: such a row loads at half speed."""
+    return as_rows(lane_memory(n_rows * width).reshape((n_rows, width)), width)
+
+
+@inlined
+def paired(pointer: Integers, n_parts: int) -> Any:
+    """(U + 1,) int32, vectors of `n_parts` synapses up to each neuron, a multiple of `PAIR` for every neuron."""
     result = np.zeros(pointer.shape[0], np.int32)
     for j in range(pointer.shape[0] - 1):
         fan_in = pointer[j + 1] - pointer[j]
-        result[j + 1] = result[j] + (fan_in + PAIR - 1) // PAIR * PAIR
+        result[j + 1] = result[j] + (fan_in + PAIR * n_parts - 1) // (PAIR * n_parts) * PAIR
     return result
 
 
 @inlined
-def paired_source(pointer: Integers, source: Integers, rows: Integers) -> Any:
-    """Sources by row of the table; padding has the source of the synapse that it follows."""
-    result = np.zeros(rows[-1], np.int32)
-    for j in range(pointer.shape[0] - 1):
-        for row in range(rows[j], rows[j + 1]):
-            result[row] = source[min(pointer[j] + row - rows[j], pointer[j + 1] - 1)]
+def paired_source(pointer: Integers, source: Integers, vectors: Integers, width: int) -> Any:
+    """Where the rows of the sources begin, (vectors * LANES // width,) int32; padding repeats a neuron's last one."""
+    n_parts = LANES // width
+    n_neurons = pointer.shape[0] - 1
+    result = np.empty(integer(vectors, n_neurons) * n_parts, np.int32)
+    for j in range(n_neurons):
+        e = integer(pointer, j)
+        last = integer(pointer, j + 1) - 1
+        for slot in range(integer(vectors, j) * n_parts, integer(vectors, j + 1) * n_parts):
+            result[slot] = source[min(e, last)] * width
+            e += 1
     return result
 
 
-@inlined
-def synapse_table(params: Floats, pointer: Integers, rows: Integers) -> Floats:
-    """(rows, COLUMNS) of the (4, E) rows w, sigma, mu, erev; padding repeats a synapse without its weight."""
-    table = np.zeros((rows[-1], COLUMNS), np.float32)
-    for j in range(pointer.shape[0] - 1):
-        for row in range(rows[j], rows[j + 1]):
-            e = min(pointer[j] + row - rows[j], pointer[j + 1] - 1)
-            w = params[W, e] if e == pointer[j] + row - rows[j] else _ZERO
-            sigma, mu, erev = params[SIGMA, e], params[MU, e], params[EREV, e]
-            table[row, SLOPE] = -sigma * _LOG2_E
-            table[row, OFFSET] = sigma * mu * _LOG2_E
-            table[row, WEIGHT] = w
-            table[row, DRIVE] = w * erev
-            table[row, REVERSAL] = erev
-            table[row, PULL] = w * sigma
-            table[row, MIDPOINT] = mu
-    return table
+def table_widths(width: int) -> tuple[int, int]:
+    """Lanes that a table holds of a parameter: for one synapse, and for a vector of them.
+
+    One number is enough where it goes to all lanes, which an instruction does while it computes.
+    """
+    return (1, 1) if width == LANES else (width, LANES)
 
 
 @inlined
-def exponent(table: Floats, row: int, presynaptic: Any) -> Any:
-    """What the sigmoid of a synapse is taken of, to base 2."""
-    return presynaptic * broadcast(table, row * COLUMNS + SLOPE) + broadcast(table, row * COLUMNS + OFFSET)
+def synapse_table(
+    params: Floats,
+    pointer: Integers,
+    vectors: Integers,
+    n_parts: int,
+    cell_width: int,
+    table_width: int,
+    for_gradients: bool,
+) -> Any:
+    """(vectors * COLUMNS, table_width) of the (4, E) rows w, sigma, mu, erev; padding repeats without weight.
+
+    The columns from `REVERSAL` on are left out unless they are wanted `for_gradients`.
+    """
+    n_neurons = pointer.shape[0] - 1
+    n_rows = integer(vectors, n_neurons) * COLUMNS
+    memory = lane_memory(n_rows * table_width)
+    cells = as_rows(memory.reshape((n_rows * n_parts, cell_width)), cell_width)
+    for j in range(n_neurons):
+        e = integer(pointer, j)
+        last = integer(pointer, j + 1) - 1
+        for vector in range(integer(vectors, j), integer(vectors, j + 1)):
+            for part in range(n_parts):
+                w = params[W, e] if e <= last else _ZERO
+                sigma, mu, erev = params[SIGMA, min(e, last)], params[MU, min(e, last)], params[EREV, min(e, last)]
+                cell = vector * COLUMNS * n_parts + part
+                store(cells, cell + SLOPE * n_parts, -sigma * _LOG2_E)
+                store(cells, cell + OFFSET * n_parts, sigma * mu * _LOG2_E)
+                store(cells, cell + WEIGHT * n_parts, w)
+                store(cells, cell + DRIVE * n_parts, w * erev)
+                if for_gradients:
+                    store(cells, cell + REVERSAL * n_parts, erev)
+                    store(cells, cell + PULL * n_parts, w * sigma)
+                    store(cells, cell + MIDPOINT * n_parts, mu)
+                e += 1
+    return as_rows(memory.reshape((n_rows, table_width)), table_width)
+
+
+@inlined
+def exponent(table: Floats, vector: int, presynaptic: Any) -> Any:
+    """What the sigmoids of a vector of synapses are taken of, to base 2."""
+    return presynaptic * broadcast(table, vector * COLUMNS + SLOPE) + broadcast(table, vector * COLUMNS + OFFSET)
 
 
 @inlined
@@ -137,30 +182,34 @@ def gather(source: Floats, first: int, n_sequences: int, step: int, rows: Floats
 
     Lanes past the last sequence repeat it: they stay finite where it does, and nobody reads them.
     """
-    n_columns = source.shape[1]
-    # Whole tiles by vectors, the rest one by one.
-    tiled = n_columns // LANES * LANES if first + LANES <= n_sequences else 0
-    for column in range(0, tiled, LANES):
-        corner = (step * n_sequences + first) * n_columns + column
-        transpose(source, corner, n_columns, rows, column * LANES, LANES)
-    for lane in range(LANES):
-        sequence = step * n_sequences + min(first + lane, n_sequences - 1)
-        for column in range(tiled, n_columns):
-            rows[column, lane] = source[sequence, column]
+    n_columns, width = source.shape[1], rows.shape[1]
+    sequence, count = step * n_sequences + first, min(width, n_sequences - first)
+    if n_columns < width:
+        for lane in range(width):
+            for column in range(n_columns):
+                rows[column, lane] = source[sequence + min(lane, count - 1), column]
+        return
+    for tile in range(0, n_columns, width):
+        # The last tile may overlap the one before.
+        column = min(tile, n_columns - width)
+        corner = sequence * n_columns + column
+        transpose(rows, source, corner, n_columns, count, rows, column * width, width, width)
 
 
 @inlined
 def scatter(rows: Floats, first_row: int, first: int, n_sequences: int, step: int, target: Floats) -> None:
     """The inverse of `gather`, into `target` (T * N, columns)."""
-    n_columns = target.shape[1]
-    tiled = n_columns // LANES * LANES if first + LANES <= n_sequences else 0
-    for column in range(0, tiled, LANES):
-        corner = (step * n_sequences + first) * n_columns + column
-        transpose(rows, (first_row + column) * LANES, LANES, target, corner, n_columns)
-    for lane in range(min(LANES, n_sequences - first)):
-        sequence = step * n_sequences + first + lane
-        for column in range(tiled, n_columns):
-            target[sequence, column] = rows[first_row + column, lane]
+    n_columns, width = target.shape[1], rows.shape[1]
+    sequence, count = step * n_sequences + first, min(width, n_sequences - first)
+    if n_columns < width:
+        for lane in range(count):
+            for column in range(n_columns):
+                target[sequence + lane, column] = rows[first_row + column, lane]
+        return
+    for tile in range(0, n_columns, width):
+        column = min(tile, n_columns - width)
+        corner = sequence * n_columns + column
+        transpose(rows, rows, (first_row + column) * width, width, width, target, corner, n_columns, count)
 
 
 @inlined
@@ -171,7 +220,7 @@ def clear_started(rows: Floats, n_rows: int, starts: Bools, step: int, first: in
     """
     if starts.shape[0] == 0:
         return
-    for lane in range(min(LANES, starts.shape[1] - first)):
+    for lane in range(min(rows.shape[1], starts.shape[1] - first)):
         if starts[step, first + lane]:
             for row in range(n_rows):
                 rows[row, lane] = _ZERO
@@ -179,12 +228,32 @@ def clear_started(rows: Floats, n_rows: int, starts: Bools, step: int, first: in
 
 @inlined
 def gather_delta(elapsed_time: Floats, step: int, first: int, ode_unfolds: int, delta: Floats) -> None:
-    """Seconds per unfold of each lane into `delta` (1, LANES); `elapsed_time` has no rows where it is 1 second."""
-    for lane in range(LANES):
+    """Seconds per unfold of each lane into `delta` (1, width); `elapsed_time` has no rows where it is 1 second."""
+    for lane in range(delta.shape[1]):
         elapsed = _ONE
         if elapsed_time.shape[0] > 0:
             elapsed = elapsed_time[step, min(first + lane, elapsed_time.shape[1] - 1)]
         delta[0, lane] = elapsed / np.float32(ode_unfolds)
+
+
+@inlined
+def synaptic_sums(
+    table: Floats, source: Integers, first_vector: int, last_vector: int, presynaptics: Floats, first_row: int
+) -> Any:
+    """Current and conductance of the synapses of one neuron; row `first_row` is the first presynaptic potential."""
+    current = conductance = spread(_ZERO)
+    for e in range(first_vector, last_vector, PAIR):
+        first, second = logistics2(
+            exponent(table, e, load_sources(presynaptics, first_row, source, e)),
+            exponent(table, e + 1, load_sources(presynaptics, first_row, source, e + 1)),
+        )
+        row = e * COLUMNS
+        current = current + first * broadcast(table, row + DRIVE)
+        conductance = conductance + first * broadcast(table, row + WEIGHT)
+        row += COLUMNS
+        current = current + second * broadcast(table, row + DRIVE)
+        conductance = conductance + second * broadcast(table, row + WEIGHT)
+    return fold(current, presynaptics), fold(conductance, presynaptics)
 
 
 @inlined
@@ -197,24 +266,12 @@ def sensory_sums(
     current: Floats,
     conductance: Floats,
 ) -> None:
-    """What holds still within a step, (U, LANES): the current and conductance of leak and sensory synapses."""
+    """What holds still within a step, (U, width): the current and conductance of leak and sensory synapses."""
     for j in range(neuronal.shape[1]):
         gleak = neuronal[GLEAK, j]
-        current_sum = spread(gleak * neuronal[VLEAK, j])
-        conductance_sum = spread(gleak + _EPSILON)
-        for e in range(integer(pointer, j), integer(pointer, j + 1), PAIR):
-            first, second = logistics2(
-                exponent(table, e, load(inputs, integer(source, e))),
-                exponent(table, e + 1, load(inputs, integer(source, e + 1))),
-            )
-            column = e * COLUMNS
-            current_sum = current_sum + first * broadcast(table, column + DRIVE)
-            conductance_sum = conductance_sum + first * broadcast(table, column + WEIGHT)
-            column += COLUMNS
-            current_sum = current_sum + second * broadcast(table, column + DRIVE)
-            conductance_sum = conductance_sum + second * broadcast(table, column + WEIGHT)
-        store(current, j, current_sum)
-        store(conductance, j, conductance_sum)
+        currents, conductances = synaptic_sums(table, source, integer(pointer, j), integer(pointer, j + 1), inputs, 0)
+        store(current, j, currents + gleak * neuronal[VLEAK, j])
+        store(conductance, j, conductances + (gleak + _EPSILON))
 
 
 @inlined
@@ -236,20 +293,12 @@ def unfold(
     n_neurons = neuronal.shape[1]
     step = load(delta, 0)
     for j in range(n_neurons):
-        current_sum = load(current, j)
-        conductance_sum = load(conductance, j)
-        for e in range(integer(pointer, j), integer(pointer, j + 1), PAIR):
-            first, second = logistics2(
-                exponent(table, e, load(unfolded, before + integer(source, e))),
-                exponent(table, e + 1, load(unfolded, before + integer(source, e + 1))),
-            )
-            column = e * COLUMNS
-            current_sum = current_sum + first * broadcast(table, column + DRIVE)
-            conductance_sum = conductance_sum + first * broadcast(table, column + WEIGHT)
-            column += COLUMNS
-            current_sum = current_sum + second * broadcast(table, column + DRIVE)
-            conductance_sum = conductance_sum + second * broadcast(table, column + WEIGHT)
-        inverse = reciprocal(spread(neuronal[CM, j]) + step * conductance_sum)
+        currents, conductances = synaptic_sums(
+            table, source, integer(pointer, j), integer(pointer, j + 1), unfolded, before
+        )
+        current_sum = load(current, j) + currents
+        conductance_sum = load(conductance, j) + conductances
+        inverse = reciprocal(neuronal[CM, j] + step * conductance_sum)
         potential = load(unfolded, before + j)
         slope = (current_sum - potential * conductance_sum) * inverse
         store(record, slopes + j, slope)
@@ -295,81 +344,102 @@ def solve(
         )
 
 
-@kernel
-def forward_blocks(
-    inputs_address: int,
-    state_address: int,
-    starts_address: int,
-    elapsed_address: int,
-    synaptic_address: int,
-    sensory_address: int,
-    neuronal_address: int,
-    pointer_address: int,
-    source_address: int,
-    sensory_pointer_address: int,
-    sensory_source_address: int,
-    potentials_address: int,
-    saved_address: int,
-    n_steps: int,
-    n_sequences: int,
-    n_inputs: int,
-    n_neurons: int,
-    n_synapses: int,
-    n_sensory: int,
-    ode_unfolds: int,
-    first_block: int,
-    last_block: int,
-) -> None:
-    """Blocks `first_block` to `last_block`, all steps; an address of 0 stands for an operand that is not there."""
-    inputs = floats(inputs_address, n_steps * n_sequences, n_inputs)
-    state = floats(state_address, n_sequences, n_neurons)
-    potentials = floats(potentials_address, n_steps * n_sequences, n_neurons)
-    starts = bools(starts_address, n_steps if starts_address else 0, n_sequences)
-    elapsed_time = floats(elapsed_address, n_steps if elapsed_address else 0, n_sequences)
-    neuronal = floats(neuronal_address, 3, n_neurons)
-    own_pointer = integers(pointer_address, n_neurons + 1)
-    own_sensory_pointer = integers(sensory_pointer_address, n_neurons + 1)
-    pointer = paired(own_pointer)
-    sensory_pointer = paired(own_sensory_pointer)
-    source = paired_source(own_pointer, integers(source_address, n_synapses), pointer)
-    sensory_source = paired_source(own_sensory_pointer, integers(sensory_source_address, n_sensory), sensory_pointer)
-    table = synapse_table(floats(synaptic_address, 4, n_synapses), own_pointer, pointer)
-    sensory_table = synapse_table(floats(sensory_address, 4, n_sensory), own_sensory_pointer, sensory_pointer)
+@functools.cache
+def forward_kernel(width: int) -> Callable[..., None]:
+    """The forward pass over blocks of `width` sequences, compiled when it is first called."""
+    cell_width, table_width = table_widths(width)
 
-    record_rows = (2 * ode_unfolds + 1) * n_neurons
-    record = lane_rows(record_rows)
-    unfolded = lane_rows((ode_unfolds + 1) * n_neurons)
-    last = ode_unfolds * n_neurons
-    rows = lane_rows(n_inputs)
-    delta = lane_rows(1)
-    current = lane_rows(n_neurons)
-    conductance = lane_rows(n_neurons)
-    for block in range(first_block, last_block):
-        first = block * LANES
-        start = 0
-        if saved_address:
-            record = floats(saved_address + block * n_steps * record_rows * LANES * 4, n_steps * record_rows, LANES)
-        gather(state, first, n_sequences, 0, unfolded)
-        for t in range(n_steps):
-            clear_started(unfolded, n_neurons, starts, t, first)
-            gather(inputs, first, n_sequences, t, rows)
-            gather_delta(elapsed_time, t, first, ode_unfolds, delta)
-            sensory_sums(sensory_table, sensory_pointer, sensory_source, rows, neuronal, current, conductance)
+    @kernel
+    def forward_blocks(
+        inputs_address: int,
+        state_address: int,
+        starts_address: int,
+        elapsed_address: int,
+        synaptic_address: int,
+        sensory_address: int,
+        neuronal_address: int,
+        pointer_address: int,
+        source_address: int,
+        sensory_pointer_address: int,
+        sensory_source_address: int,
+        potentials_address: int,
+        saved_address: int,
+        n_steps: int,
+        n_sequences: int,
+        n_inputs: int,
+        n_neurons: int,
+        n_synapses: int,
+        n_sensory: int,
+        ode_unfolds: int,
+        first_block: int,
+        last_block: int,
+    ) -> None:
+        """Blocks `first_block` to `last_block`, all steps; an address of 0 stands for an operand that is not there."""
+        inputs = floats(inputs_address, n_steps * n_sequences, n_inputs)
+        state = floats(state_address, n_sequences, n_neurons)
+        potentials = floats(potentials_address, n_steps * n_sequences, n_neurons)
+        starts = bools(starts_address, n_steps if starts_address else 0, n_sequences)
+        elapsed_time = floats(elapsed_address, n_steps if elapsed_address else 0, n_sequences)
+        neuronal = floats(neuronal_address, 3, n_neurons)
+        n_parts = LANES // width
+        own_pointer = integers(pointer_address, n_neurons + 1)
+        own_sensory_pointer = integers(sensory_pointer_address, n_neurons + 1)
+        pointer = paired(own_pointer, n_parts)
+        sensory_pointer = paired(own_sensory_pointer, n_parts)
+        source = paired_source(own_pointer, integers(source_address, n_synapses), pointer, width)
+        own_sensory_source = integers(sensory_source_address, n_sensory)
+        sensory_source = paired_source(own_sensory_pointer, own_sensory_source, sensory_pointer, width)
+        table = synapse_table(
+            floats(synaptic_address, 4, n_synapses), own_pointer, pointer, n_parts, cell_width, table_width, False
+        )
+        sensory_table = synapse_table(
+            floats(sensory_address, 4, n_sensory),
+            own_sensory_pointer,
+            sensory_pointer,
+            n_parts,
+            cell_width,
+            table_width,
+            False,
+        )
+
+        record_rows = (2 * ode_unfolds + 1) * n_neurons
+        record = lane_rows(record_rows, width)
+        unfolded = lane_rows((ode_unfolds + 1) * n_neurons, width)
+        last = ode_unfolds * n_neurons
+        rows = lane_rows(n_inputs, width)
+        delta = lane_rows(1, width)
+        current = lane_rows(n_neurons, width)
+        conductance = lane_rows(n_neurons, width)
+        for block in range(first_block, last_block):
+            first = block * width
+            start = 0
             if saved_address:
-                start = t * record_rows
-            solve(
-                table,
-                pointer,
-                source,
-                neuronal,
-                delta,
-                current,
-                conductance,
-                unfolded,
-                record,
-                start,
-                ode_unfolds,
-            )
-            scatter(unfolded, last, first, n_sequences, t, potentials)
-            for j in range(n_neurons):
-                store(unfolded, j, load(unfolded, last + j))
+                n_rows = n_steps * record_rows
+                record = as_rows(floats(saved_address + block * n_rows * width * 4, n_rows, width), width)
+            gather(state, first, n_sequences, 0, unfolded)
+            for t in range(n_steps):
+                clear_started(unfolded, n_neurons, starts, t, first)
+                gather(inputs, first, n_sequences, t, rows)
+                gather_delta(elapsed_time, t, first, ode_unfolds, delta)
+                sensory_sums(sensory_table, sensory_pointer, sensory_source, rows, neuronal, current, conductance)
+                if saved_address:
+                    start = t * record_rows
+                solve(
+                    table,
+                    pointer,
+                    source,
+                    neuronal,
+                    delta,
+                    current,
+                    conductance,
+                    unfolded,
+                    record,
+                    start,
+                    ode_unfolds,
+                )
+                scatter(unfolded, last, first, n_sequences, t, potentials)
+                for j in range(n_neurons):
+                    store(unfolded, j, load(unfolded, last + j))
+
+    compiled: Callable[..., None] = forward_blocks
+    return compiled

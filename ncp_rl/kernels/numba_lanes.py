@@ -1,8 +1,13 @@
-"""Sixteen float32 lanes as one value inside Numba kernels.
+"""Vectors of float32 as values inside Numba kernels.
 
-A kernel that holds sixteen sequences in the lanes of one LLVM vector leaves nothing to the auto-vectoriser: the vector
-is one register with AVX-512, two with AVX2, four with NEON. `+`, `-` and `*` work on lanes; the functions below load,
-store and spread them, and evaluate the two expensive operations of the cell, the logistic function and the reciprocal.
+A kernel that holds sixteen lanes in one LLVM vector leaves nothing to the auto-vectoriser: the vector is one register
+with AVX-512, two with AVX2, four with NEON. Where there are fewer sequences than lanes, a vector takes several synapses
+side by side. So two kinds of vectors occur, and arrays of type `RowsType` know how wide theirs are: what belongs to a
+neuron is a row of `width` lanes, one for each sequence; what belongs to synapses has `LANES` lanes, `width` for each of
+`LANES // width` synapses.
+
+`+`, `-` and `*` work on lanes, also with one number; the functions below load, store and spread them, lead from rows
+to synapses and back, and evaluate the two expensive operations of the cell, the logistic function and the reciprocal.
 """
 
 # mypy: allow-untyped-calls, allow-untyped-decorators
@@ -10,19 +15,22 @@ store and spread them, and evaluate the two expensive operations of the cell, th
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
 from numba import extending
-from numba.core import types
+from numba.core import errors, types
+from numba.core.imputils import impl_ret_borrowed
 from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
 from numba.extending import lower_builtin, models, register_model
 from numba.np.arrayobj import make_array
 
-#: Sequences per vector: one AVX-512 register of float32.
+#: Lanes of a vector of synapses: one AVX-512 register of float32.
 LANES = 16
+#: How many sequences a row may hold.
+WIDTHS = (8, 16)
 
 #: What a function hands to Numba: a signature, and the code generator that belongs to it.
 Typed = tuple[Any, Callable[..., Any]]
@@ -38,32 +46,70 @@ _FUSE = ("nsz", "contract")
 
 
 class LanesType(types.Type):
-    """Numba's type of a vector of `LANES` float32."""
+    """Numba's type of a vector of `width` float32."""
 
-
-lanes_type = LanesType(name=f"lanes{LANES}")
+    def __init__(self, width: int) -> None:
+        """The type of vectors of one width."""
+        super().__init__(name=f"lanes{width}")
+        self.width = width
 
 
 @register_model(LanesType)
 class _LanesModel(models.PrimitiveModel):
     def __init__(self, manager: Any, numba_type: Any) -> None:
-        super().__init__(manager, numba_type, _VECTOR)
+        super().__init__(manager, numba_type, ir.VectorType(_FLOAT, numba_type.width))
+
+
+lanes_type = LanesType(LANES)
+
+
+class RowsType(types.Array):
+    """Numba's type of a (rows, width) float32 array, whose width the compiler knows."""
+
+    def __init__(self, width: int) -> None:
+        """The type of arrays of one width."""
+        super().__init__(types.float32, 2, "C", name=f"rows{width}")
+        self.width = width
+
+    @property
+    def key(self) -> Any:
+        """What tells this type from others."""
+        return (*super().key, self.width)
+
+
+register_model(RowsType)(models.ArrayModel)
 
 
 def intrinsic(generator: Callable[..., Typed]) -> Callable[..., Any]:
     """`numba.extending.intrinsic`, typed as kernels call it: without the typing context."""
-    compiled: Callable[..., Any] = extending.intrinsic(generator)
+    compiled: Callable[..., Any] = extending.intrinsic(prefer_literal=True)(generator)
     return compiled
 
 
 def _register_operator(python_operator: Callable[..., Any], instruction: str) -> None:
+    lanes = [LanesType(width) for width in WIDTHS]
+    number = types.float32
+    operands = [pair for one in lanes for pair in ((one, one), (one, number), (number, one))]
+
     @infer_global(python_operator)
     class _OnLanes(ConcreteTemplate):
-        cases = [signature(lanes_type, lanes_type, lanes_type)]  # noqa: RUF012
+        cases = [signature(max(pair, key=_width_of), *pair) for pair in operands]  # noqa: RUF012
 
-    @lower_builtin(python_operator, lanes_type, lanes_type)
-    def _lower(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
-        return getattr(builder, instruction)(*arguments, flags=_FUSE)
+    for pair in operands:
+
+        @lower_builtin(python_operator, *pair)
+        def _lower(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+            width = sig.return_type.width
+            spread = [_as_lanes(builder, *argument, width) for argument in zip(sig.args, arguments, strict=True)]
+            return getattr(builder, instruction)(*spread, flags=_FUSE)
+
+
+def _width_of(numba_type: Any) -> int:
+    return getattr(numba_type, "width", 1)
+
+
+def _as_lanes(builder: Any, numba_type: Any, value: Any, width: int) -> Any:
+    return value if isinstance(numba_type, LanesType) else _spread(builder, value, width)
 
 
 _register_operator(operator.add, "fadd")
@@ -71,14 +117,23 @@ _register_operator(operator.sub, "fsub")
 _register_operator(operator.mul, "fmul")
 
 
-def _constant(value: float) -> ir.Constant:
-    return ir.Constant(_VECTOR, [value] * LANES)
+def _constant(value: float, width: int = LANES) -> ir.Constant:
+    return ir.Constant(ir.VectorType(_FLOAT, width), [value] * width)
 
 
-def _spread(builder: Any, scalar: Any) -> Any:
-    undefined = ir.Constant(_VECTOR, ir.Undefined)
-    first = builder.insert_element(undefined, scalar, ir.Constant(_INT32, 0))
-    return builder.shuffle_vector(first, undefined, ir.Constant(_INT_VECTOR, [0] * LANES))
+def _shuffle(builder: Any, first: Any, second: Any, lanes: Iterable[int]) -> Any:
+    """The chosen lanes of two vectors; those of `second` count on from those of `first`."""
+    indices = list(lanes)
+    return builder.shuffle_vector(first, second, ir.Constant(ir.VectorType(_INT32, len(indices)), indices))
+
+
+def _choose(builder: Any, value: Any, lanes: Iterable[int]) -> Any:
+    return _shuffle(builder, value, ir.Constant(value.type, ir.Undefined), lanes)
+
+
+def _spread(builder: Any, scalar: Any, width: int = LANES) -> Any:
+    undefined = ir.Constant(ir.VectorType(_FLOAT, 1), ir.Undefined)
+    return _choose(builder, builder.insert_element(undefined, scalar, ir.Constant(_INT32, 0)), [0] * width)
 
 
 def _element(context: Any, builder: Any, array_type: Any, array: Any, index: Any, index_type: Any) -> Any:
@@ -87,97 +142,227 @@ def _element(context: Any, builder: Any, array_type: Any, array: Any, index: Any
     return builder.gep(make_array(array_type)(context, builder, array).data, [index])
 
 
-def _row(context: Any, builder: Any, array_type: Any, array: Any, row: Any, row_type: Any) -> Any:
+def _vector_at(builder: Any, address: Any, width: int) -> Any:
+    return builder.bitcast(address, ir.VectorType(_FLOAT, width).as_pointer())
+
+
+def _row(context: Any, builder: Any, rows_type: Any, rows: Any, row: Any, row_type: Any) -> Any:
     row = context.cast(builder, row, row_type, types.intp)
-    first = builder.mul(row, ir.Constant(row.type, LANES))
-    address = builder.gep(make_array(array_type)(context, builder, array).data, [first])
-    return builder.bitcast(address, _VECTOR.as_pointer())
+    first = builder.mul(row, ir.Constant(row.type, rows_type.width))
+    return _vector_at(builder, _element(context, builder, rows_type, rows, first, types.intp), rows_type.width)
 
 
 @intrinsic
-def load(typing_context: Any, array: Any, row: Any) -> Typed:
-    """Row `row` of an array of `LANES` columns."""
+def as_rows(typing_context: Any, array: Any, width: Any) -> Typed:
+    """The same (rows, width) float32 array, as one whose width the compiler knows; `width` is a constant."""
+    if not isinstance(width, types.IntegerLiteral):
+        raise errors.RequireLiteralValue(width)
+    rows_type = RowsType(width.literal_value)
 
     def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
-        address = _row(context, builder, sig.args[0], arguments[0], arguments[1], sig.args[1])
+        return impl_ret_borrowed(context, builder, rows_type, arguments[0])
+
+    return rows_type(array, width), generate
+
+
+@intrinsic
+def load(typing_context: Any, rows: Any, row: Any) -> Typed:
+    """One row."""
+
+    def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        address = _row(context, builder, rows, arguments[0], arguments[1], sig.args[1])
         return builder.load(address, align=_ROW_ALIGNMENT)
 
-    return lanes_type(array, row), generate
+    return LanesType(rows.width)(rows, row), generate
 
 
 @intrinsic
-def store(typing_context: Any, array: Any, row: Any, value: Any) -> Typed:
-    """Write row `row` of an array of `LANES` columns."""
+def store(typing_context: Any, rows: Any, row: Any, value: Any) -> Typed:
+    """Write one row; a number goes to all of its lanes."""
 
     def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
-        address = _row(context, builder, sig.args[0], arguments[0], arguments[1], sig.args[1])
-        builder.store(arguments[2], address, align=_ROW_ALIGNMENT)
+        address = _row(context, builder, rows, arguments[0], arguments[1], sig.args[1])
+        builder.store(_as_lanes(builder, sig.args[2], arguments[2], rows.width), address, align=_ROW_ALIGNMENT)
         return context.get_dummy_value()
 
-    return types.void(array, row, value), generate
+    return types.void(rows, row, value), generate
+
+
+@intrinsic
+def load_sources(typing_context: Any, rows: Any, first_row: Any, source: Any, vector: Any) -> Typed:
+    """The rows of the presynaptic neurons of all synapses in one vector.
+
+    `source` (vectors * LANES // width,) int32 has where these rows begin, in elements after row `first_row`.
+    """
+
+    def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        addresses = _source_rows(context, builder, sig.args, arguments)
+        parts = [builder.load(address, align=_ROW_ALIGNMENT) for address in addresses]
+        while len(parts) > 1:
+            pairs = zip(parts[::2], parts[1::2], strict=True)
+            parts = [_shuffle(builder, *pair, range(2 * pair[0].type.count)) for pair in pairs]
+        return parts[0]
+
+    return lanes_type(rows, first_row, source, vector), generate
+
+
+@intrinsic
+def add_to_sources(typing_context: Any, rows: Any, source: Any, vector: Any, value: Any) -> Typed:
+    """Add its part of `value` to the row of each presynaptic neuron; the inverse of `load_sources`."""
+
+    def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        array, *rest, whole = arguments
+        first_row = ir.Constant(ir.IntType(64), 0)
+        operands = [rows, types.intp, *sig.args[1:3]], [array, first_row, *rest]
+        # One after the other: the sources may be the same.
+        for part, address in enumerate(_source_rows(context, builder, *operands)):
+            before = builder.load(address, align=_ROW_ALIGNMENT)
+            share = _choose(builder, whole, range(part * rows.width, (part + 1) * rows.width))
+            builder.store(builder.fadd(before, share, flags=_FUSE), address, align=_ROW_ALIGNMENT)
+        return context.get_dummy_value()
+
+    return types.void(rows, source, vector, value), generate
+
+
+def _source_rows(context: Any, builder: Any, operand_types: Any, operands: Any) -> list[Any]:
+    """Addresses of the rows behind the entries of `source` for one vector."""
+    (rows_type, first_type, source_type, vector_type), (rows, first_row, source, vector) = operand_types, operands
+    first = builder.bitcast(_row(context, builder, rows_type, rows, first_row, first_type), _FLOAT.as_pointer())
+    vector = context.cast(builder, vector, vector_type, types.intp)
+    n_parts = LANES // rows_type.width
+    addresses = []
+    for part in range(n_parts):
+        entry = builder.add(builder.mul(vector, ir.Constant(vector.type, n_parts)), ir.Constant(vector.type, part))
+        offset = builder.load(_element(context, builder, source_type, source, entry, types.intp))
+        row = builder.gep(first, [builder.sext(offset, vector.type)])
+        addresses.append(_vector_at(builder, row, rows_type.width))
+    return addresses
+
+
+@intrinsic
+def repeat(typing_context: Any, row: Any) -> Typed:
+    """One row for every synapse of a vector."""
+
+    def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        return _choose(builder, arguments[0], [lane % row.width for lane in range(LANES)])
+
+    return lanes_type(row), generate
+
+
+@intrinsic
+def fold(typing_context: Any, value: Any, rows: Any) -> Typed:
+    """Sum over the synapses of a vector, as wide as `rows`."""
+
+    def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        result = arguments[0]
+        while result.type.count > rows.width:
+            half = result.type.count // 2
+            parts = [_choose(builder, result, range(first, first + half)) for first in (0, half)]
+            result = builder.fadd(*parts, flags=_FUSE)
+        return result
+
+    return LanesType(rows.width)(value, rows), generate
+
+
+@intrinsic
+def keep_first(typing_context: Any, row: Any, count: Any) -> Typed:
+    """The first `count` lanes; the others become zero."""
+
+    def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        integers = ir.VectorType(_INT32, row.width)
+        bound = builder.bitcast(builder.trunc(arguments[1], _INT32), ir.VectorType(_INT32, 1))
+        bounds = _choose(builder, bound, [0] * row.width)
+        kept = builder.icmp_signed("<", ir.Constant(integers, list(range(row.width))), bounds)
+        return builder.select(kept, arguments[0], _constant(0.0, row.width))
+
+    return row(row, types.intp), generate
 
 
 @intrinsic
 def transpose(
-    typing_context: Any, source: Any, first: Any, stride: Any, target: Any, target_first: Any, target_stride: Any
+    typing_context: Any,
+    like: Any,
+    source: Any,
+    first: Any,
+    stride: Any,
+    count: Any,
+    target: Any,
+    target_first: Any,
+    target_stride: Any,
+    target_count: Any,
 ) -> Typed:
-    """Write `LANES` rows of as many elements as columns; rows begin at flat index `first`, `stride` elements apart."""
+    """Transpose a tile as many elements wide and high as `like` is wide.
+
+    Its rows begin at flat index `first`, `stride` elements apart. Rows of the source past the first `count` repeat the
+    last of these; rows of the target past the first `target_count` are not written.
+    """
+    width = like.width
 
     def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
         def address(array: int, row: int) -> Any:
-            offset = builder.add(arguments[array + 1], builder.mul(arguments[array + 2], ir.Constant(index, row)))
-            start = _element(context, builder, sig.args[array], arguments[array], offset, types.intp)
-            return builder.bitcast(start, _VECTOR.as_pointer())
+            start, row_stride, rows = arguments[array + 1 : array + 4]
+            last = builder.sub(rows, ir.Constant(rows.type, 1))
+            index = ir.Constant(rows.type, row)
+            row = builder.select(builder.icmp_signed("<", index, last), index, last)
+            offset = builder.add(start, builder.mul(row_stride, row))
+            return _vector_at(
+                builder, _element(context, builder, sig.args[array], arguments[array], offset, types.intp), width
+            )
 
-        index = arguments[1].type
-        rows = [builder.load(address(0, row), align=_ROW_ALIGNMENT) for row in range(LANES)]
-        for row, column in enumerate(_transpose(builder, rows)):
-            builder.store(column, address(3, row), align=_ROW_ALIGNMENT)
+        rows = [builder.load(address(1, row), align=_ROW_ALIGNMENT) for row in range(width)]
+        columns = _transpose(builder, rows)
+        # From the last to the first: what goes beyond `target_count` goes to the last row, before its own values.
+        for column in range(width - 1, -1, -1):
+            builder.store(columns[column], address(5, column), align=_ROW_ALIGNMENT)
         return context.get_dummy_value()
 
     intp = types.intp
-    return types.void(source, intp, intp, target, intp, intp), generate
+    return types.void(like, source, intp, intp, intp, target, intp, intp, intp), generate
 
 
 def _transpose(builder: Any, rows: list[Any]) -> list[Any]:
     """Swap ever larger off-diagonal blocks of pairs of rows."""
-    for size in (1, 2, 4, 8):
-        upper = [lane if lane & size == 0 else LANES + lane - size for lane in range(LANES)]
-        lower = [lane + size if lane & size == 0 else LANES + lane for lane in range(LANES)]
+    width = len(rows)
+    size = 1
+    while size < width:
+        upper = [lane if lane & size == 0 else width + lane - size for lane in range(width)]
+        lower = [lane + size if lane & size == 0 else width + lane for lane in range(width)]
         swapped = list(rows)
-        for row in range(LANES):
+        for row in range(width):
             if row & size == 0:
                 pair = rows[row], rows[row + size]
-                swapped[row] = builder.shuffle_vector(*pair, ir.Constant(_INT_VECTOR, upper))
-                swapped[row + size] = builder.shuffle_vector(*pair, ir.Constant(_INT_VECTOR, lower))
+                swapped[row] = _shuffle(builder, *pair, upper)
+                swapped[row + size] = _shuffle(builder, *pair, lower)
         rows = swapped
+        size *= 2
     return rows
 
 
 @intrinsic
-def prefetch(typing_context: Any, array: Any, row: Any) -> Typed:
+def prefetch(typing_context: Any, rows: Any, row: Any) -> Typed:
     """Ask for row `row`, which may lie outside of the array, to be brought near."""
 
     def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
-        address = _row(context, builder, sig.args[0], arguments[0], arguments[1], sig.args[1])
+        address = _row(context, builder, rows, arguments[0], arguments[1], sig.args[1])
         address = builder.bitcast(address, ir.IntType(8).as_pointer())
         # For reading, to be kept, data.
         hints = [ir.Constant(_INT32, hint) for hint in (0, 3, 1)]
         _call(builder, "llvm.prefetch.p0i8", ir.VoidType(), [address, *hints])
         return context.get_dummy_value()
 
-    return types.void(array, row), generate
+    return types.void(rows, row), generate
 
 
 @intrinsic
-def broadcast(typing_context: Any, array: Any, index: Any) -> Typed:
-    """One element of a flat array in every lane."""
+def broadcast(typing_context: Any, table: Any, row: Any) -> Typed:
+    """Row `row` of a table, which holds either all lanes of a vector of synapses, or the one number of them all."""
 
     def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
-        address = _element(context, builder, sig.args[0], arguments[0], arguments[1], sig.args[1])
-        return _spread(builder, builder.load(address))
+        address = _row(context, builder, table, arguments[0], arguments[1], sig.args[1])
+        numbers = builder.load(address, align=_ROW_ALIGNMENT)
+        return _choose(builder, numbers, [lane % table.width for lane in range(LANES)])
 
-    return lanes_type(array, index), generate
+    return lanes_type(table, row), generate
 
 
 @intrinsic
@@ -193,7 +378,7 @@ def integer(typing_context: Any, array: Any, index: Any) -> Typed:
 
 @intrinsic
 def spread(typing_context: Any, value: Any) -> Typed:
-    """A float32 in every lane."""
+    """A float32 in every lane of a vector of synapses."""
 
     def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
         return _spread(builder, arguments[0])
@@ -208,7 +393,7 @@ def total(typing_context: Any, value: Any) -> Typed:
     def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
         return _call(
             builder,
-            f"llvm.vector.reduce.fadd.v{LANES}f32",
+            f"llvm.vector.reduce.fadd.v{value.width}f32",
             _FLOAT,
             [ir.Constant(_FLOAT, 0.0), arguments[0]],
             fastmath=("reassoc",),
@@ -219,24 +404,24 @@ def total(typing_context: Any, value: Any) -> Typed:
 
 @intrinsic
 def fold4(typing_context: Any, first: Any, second: Any, third: Any, fourth: Any) -> Typed:
-    """Partial sums of four lanes values in one: the sum of lanes m, m + 4, ... is the total of the m-th value."""
+    """Partial sums of four vectors in one: the sum of a synapse's lanes m, m + 4, ... is that of the m-th vector."""
 
     def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
         first, second, third, fourth = arguments
-        left, right = _fold(builder, first, second, 1), _fold(builder, third, fourth, 1)
-        return _fold(builder, left, right, 2)
+        left, right = _fold_two(builder, first, second, 1), _fold_two(builder, third, fourth, 1)
+        return _fold_two(builder, left, right, 2)
 
     return lanes_type(first, second, third, fourth), generate
 
 
-def _fold(builder: Any, x: Any, y: Any, width: int) -> Any:
+def _fold_two(builder: Any, x: Any, y: Any, width: int) -> Any:
     """Add the halves of each four lanes of x, and of y; `width` lanes of one follow as many of the other."""
     left = [lane for lane in range(LANES) if lane % 4 < 2]
     order: list[int] = []
     for first in range(0, len(left), width):
         chosen = left[first : first + width]
         order += [*chosen, *(LANES + lane for lane in chosen)]
-    parts = [builder.shuffle_vector(x, y, ir.Constant(_INT_VECTOR, [lane + half for lane in order])) for half in (0, 2)]
+    parts = [_shuffle(builder, x, y, [lane + half for lane in order]) for half in (0, 2)]
     return builder.fadd(*parts, flags=_FUSE)
 
 
@@ -245,9 +430,9 @@ def reciprocal(typing_context: Any, value: Any) -> Typed:
     """1 / value."""
 
     def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
-        return builder.fdiv(_constant(1.0), arguments[0])
+        return builder.fdiv(_constant(1.0, value.width), arguments[0])
 
-    return lanes_type(value), generate
+    return value(value), generate
 
 
 @intrinsic

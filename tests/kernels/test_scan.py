@@ -32,12 +32,16 @@ GRID = [
     Sizes(n_steps=9, n_sequences=1, n_inputs=12, n_neurons=19),
     Sizes(n_steps=7, n_sequences=3, n_inputs=16, n_neurons=32),
     Sizes(n_steps=1, n_sequences=5, n_inputs=3, n_neurons=33),
+    Sizes(n_steps=5, n_sequences=8, n_inputs=9, n_neurons=21, density=0.1),
+    Sizes(n_steps=11, n_sequences=9, n_inputs=8, n_neurons=16),
     Sizes(n_steps=20, n_sequences=17, n_inputs=2, n_neurons=7),
     Sizes(n_steps=12, n_sequences=37, n_inputs=16, n_neurons=32),
     Sizes(n_steps=3, n_sequences=64, n_inputs=32, n_neurons=64, density=0.2),
     Sizes(n_steps=4, n_sequences=5, n_inputs=3, n_neurons=6, density=0.0),
     Sizes(n_steps=4, n_sequences=18, n_inputs=1, n_neurons=1, density=1.0),
 ]
+#: A block of eight sequences or less has kernels of its own; the second number fills no block evenly.
+few_or_many = pytest.mark.parametrize("n_sequences", [7, 19])
 
 
 @pytest.fixture
@@ -99,19 +103,24 @@ def test_potentials_and_all_gradients(backend: Backend, sizes: Sizes) -> None:
 @every_backend
 @pytest.mark.parametrize("irregular_time", [False, True], ids=["second", "irregular"])
 @pytest.mark.parametrize("resets", [False, True], ids=["whole", "resets"])
-def test_with_and_without_resets_and_elapsed_time(backend: Backend, resets: bool, irregular_time: bool) -> None:
-    assert_agrees(draw_case(Sizes(12, 19, 5, 11), resets=resets, irregular_time=irregular_time), backend)
+@few_or_many
+def test_with_and_without_resets_and_elapsed_time(
+    backend: Backend, n_sequences: int, resets: bool, irregular_time: bool
+) -> None:
+    assert_agrees(draw_case(Sizes(12, n_sequences, 5, 11), resets=resets, irregular_time=irregular_time), backend)
 
 
 @every_backend
 @pytest.mark.parametrize("ode_unfolds", [1, 3])
-def test_other_numbers_of_unfolds(backend: Backend, ode_unfolds: int) -> None:
-    assert_agrees(draw_case(Sizes(6, 18, 5, 11)), backend, ode_unfolds)
+@few_or_many
+def test_other_numbers_of_unfolds(backend: Backend, n_sequences: int, ode_unfolds: int) -> None:
+    assert_agrees(draw_case(Sizes(6, n_sequences, 5, 11)), backend, ode_unfolds)
 
 
 @every_backend
-def test_saturated_synapses(backend: Backend) -> None:
-    case = draw_case(Sizes(6, 18, 5, 11), saturated=True).with_dtype(torch.float32).to(device_of(backend))
+@few_or_many
+def test_saturated_synapses(backend: Backend, n_sequences: int) -> None:
+    case = draw_case(Sizes(6, n_sequences, 5, 11), saturated=True).with_dtype(torch.float32).to(device_of(backend))
     potentials = run(case, backend)
     gradients = torch.autograd.grad(potentials.sum(), list(case.differentiable.values()))
     expected = run(case.with_dtype(torch.float64), "reference").cpu()
@@ -121,9 +130,10 @@ def test_saturated_synapses(backend: Backend) -> None:
 
 
 @every_backend
-def test_no_elapsed_time_leaves_potentials_and_finite_gradients(backend: Backend) -> None:
-    case = draw_case(Sizes(5, 18, 4, 9), resets=False)
-    case = case._replace(elapsed_time=torch.zeros(5, 18)).with_dtype(torch.float32).to(device_of(backend))
+@few_or_many
+def test_no_elapsed_time_leaves_potentials_and_finite_gradients(backend: Backend, n_sequences: int) -> None:
+    case = draw_case(Sizes(5, n_sequences, 4, 9), resets=False)
+    case = case._replace(elapsed_time=torch.zeros(5, n_sequences)).with_dtype(torch.float32).to(device_of(backend))
     potentials = run(case, backend)
     gradients = torch.autograd.grad(potentials.sum(), list(case.differentiable.values()))
     torch.testing.assert_close(potentials, case.state.expand_as(potentials), rtol=1e-6, atol=0)
@@ -169,8 +179,9 @@ def test_nan_comes_out_where_it_went_in(backend: Backend, n_sequences: int) -> N
 
 
 @every_backend
-def test_infinite_inputs_saturate(backend: Backend) -> None:
-    case = draw_case(Sizes(3, 18, 4, 9)).with_dtype(torch.float32, requires_grad=False)
+@few_or_many
+def test_infinite_inputs_saturate(backend: Backend, n_sequences: int) -> None:
+    case = draw_case(Sizes(3, n_sequences, 4, 9)).with_dtype(torch.float32, requires_grad=False)
     case.inputs[0, 0], case.inputs[1, 1] = torch.inf, -torch.inf
     torch.testing.assert_close(
         run(case.to(device_of(backend)), backend).cpu(), run(case, "reference"), rtol=0, atol=2e-6
@@ -188,9 +199,10 @@ def test_gradcheck_of_the_reference() -> None:
     assert torch.autograd.gradcheck(scan, tuple(case.differentiable.values()))
 
 
-def test_records_beyond_the_memory_budget_are_solved_again(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("n_sequences", [5, 37])
+def test_records_beyond_the_memory_budget_are_solved_again(monkeypatch: pytest.MonkeyPatch, n_sequences: int) -> None:
     monkeypatch.setattr("ncp_rl.kernels.numba_cpu.MEMORY_BUDGET", 0)
-    assert_agrees(draw_case(Sizes(9, 37, 6, 13)), "numba")
+    assert_agrees(draw_case(Sizes(9, n_sequences, 6, 13)), "numba")
 
 
 @every_backend

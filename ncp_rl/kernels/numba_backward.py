@@ -278,7 +278,7 @@ def backward_kernel(width: int) -> Callable[..., None]:
     """The backward pass over blocks of `width` sequences, compiled when it is first called."""
     cell_width, table_width = table_widths(width)
 
-    @kernel
+    @functools.partial(kernel, variant=width)
     def backward_blocks(
         grad_address: int,
         potentials_address: int,

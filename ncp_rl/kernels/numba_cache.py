@@ -3,6 +3,9 @@
 Numba's own cache looks at the file of the compiled function only; an edit in a function that it calls from another
 file would run the old code. Here the name of a cache file holds a digest of all kernel sources, so old code cannot be
 found, not even while another process writes the new.
+
+Nor may two kernels share an index file: where two processes write it at once, the entry of one can end up with the code
+of the other. So the digest covers the processor too, and each variant of a kernel has a name of its own.
 """
 
 # mypy: allow-untyped-calls, allow-subclassing-any
@@ -18,13 +21,14 @@ from typing import Any
 
 import numba
 from numba.core import caching
+from numba.core.registry import cpu_target
 
 
 @functools.cache
 def sources_digest() -> str:
-    """SHA-256 over the sources that Numba compiles, 16 hexadecimal digits."""
+    """SHA-256 over the sources that Numba compiles and the processor that it compiles for, 16 hexadecimal digits."""
     folder = Path(__file__).parent
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(repr(cpu_target.target_context.codegen().magic_tuple()).encode())
     for path in (folder / "contract.py", *sorted(folder.glob("numba_*.py"))):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
@@ -80,8 +84,14 @@ def inlined(function: Callable[..., Any]) -> Any:
     return numba.njit(error_model="numpy", nogil=True)(function)
 
 
-def kernel(function: Callable[..., Any]) -> Any:
-    """Compile `function` when it is first called, or take it from the cache; it runs without the GIL."""
+def kernel(function: Callable[..., Any], *, variant: object = "") -> Any:
+    """Compile `function` when it is first called, or take it from the cache; it runs without the GIL.
+
+    Args:
+        function: What to compile; it is called with arguments of the same types always.
+        variant: Tells functions apart that a factory makes from the same lines.
+    """
+    function.__qualname__ += str(variant)
     dispatcher = inlined(function)
     try:
         dispatcher._cache = _AnnouncingCache(function)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -51,7 +52,7 @@ def forward(
     if save:
         record_size = n_blocks * n_steps * (2 * ode_unfolds + 1) * n_neurons * width
         if record_size * inputs.itemsize <= MEMORY_BUDGET:
-            saved = inputs.new_empty(record_size)
+            saved = _records(record_size)
     # A policy calls this once per environment step: no loops, no generators, no more attributes than it takes.
     arguments = (
         inputs.data_ptr(),
@@ -139,6 +140,28 @@ def _n_sigmoids(params: Params, inputs: Tensor, ode_unfolds: int) -> int:
     """How many sigmoids a pass evaluates: a measure of its work."""
     n_steps, n_sequences, _ = inputs.shape
     return n_steps * n_sequences * (ode_unfolds * params.synaptic.shape[1] + params.sensory.shape[1])
+
+
+# Records that no graph holds any more.
+_spare: list[Tensor] = []
+
+
+def _records(size: int) -> Tensor:
+    """(size,) float32, uninitialised, for the records of a forward pass; the memory of earlier ones where it suffices.
+
+    The C library gives megabytes back to the system and asks for them again, page by page, which takes as long as a
+    short scan does.
+    """
+    while _spare:
+        memory = _spare.pop()
+        if memory.numel() >= size:
+            break
+    else:
+        memory = torch.empty(size)
+    records = memory[:size]
+    # A graph may be walked more than once: its records are free when it is gone, not when it was walked.
+    weakref.finalize(records, _spare.append, memory).atexit = False
+    return records
 
 
 def _run_blocks(kernel: Callable[..., None], n_blocks: int, n_sigmoids: int, arguments: tuple[int, ...]) -> None:

@@ -349,7 +349,7 @@ def forward_kernel(width: int) -> Callable[..., None]:
     """The forward pass over blocks of `width` sequences, compiled when it is first called."""
     cell_width, table_width = table_widths(width)
 
-    @kernel
+    @functools.partial(kernel, variant=width)
     def forward_blocks(
         inputs_address: int,
         state_address: int,

@@ -76,6 +76,16 @@ class RowsType(types.Array):
         """What tells this type from others."""
         return (*super().key, self.width)
 
+    @property
+    def mangling_args(self) -> Any:
+        """What tells the symbols of functions of this type from others.
+
+        Kernels of two widths, compiled in two processes, meet in a third that takes both from the cache; the first
+        symbol of a name serves all of them.
+        """
+        name, arguments = super().mangling_args
+        return f"{name}{self.width}", arguments
+
 
 register_model(RowsType)(models.ArrayModel)
 

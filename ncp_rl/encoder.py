@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_image_space
@@ -151,20 +150,3 @@ def sensory_names(encoder: nn.Module, size: int) -> tuple[str, ...]:
     """Names of an encoder's `size` outputs: its own `sensory_names`, or feature_0, feature_1, ..."""
     inner = encoder.extractor if isinstance(encoder, KeyFilter) else encoder
     return tuple(getattr(inner, "sensory_names", None) or _numbered("feature", size))
-
-
-def n_action_outputs(action_space: spaces.Space[Any]) -> int:
-    """Numbers that parametrise a distribution over actions: means of a Box, logits of discrete spaces.
-
-    Raises:
-        ValueError: An action space that RecurrentPPO cannot serve.
-    """
-    if isinstance(action_space, spaces.Box):
-        return int(np.prod(action_space.shape))
-    if isinstance(action_space, spaces.Discrete):
-        return int(action_space.n)
-    if isinstance(action_space, spaces.MultiDiscrete):
-        return int(np.sum(action_space.nvec))
-    if isinstance(action_space, spaces.MultiBinary):
-        return int(np.prod(action_space.shape))
-    raise ValueError(f"Actions must be Box, Discrete, MultiDiscrete or MultiBinary, got {action_space}.")

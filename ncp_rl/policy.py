@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
@@ -18,7 +19,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureC
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
-from ncp_rl.encoder import ELAPSED_TIME, KeyFilter, MultiInputReceptors, Receptors, n_action_outputs, sensory_names
+from ncp_rl.encoder import ELAPSED_TIME, KeyFilter, MultiInputReceptors, Receptors, sensory_names
 from ncp_rl.kernels import Backend
 from ncp_rl.ltc import LTC, LTCInit, MotorMap
 from ncp_rl.wiring import AutoNCP, Recipe, Wiring
@@ -175,7 +176,7 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         """Upstream sizes the heads here, between encoder and recurrent cores: the circuit's size must be known."""
         if self.privileged_keys:
             self.features_extractor = self.pi_features_extractor = self._encoder(frozenset(self.privileged_keys))
-        n_outputs = n_action_outputs(self.action_space)
+        n_outputs = _n_action_outputs(self.action_space)
         n_motor = self.n_motor or n_outputs
         if self.motor_map == "affine" and n_motor != n_outputs:
             raise ValueError(
@@ -212,7 +213,7 @@ class NCPPolicy(RecurrentActorCriticPolicy):
             self.action_net = self.lstm_actor.motor_map
             _start_at_bounds(self.lstm_actor.motor_map, self.action_space)
         else:
-            dense = nn.Linear(self.wiring.n_motor, n_action_outputs(self.action_space))
+            dense = nn.Linear(self.wiring.n_motor, _n_action_outputs(self.action_space))
             self.action_net = nn.Sequential(self.lstm_actor.motor_map, dense)
 
     @staticmethod
@@ -334,6 +335,23 @@ def _critic_arch(net_arch: list[int] | dict[str, list[int]] | None) -> dict[str,
     if net_arch is None:
         return dict(pi=[], vf=[64, 64])
     return dict(pi=[], vf=net_arch.get("vf", []) if isinstance(net_arch, dict) else [])
+
+
+def _n_action_outputs(action_space: spaces.Space[Any]) -> int:
+    """Numbers that parametrise a distribution over actions: means of a Box, logits of discrete spaces.
+
+    Raises:
+        ValueError: An action space that RecurrentPPO cannot serve.
+    """
+    if isinstance(action_space, spaces.Box):
+        return int(np.prod(action_space.shape))
+    if isinstance(action_space, spaces.Discrete):
+        return int(action_space.n)
+    if isinstance(action_space, spaces.MultiDiscrete):
+        return int(np.sum(action_space.nvec))
+    if isinstance(action_space, spaces.MultiBinary):
+        return int(np.prod(action_space.shape))
+    raise ValueError(f"Actions must be Box, Discrete, MultiDiscrete or MultiBinary, got {action_space}.")
 
 
 def _n_sensory(encoder: BaseFeaturesExtractor) -> int:

@@ -6,6 +6,7 @@ import functools
 import itertools
 import os
 import weakref
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -142,8 +143,8 @@ def _n_sigmoids(params: Params, inputs: Tensor, ode_unfolds: int) -> int:
     return n_steps * n_sequences * (ode_unfolds * params.synaptic.shape[1] + params.sensory.shape[1])
 
 
-# Records that no graph holds any more.
-_spare: list[Tensor] = []
+# Records that no graph holds any more; a few, so that many graphs at once leave no more behind than they need.
+_spare: deque[Tensor] = deque(maxlen=4)
 
 
 def _records(size: int) -> Tensor:
@@ -152,11 +153,11 @@ def _records(size: int) -> Tensor:
     The C library gives megabytes back to the system and asks for them again, page by page, which takes as long as a
     short scan does.
     """
-    while _spare:
+    try:
         memory = _spare.pop()
-        if memory.numel() >= size:
-            break
-    else:
+    except IndexError:  # Asking first would leave another thread time to take the last one.
+        memory = torch.empty(size)
+    if memory.numel() < size:
         memory = torch.empty(size)
     records = memory[:size]
     # A graph may be walked more than once: its records are free when it is gone, not when it was walked.

@@ -1,0 +1,63 @@
+"""`Episode`: what was recorded of one episode, as arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One episode of T steps; row t holds what the policy saw and did at step t, and what came of it.
+
+    Attributes:
+        index: Number of the episode in its recording.
+        env_index: Number of the environment that it ran in, among those side by side.
+        observation: (T, D) as the environment gave it, before normalisation; flattened, Dict observations key by key.
+        observation_names: (D,), of the observed quantities.
+        action: (T, A) float32, as handed to the environment.
+        reward: (T,) float32, not normalised.
+        terminated: Whether the last step ended the episode by the task's own rules.
+        truncated: Whether the last step ended it by a limit; neither where the recording stopped before.
+        sensory: (T, S) float32, inputs of the circuit.
+        start: (U,) float32, potentials before the first step.
+        potentials: (T, U) float32, after each step; motor, command and inter neurons by the wiring's slices.
+        tau: (T, U) float32, seconds, time constants at the end of each step.
+        value: (T,) float32, the critic's.
+        action_mean: (T, A) float32, of the distribution; logits where actions are discrete.
+        action_std: (T, A) float32, of the distribution; NaN where actions are discrete.
+        log_prob: (T,) float32, of the action.
+        elapsed_time: (T,) float32, seconds since the observation before.
+    """
+
+    index: int
+    env_index: int
+    observation: npt.NDArray[Any]
+    observation_names: tuple[str, ...]
+    action: Floats
+    reward: Floats
+    terminated: bool
+    truncated: bool
+    sensory: Floats
+    start: Floats
+    potentials: Floats
+    tau: Floats
+    value: Floats
+    action_mean: Floats
+    action_std: Floats
+    log_prob: Floats
+    elapsed_time: Floats
+
+    def __len__(self) -> int:
+        """Number of steps T."""
+        return len(self.reward)
+
+    @property
+    def time(self) -> npt.NDArray[np.float64]:
+        """(T,) float64, seconds since the episode's start at each step."""
+        return np.cumsum(self.elapsed_time, dtype=np.float64)

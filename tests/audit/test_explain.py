@@ -1,0 +1,131 @@
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ncp_rl import LTC, AutoNCP, FullyConnected, Random, Wiring
+from ncp_rl.audit.explain import explain
+from ncp_rl.circuit import Circuit
+from ncp_rl.kernels import EPSILON
+from tests.audit.circuits import circuit, episode, recorded
+
+RECIPES = [AutoNCP(20, sparsity=0.3), AutoNCP(32, sparsity=0.5), FullyConnected(9), Random(12, sparsity=0.5)]
+
+
+def one_neuron(*, unfolds: int = 1) -> Circuit:
+    """One sensory input, one motor neuron, one synapse that is half open at 0."""
+    ltc = LTC(
+        Wiring(np.zeros((1, 1), np.int8), np.ones((1, 1), np.int8), n_motor=1), input_map=False, ode_unfolds=unfolds
+    )
+    values = dict(sensory_w=2.0, sensory_sigma=3.0, sensory_mu=0.0, sensory_erev=1.0, cm=1.5, gleak=0.5, vleak=-0.4)
+    with torch.no_grad():
+        for name, value in values.items():
+            inverse = np.log(np.expm1(value)) if name in ("sensory_w", "cm", "gleak") else value
+            getattr(ltc, name).fill_(inverse)
+    return Circuit(ltc, np.full((1, 1), 2.0, np.float32), np.full(1, 0.1, np.float32), ("theta",), ("torque",))
+
+
+def test_by_hand() -> None:
+    # cm = 1.5, gleak = 0.5, w s = 2 / 2 = 1, delta = 1: the denominator is 3.
+    told = explain(one_neuron(), recorded(one_neuron(), *arrays([[0.0], [0.0]], [0.6], [1.0, 1.0])))
+    np.testing.assert_allclose(told.retention[0], 0.5)
+    np.testing.assert_allclose(told.memory[0], 0.3)
+    np.testing.assert_allclose(told.sensory[0], 1 / 3, rtol=1e-7)
+    np.testing.assert_allclose(told.leak[0], -0.2 / 3, rtol=1e-6)
+    action = told.of_action(0)
+    np.testing.assert_allclose(action.sensory[0], 2 / 3, rtol=1e-7)
+    np.testing.assert_allclose(action.total()[0], 2 * (0.3 + 1 / 3 - 0.2 / 3) + 0.1, rtol=1e-6)
+    assert told.sentence(0) == "torque 1.23 at 1.00 s: theta +0.67, memory +0.60, leak -0.13, offset +0.10"
+    # A step later half of what came in is left.
+    past = told.history(1, n_steps=2, neuron=0)
+    np.testing.assert_allclose(past.sensory[:, 0], [1 / 3, 1 / 6], rtol=1e-6)
+    np.testing.assert_allclose(past.rest, [-0.2 / 3, -0.1 / 3], rtol=1e-6)
+    np.testing.assert_allclose(past.before, 0.15, rtol=1e-6)
+
+
+def arrays(*lists: list[list[float]] | list[float]) -> tuple[Any, ...]:
+    return tuple(np.array(numbers, np.float32) for numbers in lists)
+
+
+def test_unfolds_by_hand() -> None:
+    # delta = 1/2: each substep keeps 1.5 / (1.5 + 0.75) = 2/3.
+    told = explain(one_neuron(unfolds=2), recorded(one_neuron(unfolds=2), *arrays([[0.0]], [0.6], [1.0])))
+    np.testing.assert_allclose(told.retention[0], 4 / 9, rtol=1e-6)
+    np.testing.assert_allclose(told.sensory[0], 0.5 / 2.25 * (1 + 2 / 3), rtol=1e-6)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_contributions_add_up_to_the_potentials(recipe: AutoNCP, seed: int) -> None:
+    net = circuit(recipe, seed=seed)
+    told = explain(net, episode(net, seed=seed))
+    assert told.residual() < 1e-6
+    np.testing.assert_allclose(sum(told.by_layer().values()), told.potentials(), atol=1e-12)
+    for action in range(2):
+        np.testing.assert_allclose(told.of_action(action).total(), told.episode.action_mean[:, action], atol=5e-6)
+    np.testing.assert_allclose(told.of_neuron(5).total(), told.potentials()[:, 5], atol=1e-12)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_history_adds_up(recipe: AutoNCP) -> None:
+    net = circuit(recipe)
+    told = explain(net, episode(net))
+    for n_steps in (1, 7, 1000):
+        past = told.history(30, n_steps=n_steps, action=1)
+        assert len(past.rest) == min(n_steps, 31)
+        np.testing.assert_allclose(past.total(), told.episode.action_mean[30, 1], atol=2e-5)
+        np.testing.assert_allclose(past.paths.sum(), past.sensory.sum(), rtol=1e-9)
+
+
+def test_paths_run_along_synapses() -> None:
+    net = circuit(AutoNCP(20, sparsity=0.3))
+    told = explain(net, episode(net))
+    paths = told.history(30, n_steps=40, neuron=0).paths
+    adjacency = net.wiring.adjacency
+    assert not paths[:, 20].any()  # No sense reaches a motor neuron directly in a circuit of four layers.
+    assert set(np.nonzero(paths.any(0))[0]) == set(np.nonzero(adjacency[:, 0])[0])
+
+
+def test_what_was_not_seen_yet_has_no_credit() -> None:
+    """An input that changes at step 20 changes the credit of later steps alone."""
+    net = circuit()
+    first = episode(net)
+    sensory = first.sensory.copy()
+    sensory[20:] += 1.0
+    second = recorded(net, sensory, first.start, first.elapsed_time)
+    one, other = explain(net, first), explain(net, second)
+    np.testing.assert_array_equal(one.synaptic[:20], other.synaptic[:20])
+    assert not np.allclose(one.sensory[20], other.sensory[20])
+
+
+def test_a_closed_synapse_contributes_nothing() -> None:
+    net = circuit()
+    with torch.no_grad():
+        net.ltc.w[3] = -200.0  # softplus gives 0
+    told = explain(net, episode(net))
+    assert not told.synaptic[:, 3].any()
+    assert told.cell.synapses.w[3] < EPSILON
+
+
+def test_sentence_names_the_strongest() -> None:
+    net = circuit()
+    told = explain(net, episode(net))
+    drivers = told.of_action(0)
+    strongest = net.wiring.names[int(np.abs(drivers.neurons[10]).argmax())]
+    sentence = told.sentence(10)
+    assert sentence.startswith(f"action_0 {told.episode.action_mean[10, 0]:.2f} at {told.episode.time[10]:.2f} s: ")
+    assert (
+        f"{strongest} ({told.episode.potentials[10, net.wiring.names.index(strongest)]:.2f}) was driven by" in sentence
+    )
+
+
+def test_errors() -> None:
+    net = circuit()
+    with pytest.raises(ValueError, match=r"The circuit has 6 sensory inputs and 20 neurons, the episode \(6, 12\)"):
+        explain(net, episode(circuit(Random(12, sparsity=0.5))))
+    with pytest.raises(ValueError, match="Name an action or a neuron"):
+        explain(net, episode(net)).history(3, n_steps=2)
+    mapped = Circuit(LTC(net.wiring), net.readout, net.bias, net.sensory_names, net.action_names)
+    with pytest.raises(ValueError, match="input_map=False"):
+        explain(mapped, episode(net))

@@ -86,8 +86,12 @@ class Cell:
 
     def conductance(self, potentials: Array, sensory: Array) -> Array:
         """Leak and open synapses together, (..., U), for potentials (..., U) and sensory inputs (..., S)."""
-        between = self.synapses.total(self.synapses.w * self.synapses.openness(potentials), self.units)
-        from_senses = self.sensory.total(self.sensory.w * self.sensory.openness(sensory), self.units)
+        return self.conductance_of(self.synapses.openness(potentials), self.sensory.openness(sensory))
+
+    def conductance_of(self, opened: Array, sensory_opened: Array) -> Array:
+        """The same for synapses open by `opened` (..., E) and `sensory_opened` (..., E_s)."""
+        between = self.synapses.total(self.synapses.w * opened, self.units)
+        from_senses = self.sensory.total(self.sensory.w * sensory_opened, self.units)
         total: Array = self.gleak + between + from_senses + EPSILON
         return total
 

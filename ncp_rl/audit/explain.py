@@ -26,7 +26,6 @@ import numpy as np
 
 from ncp_rl.audit.cell import Array, Cell
 from ncp_rl.circuit import Circuit
-from ncp_rl.kernels import EPSILON
 from ncp_rl.recording import Episode
 
 # Below this potential a secant is taken as the tangent: their difference is smaller than float64 resolves.
@@ -251,16 +250,13 @@ class _Substep:
 def _substeps(cell: Cell, start: Array, inputs: Array, elapsed_time: Array) -> Iterator[_Substep]:
     """The substeps of T steps, each from its row of `start` (T, U), with inputs (T, S) and elapsed time (T,)."""
     delta = elapsed_time[:, None] / cell.ode_unfolds
-    sensory_open = cell.sensory.w * cell.sensory.openness(inputs)
-    sensory_conductance = cell.sensory.total(sensory_open, cell.units)
-    potentials = start
+    sensory_open, potentials = cell.sensory.openness(inputs), start
     for _ in range(cell.ode_unfolds):
-        opened = cell.synapses.w * cell.synapses.openness(potentials)
-        conductance = cell.gleak + cell.synapses.total(opened, cell.units) + sensory_conductance + EPSILON
-        denominator = cell.cm + delta * conductance
+        opened = cell.synapses.openness(potentials)
+        denominator = cell.cm + delta * cell.conductance_of(opened, sensory_open)
         kept, share = cell.cm / denominator, delta / denominator
-        synaptic = share[:, cell.synapses.destination] * opened * cell.synapses.erev
-        sensory = share[:, cell.sensory.destination] * sensory_open * cell.sensory.erev
+        synaptic = share[:, cell.synapses.destination] * cell.synapses.w * opened * cell.synapses.erev
+        sensory = share[:, cell.sensory.destination] * cell.sensory.w * sensory_open * cell.sensory.erev
         leak = share * cell.gleak * cell.vleak
         yield _Substep(potentials, kept, share, synaptic, sensory, leak)
         currents = cell.synapses.total(synaptic, cell.units) + cell.sensory.total(sensory, cell.units)

@@ -1,0 +1,109 @@
+"""Sharp ranges of what a cell can do in a substep, for ranges of potentials and inputs.
+
+A new potential is a weighted mean whose weights, the open conductances, lie in intervals. Its extremes are an interval
+weighted average (Karnik and Mendel, "Centroid of a type-2 fuzzy set", Information Sciences 132, 2001): with the values
+in order, the largest mean gives every value above a switch point its largest weight and every other its smallest.
+Trying all switch points gives the extremes exactly, in one pass of cumulated sums.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ncp_rl.audit.cell import Array, Cell, Connections, Indices
+from ncp_rl.kernels import EPSILON
+
+
+class Range(NamedTuple):
+    """Lower and upper bounds of the same shape."""
+
+    low: Array
+    high: Array
+
+    def hull(self, other: Range) -> Range:
+        """The smallest range around both."""
+        return Range(np.minimum(self.low, other.low), np.maximum(self.high, other.high))
+
+    def meet(self, other: Range) -> Range:
+        """What lies in both."""
+        return Range(np.maximum(self.low, other.low), np.minimum(self.high, other.high))
+
+
+class Means:
+    """Ranges of weighted means over each neuron's incoming synapses, for one cell."""
+
+    def __init__(self, cell: Cell) -> None:
+        """Put each neuron's synapses, of both kinds, in the order of their reversal potentials."""
+        self.cell = cell
+        both = (cell.sensory, cell.synapses)
+        destination = np.concatenate([kind.destination for kind in both])
+        erev = np.concatenate([kind.erev for kind in both])
+        order = np.lexsort((-erev, destination))
+        fan_in = np.bincount(destination, minlength=cell.units)
+        column = np.arange(len(order)) - np.repeat(np.cumsum(fan_in) - fan_in, fan_in)
+        # Row j: the synapses that end in neuron j, highest reversal potential first; padded by one without weight.
+        self.incoming: Indices = np.full((cell.units, int(fan_in.max(initial=0))), len(erev))
+        self.incoming[destination[order], column] = order
+        self.erev = np.append(erev, 0.0)[self.incoming]
+        self.w = np.concatenate([kind.w for kind in both])
+
+    def range(self, potentials: Range, sensory: Range, memory: Range, kept: Array, delta: Array | float) -> Range:
+        """Range (..., U) of (kept v + delta (gleak vleak + sum w s erev)) / (kept + delta (gleak + sum w s + eps)).
+
+        Args:
+            potentials: (..., U) of the presynaptic neurons.
+            sensory: (..., S) of the sensory inputs; may be infinite.
+            memory: (..., U) of v, the neurons' own pasts.
+            kept: (U,) weight of v: the capacitances, or 0 for the mean that a neuron is drawn to.
+            delta: Seconds, broadcastable against (..., U).
+        """
+        cell = self.cell
+        opened = [_openness(kind, at) for kind, at in ((cell.sensory, sensory), (cell.synapses, potentials))]
+        weights = Range(*(np.concatenate(side, axis=-1) * self.w for side in zip(*opened, strict=True)))
+        delta = np.asarray(delta)
+        smallest, largest = (delta[..., None] * self._by_neuron(side) for side in weights)
+        fixed = kept + delta * (cell.gleak + EPSILON)
+        pull = delta * cell.gleak * cell.vleak
+        low = _switched(smallest, largest, self.erev, fixed, kept * memory.low + pull).min(-1)
+        high = _switched(largest, smallest, self.erev, fixed, kept * memory.high + pull).max(-1)
+        return Range(low, high)
+
+    def _by_neuron(self, values: Array) -> Array:
+        """Values (..., E_s + E) of the synapses as (..., U, fan-in), 0 where a neuron has fewer."""
+        nothing = np.zeros((*values.shape[:-1], 1))
+        return np.concatenate([values, nothing], axis=-1)[..., self.incoming]
+
+
+def reach(means: Means, potentials: Range, sensory: Range, elapsed_time: Array | float) -> Range:
+    """Range (..., U) of the potentials after a step from anywhere in `potentials` under any input in `sensory`.
+
+    Sharp for each neuron and substep; over several substeps an enclosure, since ranges forget what goes together.
+    """
+    delta = np.asarray(elapsed_time)[..., None] / means.cell.ode_unfolds
+    for _ in range(means.cell.ode_unfolds):
+        potentials = means.range(potentials, sensory, potentials, means.cell.cm, delta)
+    return potentials
+
+
+def _switched(first: Array, second: Array, values: Array, fixed: Array, pull: Array) -> Array:
+    """Weighted means (..., U, fan-in + 1), by switch point: weights `first` before it and `second` from it on."""
+    weight = _prefix(first) + _suffix(second)
+    weighted = _prefix(first * values) + _suffix(second * values)
+    means: Array = (weighted + pull[..., None]) / (weight + fixed[..., None])
+    return means
+
+
+def _prefix(values: Array) -> Array:
+    return np.concatenate([np.zeros((*values.shape[:-1], 1)), np.cumsum(values, axis=-1)], axis=-1)
+
+
+def _suffix(values: Array) -> Array:
+    return _prefix(values[..., ::-1])[..., ::-1]
+
+
+def _openness(synapses: Connections, source: Range) -> tuple[Array, Array]:
+    """Smallest and largest openness (..., E) of each synapse; sigma may have either sign."""
+    ends = synapses.openness(source.low), synapses.openness(source.high)
+    return np.minimum(*ends), np.maximum(*ends)

@@ -1,0 +1,104 @@
+import numpy as np
+import pytest
+import torch
+
+from ncp_rl import AutoNCP, FullyConnected, Random
+from ncp_rl.audit.certify import Certificate, certify, provoke
+from ncp_rl.circuit import Circuit
+from tests.audit.circuits import circuit
+from tests.audit.test_explain import one_neuron
+
+RECIPES = [AutoNCP(20, sparsity=0.3), AutoNCP(32, sparsity=0.5), FullyConnected(9), Random(12, sparsity=0.5)]
+
+
+def test_by_hand() -> None:
+    # One synapse that pulls to 1 with at most 2, against a leak that pulls to -0.4 with 0.5.
+    told = certify(one_neuron())
+    slack = told.rounding[0]
+    assert 0 < slack < 1e-4
+    np.testing.assert_allclose([told.box.low[0], told.box.high[0]], [-0.4, 1.0], atol=2 * slack)
+    # Open, it draws to (2 - 0.2) / 2.5; shut, to -0.4.
+    np.testing.assert_allclose([told.range.low[0], told.range.high[0]], [-0.4, 0.72], atol=2 * slack)
+    np.testing.assert_allclose([told.action.low[0], told.action.high[0]], [2 * -0.4 + 0.1, 2 * 0.72 + 0.1], atol=1e-4)
+    assert str(told.verdict()).startswith(
+        "pass  certificate   For every input and for ever, the mean of torque in [-0.70"
+    )
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_million_adversarial_inputs_stay_inside(recipe: AutoNCP, seed: int) -> None:
+    net = circuit(recipe, seed=seed)
+    told = certify(net)
+    assert not told.violations and (told.range.low >= told.box.low).all() and (told.range.high <= told.box.high).all()
+    generator = torch.Generator().manual_seed(seed)
+    shape = (25, 20_000, net.wiring.n_sensory)
+    for scale in (1.0, 1e8):
+        inputs = torch.randn(shape, generator=generator) * scale
+        elapsed = torch.rand(shape[:2], generator=generator) * 5 + 1
+        potentials, _ = net.ltc(inputs, elapsed_time=elapsed)
+        assert told.holds(potentials.detach().numpy())
+    found = provoke(net, n_starts=16, rounds=25)
+    assert (found.low >= told.action.low).all() and (found.high <= told.action.high).all()
+
+
+def test_gradients_push_every_neuron_to_its_bounds() -> None:
+    """The first layer, which the senses drive freely, comes within a few per cent of its certified range."""
+    net = circuit(AutoNCP(20, sparsity=0.3))
+    told, inter = certify(net), net.wiring.inter
+    width = torch.from_numpy(told.range.high - told.range.low)[inter]
+    low, high = torch.full_like(width, torch.inf), torch.full_like(width, -torch.inf)
+    for sign in (1.0, -1.0):
+        for neuron in range(inter.start, inter.stop):
+            inputs = torch.zeros(1, 1, 6, requires_grad=True)
+            for _ in range(30):
+                potentials, _ = net.ltc(inputs.expand(60, -1, -1))
+                assert told.holds(potentials.detach().numpy())
+                last = potentials[-1, 0].double().detach()[inter]
+                low, high = torch.minimum(low, last), torch.maximum(high, last)
+                (gradient,) = torch.autograd.grad(sign * potentials[-1, 0, neuron], inputs)
+                inputs = (inputs + gradient.sign() * 0.3).detach().requires_grad_()
+    assert ((high - low) / width).mean() > 0.9
+
+
+def test_certificate_is_tight_enough_to_matter() -> None:
+    net = circuit(AutoNCP(32, sparsity=0.5), n_sensory=12, seed=1)
+    told, found = certify(net), provoke(net)
+    ratio = (told.action.high - told.action.low) / (found.high - found.low)
+    assert (ratio >= 1).all() and (ratio < 4).all()
+
+
+def test_violations_are_named() -> None:
+    net = circuit()
+    with torch.no_grad():
+        net.ltc.erev[0] = torch.nan
+        net.ltc.cm[2] = torch.inf
+    told = certify(net)
+    source, destination = net.wiring.synapses.source[0], net.wiring.synapses.destination[0]
+    names = net.wiring.names
+    assert told.violations == (f"cm of {names[2]} is inf", f"erev of {names[source]} -> {names[destination]} is nan")
+    verdict = told.verdict()
+    assert not verdict.passed and "Nothing is certified: cm of command_0 is inf and 1 more." in str(verdict)
+    assert told.to_dict()["range"]["motor_0"] == [None, None]
+    assert not told.holds(np.zeros(20))
+
+
+def test_readout_violations_are_named() -> None:
+    net = circuit()
+    broken = Circuit(net.ltc, net.readout, np.array([np.nan, 0], np.float32), net.sensory_names, net.action_names)
+    assert certify(broken).violations == ("bias of action_0 is nan",)
+
+
+def test_shorter_steps_leave_more_to_rounding() -> None:
+    long, short = (certify(circuit(), min_elapsed_time=seconds) for seconds in (1.0, 0.01))
+    assert (short.rounding > long.rounding).all() and (short.range.high >= long.range.high).all()
+    with pytest.raises(ValueError, match="min_elapsed_time must be positive seconds, got 0"):
+        certify(circuit(), min_elapsed_time=0)
+
+
+def test_to_dict() -> None:
+    told: Certificate = certify(circuit())
+    written = told.to_dict()
+    assert list(written["action"]) == ["action_0", "action_1"]
+    first = told.circuit.wiring.inter.start
+    assert written["range"]["inter_0"] == [told.range.low[first], told.range.high[first]]

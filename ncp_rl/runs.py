@@ -1,4 +1,4 @@
-"""Run folders: train an NCP policy with PPO, keep all that later steps need, load it again.
+"""Run folders: train an NCP policy, or a baseline of SB3's, with PPO, keep all that later steps need, load it again.
 
 A run folder holds
 
@@ -29,6 +29,7 @@ import numpy as np
 import yaml
 from gymnasium import spaces
 from sb3_contrib import RecurrentPPO
+from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import (
     BaseCallback,
     CallbackList,
@@ -38,6 +39,7 @@ from stable_baselines3.common.callbacks import (
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
@@ -51,8 +53,17 @@ RECIPES: dict[str, type[Recipe]] = {recipe.__name__: recipe for recipe in (NCP, 
 POLICIES: dict[str, type[NCPPolicy]] = {
     policy.__name__: policy for policy in (NCPPolicy, CnnNCPPolicy, MultiInputNCPPolicy)
 }
+#: SB3's own policies, to compare with, and what trains them.
+BASELINES: dict[str, type[OnPolicyAlgorithm]] = {
+    "MlpLstmPolicy": RecurrentPPO,
+    "CnnLstmPolicy": RecurrentPPO,
+    "MultiInputLstmPolicy": RecurrentPPO,
+    "MlpPolicy": PPO,
+    "CnnPolicy": PPO,
+    "MultiInputPolicy": PPO,
+}
 
-# Entries of rl-zoo's form that are not arguments of RecurrentPPO.
+# Entries of rl-zoo's form that are not arguments of the algorithm.
 _ZOO_ENTRIES = {"n_envs", "n_timesteps", "normalize", "policy", "policy_kwargs"}
 
 #: Added to a run's seed for the environments of its evaluations, which must not start as those of training do.
@@ -72,7 +83,7 @@ class RunConfig:
     env: str
     """Gymnasium id; `module:id` imports the module first."""
     hyperparams: dict[str, Any]
-    """In rl-zoo's form: n_envs, n_timesteps, normalize, policy, policy_kwargs and RecurrentPPO's arguments."""
+    """In rl-zoo's form: n_envs, n_timesteps, normalize, policy, policy_kwargs and the algorithm's arguments."""
     seed: int = 0
     versions: dict[str, str] = field(default_factory=lambda: {name: version(name) for name in _VERSIONS_OF})
     python: str = field(default_factory=platform.python_version)
@@ -133,7 +144,7 @@ def train(
     n_eval_episodes: int = 20,
     progress_bar: bool = True,
     callback: BaseCallback | None = None,
-) -> RecurrentPPO:
+) -> OnPolicyAlgorithm:
     """Train a policy and fill its run folder.
 
     Args:
@@ -231,7 +242,12 @@ def _is_vector(space: spaces.Space[Any]) -> bool:
     return isinstance(space, spaces.Box) and not is_image_space(space)
 
 
-def make_model(config: RunConfig, venv: VecEnv, device: str = "auto") -> RecurrentPPO:
+def algorithm(config: RunConfig) -> type[OnPolicyAlgorithm]:
+    """What trains a run's policy: RecurrentPPO, or PPO for policies without memory."""
+    return BASELINES.get(str(config.hyperparams.get("policy")), RecurrentPPO)
+
+
+def make_model(config: RunConfig, venv: VecEnv, device: str = "auto") -> OnPolicyAlgorithm:
     """An untrained model on `venv`.
 
     Raises:
@@ -243,19 +259,13 @@ def make_model(config: RunConfig, venv: VecEnv, device: str = "auto") -> Recurre
             arguments[name] = _schedule(name, arguments[name])
     try:
         policy = _policy_class(config, venv.observation_space)
-        return RecurrentPPO(
-            policy,
-            venv,
-            policy_kwargs=_policy_kwargs(config, policy, venv),
-            seed=config.seed,
-            device=device,
-            **arguments,
-        )
+        kwargs = _policy_kwargs(config, policy, venv)
+        return algorithm(config)(policy, venv, policy_kwargs=kwargs, seed=config.seed, device=device, **arguments)
     except (AssertionError, TypeError, ValueError) as error:
         raise RunError(f"No policy can be made for {config.env!r}: {error}") from error
 
 
-def save_model(model: RecurrentPPO, folder: Path) -> None:
+def save_model(model: OnPolicyAlgorithm, folder: Path) -> None:
     """Save the model, and normalisation statistics if it has any, into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     model.save(folder / "model.zip")
@@ -286,7 +296,7 @@ def load_run(
     n_envs: int = 1,
     device: str = "auto",
     **make_kwargs: Any,
-) -> tuple[RecurrentPPO, VecEnv]:
+) -> tuple[OnPolicyAlgorithm, VecEnv]:
     """The model of a run folder and environments to evaluate it in, normalised as it was trained.
 
     Args:
@@ -308,7 +318,7 @@ def load_run(
             venv = VecNormalize.load(str(path), venv.venv)
             venv.training = venv.norm_reward = False
             path = folder / which / "model.zip"
-        return RecurrentPPO.load(path, env=venv, device=device), venv
+        return algorithm(config).load(path, env=venv, device=device), venv
     except FileNotFoundError as error:
         raise RunError(f"{path} is missing; was the training of this run cut off?") from error
     except (AssertionError, EOFError, KeyError, RuntimeError, ValueError, pickle.PickleError, zipfile.error) as error:
@@ -316,7 +326,7 @@ def load_run(
 
 
 def evaluate(
-    model: RecurrentPPO, venv: VecEnv, *, n_episodes: int = 10, deterministic: bool = True, seed: int = 0
+    model: OnPolicyAlgorithm, venv: VecEnv, *, n_episodes: int = 10, deterministic: bool = True, seed: int = 0
 ) -> Evaluation:
     """Run whole episodes from seeded environments.
 
@@ -357,15 +367,17 @@ class _KeepBest(BaseCallback):
         self.folder = folder
 
     def _on_step(self) -> bool:
-        assert isinstance(self.model, RecurrentPPO)
+        assert isinstance(self.model, OnPolicyAlgorithm)
         save_model(self.model, self.folder)
         return True
 
 
-def _policy_class(config: RunConfig, observation_space: spaces.Space[Any]) -> type[NCPPolicy]:
+def _policy_class(config: RunConfig, observation_space: spaces.Space[Any]) -> type[NCPPolicy] | str:
     name = config.hyperparams.get("policy")
+    if name in BASELINES:
+        return str(name)
     if name is not None and name not in POLICIES:
-        raise ValueError(f"policy must be one of {', '.join(POLICIES)}, got {name!r}.")
+        raise ValueError(f"policy must be one of {', '.join([*POLICIES, *BASELINES])}, got {name!r}.")
     if name is not None:
         return POLICIES[name]
     if isinstance(observation_space, spaces.Dict):
@@ -373,8 +385,10 @@ def _policy_class(config: RunConfig, observation_space: spaces.Space[Any]) -> ty
     return CnnNCPPolicy if is_image_space(observation_space) else NCPPolicy
 
 
-def _policy_kwargs(config: RunConfig, policy: type[NCPPolicy], venv: VecEnv) -> dict[str, Any]:
+def _policy_kwargs(config: RunConfig, policy: type[NCPPolicy] | str, venv: VecEnv) -> dict[str, Any]:
     kwargs = dict(config.hyperparams.get("policy_kwargs") or {})
+    if isinstance(policy, str):
+        return kwargs
     for name in ("wiring", "critic"):
         if isinstance(kwargs.get(name), Mapping):
             kwargs[name] = _recipe(kwargs[name])

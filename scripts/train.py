@@ -18,7 +18,7 @@ import ncp_envs  # noqa: F401  (registers ncp/ environments)
 import torch
 import tyro
 
-from ncp_rl.runs import RunConfig, RunError, evaluate, load_run, read_hyperparams, train
+from ncp_rl.runs import BASELINES, RunConfig, RunError, evaluate, load_run, read_hyperparams, train
 
 HYPERPARAMS = Path(__file__).parents[1] / "hyperparams" / "ncp_ppo.yml"
 
@@ -29,6 +29,8 @@ class Args:
 
     env: str = "ncp/PendulumNoVel-v1"
     """Gymnasium id; module:id imports the module first."""
+    policy: str | None = None
+    """NCPPolicy and its kin, or a baseline of SB3's: MlpLstmPolicy, MlpPolicy, ... Default: the NCP that fits."""
     recipe: Literal["AutoNCP", "FullyConnected", "Random"] | None = None
     """Wiring of the actor. Default: AutoNCP."""
     units: int | None = None
@@ -86,7 +88,10 @@ def main(args: Args) -> int:
 def hyperparams(args: Args) -> dict[str, Any]:
     """Those of the file, with what the command line says in their place."""
     defaults: dict[str, Any] = dict(n_envs=8, n_timesteps=200_000, normalize=True)
-    found = defaults | read_hyperparams(args.hyperparams, args.env)
+    found = defaults | read_hyperparams(args.hyperparams, args.env) | _given(dict(policy=args.policy))
+    found |= _given(dict(n_envs=args.n_envs, n_timesteps=args.timesteps))
+    if found.get("policy") in BASELINES:
+        return found | dict(policy_kwargs={})  # The file's describe a circuit.
     policy_kwargs = dict(found.get("policy_kwargs") or {})
     wiring = dict(policy_kwargs.get("wiring") or {})
     if args.recipe is not None and args.recipe != wiring.get("recipe", "AutoNCP"):
@@ -94,7 +99,7 @@ def hyperparams(args: Args) -> dict[str, Any]:
     given = dict(recipe=args.recipe, units=args.units, sparsity=args.sparsity)
     policy_kwargs["wiring"] = dict(units=32) | wiring | _given(given)
     policy_kwargs |= _given(dict(critic=args.critic))
-    return found | _given(dict(n_envs=args.n_envs, n_timesteps=args.timesteps)) | dict(policy_kwargs=policy_kwargs)
+    return found | dict(policy_kwargs=policy_kwargs)
 
 
 def _given(arguments: dict[str, Any]) -> dict[str, Any]:

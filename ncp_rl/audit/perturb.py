@@ -1,0 +1,281 @@
+"""What does it do when the world is off? Return, failures and command neurons against the level of each disturbance.
+
+Every policy goes through the same episodes at every level: episode k starts from the same seed, so that differences
+are the disturbance's and not luck's. Intervals are 95 % percentile bootstraps over episodes (Efron and Tibshirani, "An
+Introduction to the Bootstrap", 1993, chapter 13), of differences to the nominal episodes where differences are meant.
+Ablations (`ncp_rl.audit.ablate`) go through the same episodes.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import torch
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
+from tqdm import tqdm
+
+from ncp_rl.audit.ablate import Ablation, ablated
+from ncp_rl.audit.cell import Array
+from ncp_rl.audit.verdict import Verdict
+from ncp_rl.policy import NCPPolicy
+from ncp_rl.runs import load_run
+
+#: Makes an environment worse by a level; at level 0 it is as it was.
+Disturbance = Callable[[gym.Env[Any, Any], float], gym.Env[Any, Any]]
+
+# Name, level, and what makes it so.
+_Condition = tuple[str, float, Disturbance | None, Ablation | None]
+_RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Episodes of one policy under one condition; episode k starts from seed + k."""
+
+    run: Path
+    which: Literal["best", "last"] = "best"
+    n_episodes: int = 20
+    seed: int = 0
+    disturbance: Disturbance | None = None
+    level: float = 0.0
+    ablation: Ablation | None = None
+
+
+class Outcome(NamedTuple):
+    """What came of a trial's N episodes."""
+
+    returns: Array
+    """(N,), not normalised."""
+    failed: Array
+    """(N,), 1 where an episode failed; see `failed`."""
+    command: list[Array] | None
+    """Per episode (T, C), potentials of the command neurons; None for policies without."""
+
+
+class Interval(NamedTuple):
+    """A mean over episodes and its 95 % bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Point:
+    """One policy under one condition.
+
+    Attributes:
+        policy: Name of the policy.
+        condition: Name of the disturbance, or the ablation in words.
+        level: Of the disturbance; 0 for ablations.
+        mean_return: Of the episodes.
+        return_change: Paired difference to the nominal episodes.
+        failure_rate: Share of failed episodes.
+        command_deviation: Root mean square difference of the command neurons' potentials to the same steps of the
+            nominal episode; None for policies without command neurons.
+    """
+
+    policy: str
+    condition: str
+    level: float
+    mean_return: Interval
+    return_change: Interval
+    failure_rate: Interval
+    command_deviation: Interval | None
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """Points of all policies, conditions and levels, and what each policy does undisturbed.
+
+    Attributes:
+        nominal: By policy.
+        points: In the order of policies, conditions and levels.
+        level_zero_is_nominal: Whether every episode at level 0 equals the nominal one exactly; None without a level 0.
+        n_episodes: Of every point.
+        seed: Of the first episode.
+    """
+
+    nominal: Mapping[str, Point]
+    points: tuple[Point, ...]
+    level_zero_is_nominal: bool | None
+    n_episodes: int
+    seed: int
+
+    def verdict(self, policy: str, *, max_loss: float = 0.5) -> Verdict:
+        """The condition that costs most; passes where no level costs more than `max_loss` of the nominal |return|."""
+        own = [point for point in self.points if point.policy == policy]
+        worst = min(own, key=lambda point: point.return_change.mean)
+        nominal = self.nominal[policy].mean_return.mean
+        loss = -worst.return_change.mean / max(abs(nominal), 1e-9)
+        sentence = (
+            f"{policy}: return {nominal:.1f}; worst under {worst.condition} at {worst.level:g}: "
+            f"{worst.mean_return.mean:.1f} ({worst.return_change.low:+.1f} to {worst.return_change.high:+.1f}), "
+            f"{worst.failure_rate.mean:.0%} of episodes fail."
+        )
+        if self.level_zero_is_nominal is False:
+            sentence += " At level 0 it does not equal the undisturbed run."
+        passed = loss <= max_loss and self.level_zero_is_nominal is not False
+        return Verdict("perturbation", passed, sentence, {"loss": loss, "failure_rate": worst.failure_rate.mean})
+
+    def to_dict(self) -> dict[str, Any]:
+        """For audit.json."""
+        plain = asdict(self)
+        for point in (*plain["nominal"].values(), *plain["points"]):
+            point |= {name: value._asdict() for name, value in point.items() if isinstance(value, Interval)}
+        return plain
+
+
+def perturb(
+    runs: Mapping[str, Path],
+    disturbances: Mapping[str, tuple[Disturbance, Sequence[float]]],
+    *,
+    ablations: Sequence[Ablation] = (),
+    which: Literal["best", "last"] = "best",
+    n_episodes: int = 20,
+    seed: int = 0,
+    n_processes: int = 1,
+    progress_bar: bool = False,
+) -> Perturbation:
+    """Sweep every disturbance over its levels, and every ablation, for every policy.
+
+    Args:
+        runs: Run folders by name of the policy; NCPs or baselines.
+        disturbances: By name, a module-level function and the levels to try.
+        ablations: For policies that are NCPs; others go without.
+        which: The best model of each run, or the last.
+        n_episodes: Per point, side by side.
+        seed: Of the first episode.
+        n_processes: Trials at a time.
+        progress_bar: Show progress.
+
+    Raises:
+        ncp_rl.runs.RunError: A run folder is missing or damaged.
+    """
+    conditions: list[_Condition] = [("nominal", 0.0, None, None)]
+    conditions += [(name, level, wrap, None) for name, (wrap, levels) in disturbances.items() for level in levels]
+    conditions += [(str(ablation), 0.0, None, ablation) for ablation in ablations]
+    keys = [(policy, *condition) for policy in runs for condition in conditions]
+    trials = [
+        Trial(runs[policy], which, n_episodes, seed, wrap, level, ablation) for policy, _, level, wrap, ablation in keys
+    ]
+    outcomes = dict(
+        zip(
+            [key[:3] for key in keys],
+            tqdm(_outcomes(trials, n_processes), "perturb", len(trials), disable=not progress_bar),
+            strict=True,
+        )
+    )
+    nominal = {policy: outcomes[policy, "nominal", 0.0] for policy in runs}
+    points = {key: _point(*key, outcome, nominal[key[0]]) for key, outcome in outcomes.items() if outcome}
+    at_zero = [
+        _equal(outcomes[policy, name, 0.0], nominal[policy])
+        for policy in runs
+        for name, (_, levels) in disturbances.items()
+        if 0.0 in levels
+    ]
+    return Perturbation(
+        {policy: points.pop((policy, "nominal", 0.0)) for policy in runs},
+        tuple(points.values()),
+        all(at_zero) if at_zero else None,
+        n_episodes,
+        seed,
+    )
+
+
+def roll_out(trial: Trial) -> Outcome | None:
+    """Run a trial's episodes side by side; None for an ablation of a policy that is no NCP."""
+    wrap: dict[str, Any] = {}
+    if trial.disturbance is not None:
+        wrap = dict(wrapper_class=trial.disturbance, wrapper_kwargs=dict(level=trial.level))
+    model, venv = load_run(trial.run, which=trial.which, n_envs=trial.n_episodes, **wrap)
+    try:
+        policy = model.policy
+        if not isinstance(policy, NCPPolicy):
+            return _episodes(model, venv, trial.seed) if trial.ablation is None else None
+        with ablated(policy, trial.ablation):
+            return _episodes(model, venv, trial.seed)
+    finally:
+        venv.close()
+
+
+def failed(info: Mapping[str, Any], terminated: bool) -> bool:
+    """Whether an episode failed: by `is_success`, else `crash` of its last info; else where it was terminated."""
+    if "is_success" in info:
+        return not info["is_success"]
+    return bool(info.get("crash", terminated))
+
+
+def _episodes(model: OnPolicyAlgorithm, venv: VecEnv, seed: int) -> Outcome:
+    """The first episode of every environment."""
+    command = model.policy.wiring.command if isinstance(model.policy, NCPPolicy) else None
+    venv.seed(seed)
+    observation, state, starts = venv.reset(), None, np.ones(venv.num_envs, bool)
+    running, returns, failures = starts.copy(), np.zeros(venv.num_envs), np.zeros(venv.num_envs)
+    traces: list[list[Array]] = [[] for _ in range(venv.num_envs)]
+    while running.any():
+        action, state = model.predict(observation, state, starts, deterministic=True)  # type: ignore[arg-type]
+        if command is not None and state is not None:
+            for env in np.flatnonzero(running):
+                traces[env].append(state[0][0, env, command].astype(np.float64))
+        observation, rewards, starts, infos = venv.step(action)
+        returns[running] += rewards[running]
+        for env in np.flatnonzero(running & starts):
+            failures[env] = failed(infos[env], not infos[env].get("TimeLimit.truncated", False))
+        running &= ~starts
+    has_command = command is not None and command.stop > command.start
+    return Outcome(returns, failures, [np.stack(trace) for trace in traces] if has_command else None)
+
+
+def _outcomes(trials: Sequence[Trial], n_processes: int) -> Iterable[Outcome | None]:
+    """Outcomes in order, from as many processes."""
+    if n_processes == 1:
+        yield from map(roll_out, trials)
+        return
+    # Forked processes would inherit the threads of PyTorch and Numba in whatever state they are.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(n_processes, context, torch.set_num_threads, (1,)) as pool:
+        yield from pool.map(roll_out, trials)
+
+
+def _point(policy: str, condition: str, level: float, outcome: Outcome, nominal: Outcome | None) -> Point:
+    assert nominal is not None
+    deviation = None
+    if outcome.command is not None and nominal.command is not None:
+        pairs = zip(outcome.command, nominal.command, strict=True)
+        deviation = _interval(np.array([_rms_difference(*pair) for pair in pairs]))
+    return Point(
+        policy,
+        condition,
+        level,
+        _interval(outcome.returns),
+        _interval(outcome.returns - nominal.returns),
+        _interval(outcome.failed),
+        deviation,
+    )
+
+
+def _rms_difference(trace: Array, nominal: Array) -> float:
+    """Over the steps that both episodes have."""
+    n_steps = min(len(trace), len(nominal))
+    return float(np.sqrt(np.mean((trace[:n_steps] - nominal[:n_steps]) ** 2)))
+
+
+def _interval(values: Array) -> Interval:
+    rng = np.random.default_rng(0)  # The same episodes give the same interval.
+    resampled = rng.choice(values, (_RESAMPLES, len(values))).mean(1)
+    return Interval(float(values.mean()), *map(float, np.percentile(resampled, [2.5, 97.5])))
+
+
+def _equal(outcome: Outcome | None, nominal: Outcome | None) -> bool:
+    assert outcome is not None and nominal is not None
+    same = np.array_equal(outcome.returns, nominal.returns)
+    return same and all(map(np.array_equal, outcome.command or [], nominal.command or []))

@@ -1,0 +1,308 @@
+"""How do its neurons behave? Time constants, activity, saturation, dead neurons, principal components, slopes.
+
+    dynamics = audit_dynamics(circuit, episodes)
+
+The cell is that of Hasani et al., "Liquid Time-constant Networks" (AAAI 2021); its equations stand in
+`ncp_rl.kernels.reference`. With s_ij = sigmoid(sigma_ij (v_i - mu_ij)) the time constant of neuron j is
+
+    tau_j = cm_j / (gleak_j + sum_i w_ij s_ij + epsilon),   sums over sensory synapses included,
+
+and, since 0 < s < 1, lies between cm_j / (gleak_j + sum_i w_ij + epsilon) and cm_j / (gleak_j + epsilon), whatever the
+input.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import networkx as nx
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.decomposition import PCA
+
+from ncp_rl.audit.neurons import Array, Watched, listed
+from ncp_rl.audit.verdict import Verdict
+from ncp_rl.circuit import Circuit
+from ncp_rl.kernels import EPSILON
+from ncp_rl.recording.episode import Episode
+from ncp_rl.wiring import Wiring
+
+#: A synapse is saturated where its activation s is below this, or above 1 minus this.
+SATURATED = 0.02
+
+#: A neuron is silent where the standard deviation of its potential is below this share of its invariant range.
+SILENT = 1e-3
+
+# float32 rounding of a time constant, relative.
+_ROUNDING = 1e-5
+
+
+class Bounds(NamedTuple):
+    """A lower and an upper bound per neuron, each (U,)."""
+
+    low: Array
+    high: Array
+
+
+def tau_bounds(circuit: Circuit) -> Bounds:
+    """(U,) seconds, least and greatest time constant for any input; formula in the module's docstring."""
+    params, wiring = circuit.ltc.packed().params, circuit.wiring
+    cm, gleak, _ = _numpy(params.neuronal)
+    conductance = np.bincount(wiring.synapses.destination, _numpy(params.synaptic)[0], wiring.units)
+    conductance += np.bincount(wiring.sensory_synapses.destination, _numpy(params.sensory)[0], wiring.units)
+    return Bounds(cm / (gleak + conductance + EPSILON), cm / (gleak + EPSILON))
+
+
+def invariant_range(circuit: Circuit) -> Bounds:
+    """(U,) range that no potential leaves from a start at zero, for any input: [min, max] of 0, vleak and all erev.
+
+    A substep gives a weighted mean of the potential before, vleak and the erev of the neuron's synapses (epsilon pulls
+    towards 0), with weights that are not negative.
+    """
+    params, wiring = circuit.ltc.packed().params, circuit.wiring
+    vleak = _numpy(params.neuronal)[2]
+    low, high = np.minimum(vleak, 0.0), np.maximum(vleak, 0.0)
+    for synapses, parameters in (
+        (wiring.synapses, params.synaptic),
+        (wiring.sensory_synapses, params.sensory),
+    ):
+        erev = _numpy(parameters)[3]
+        np.minimum.at(low, synapses.destination, erev)
+        np.maximum.at(high, synapses.destination, erev)
+    return Bounds(low, high)
+
+
+def disconnected(wiring: Wiring) -> npt.NDArray[np.bool_]:
+    """(U,) whether a neuron is no motor neuron and no path of synapses leads from it to one."""
+    graph = wiring.graph()
+    reaching = set(wiring.names[wiring.motor])
+    for motor in wiring.names[wiring.motor]:
+        reaching |= nx.ancestors(graph, motor)
+    return np.array([name not in reaching for name in wiring.names])
+
+
+def saturation(circuit: Circuit, episodes: Sequence[Episode]) -> Array:
+    """(U,) share of a neuron's outgoing activations s that are saturated, over its synapses and all steps.
+
+    s = sigmoid(sigma (v - mu)) is saturated below `SATURATED` or above 1 - `SATURATED`, where its slope is below 8 % of
+    the steepest. A neuron that always saturates acts as a switch, or not at all. NaN without outgoing synapses.
+    """
+    _, sigma, mu, _ = _numpy(circuit.ltc.packed().params.synaptic)
+    source = circuit.wiring.synapses.source
+    potentials = np.concatenate([episode.potentials for episode in episodes])
+    logit = math.log((1 - SATURATED) / SATURATED)
+    share = np.full(circuit.wiring.units, np.nan)
+    for neuron in np.unique(source):
+        synapses = source == neuron
+        share[neuron] = np.mean(np.abs(sigma[synapses] * (potentials[:, neuron, None] - mu[synapses])) > logit)
+    return share
+
+
+@dataclass(frozen=True)
+class Components:
+    """Principal components of the watched neurons' potentials over all steps (scikit-learn's `PCA`).
+
+    Attributes:
+        watched: The neurons, C of them.
+        explained: (C,) share of the variance along each component, descending; NaN where no neuron moves.
+        axes: (K, C), unit vectors of the first K = min(3, C) components.
+        projections: (steps, K), potentials less their mean, along these.
+        episode: (steps,), number of the episode of each row.
+        action_mean: (steps, A), action means at each row, to colour by.
+    """
+
+    watched: Watched
+    explained: Array
+    axes: Array
+    projections: Array
+    episode: npt.NDArray[np.int64]
+    action_mean: Array
+
+    @property
+    def n_for_95_percent(self) -> int:
+        """How many components hold 95 % of the variance; 0 where no neuron moves."""
+        cumulated = np.cumsum(self.explained)
+        return 0 if np.isnan(cumulated).any() else int(np.argmax(cumulated >= 0.95 - 1e-12)) + 1
+
+
+def principal_components(circuit: Circuit, episodes: Sequence[Episode]) -> Components:
+    """Along which few directions the command neurons move."""
+    watched = Watched.of(circuit.wiring)
+    potentials = watched.stacked(episodes)
+    n_components = min(potentials.shape)
+    n_kept = min(3, n_components)
+    explained, axes = np.full(potentials.shape[1], np.nan), np.eye(potentials.shape[1])[:n_kept]
+    if potentials.std(axis=0).any():
+        pca = PCA(n_components, svd_solver="covariance_eigh").fit(potentials)
+        explained[:] = 0.0
+        explained[:n_components], axes = pca.explained_variance_ratio_, pca.components_[:n_kept]
+    numbers = np.repeat([episode.index for episode in episodes], [len(episode) for episode in episodes])
+    projections = (potentials - potentials.mean(axis=0)) @ axes.T
+    return Components(watched, explained, axes, projections, numbers, _action_means(episodes))
+
+
+@dataclass(frozen=True)
+class Slopes:
+    """Least-squares lines of each action mean over each watched neuron's potential, over all steps.
+
+    Attributes:
+        watched: The neurons, C of them.
+        action_names: (A,)
+        slope: (A, C), cov(v, a) / var(v); NaN where the neuron never moves.
+        r2: (A, C), share of the action mean's variance on the line, cov^2 / (var(v) var(a)); NaN where either never
+            moves.
+    """
+
+    watched: Watched
+    action_names: tuple[str, ...]
+    slope: Array
+    r2: Array
+
+
+def action_slopes(circuit: Circuit, episodes: Sequence[Episode]) -> Slopes:
+    """How the action goes with each command neuron, alone: correlation, not cause; for causes see ablation."""
+    watched = Watched.of(circuit.wiring)
+    v, a = watched.stacked(episodes), _action_means(episodes)
+    moving_v, moving_a = np.ptp(v, axis=0) > 0, np.ptp(a, axis=0) > 0
+    v, a = v - v.mean(axis=0), a - a.mean(axis=0)
+    covariance = a.T @ v / len(v)
+    var_v = np.where(moving_v, (v**2).mean(axis=0), np.nan)
+    var_a = np.where(moving_a, (a**2).mean(axis=0), np.nan)
+    return Slopes(watched, circuit.action_names, covariance / var_v, covariance**2 / (var_v * var_a[:, None]))
+
+
+@dataclass(frozen=True)
+class Dynamics:
+    """How the U neurons behaved in a recording.
+
+    Attributes:
+        names: (U,)
+        tau_bounds: Least and greatest possible time constants, seconds; see `tau_bounds`.
+        tau_low, tau_median, tau_high: (U,) seconds, recorded at the ends of the steps.
+        invariant_range: See `invariant_range`.
+        mean, std, low, high: (U,), of the potentials over all steps.
+        saturation: (U,); see `saturation`.
+        silent: (U,) bool, std below `SILENT` times the width of the invariant range.
+        disconnected: (U,) bool; see `disconnected`.
+        components: Principal components of the command neurons.
+        slopes: Of the actions over the command neurons.
+    """
+
+    names: tuple[str, ...]
+    tau_bounds: Bounds
+    tau_low: Array
+    tau_median: Array
+    tau_high: Array
+    invariant_range: Bounds
+    mean: Array
+    std: Array
+    low: Array
+    high: Array
+    saturation: Array
+    silent: npt.NDArray[np.bool_]
+    disconnected: npt.NDArray[np.bool_]
+    components: Components
+    slopes: Slopes
+
+    @property
+    def dead(self) -> npt.NDArray[np.bool_]:
+        """(U,) neurons that do nothing: silent, or without a path to a motor neuron."""
+        return self.silent | self.disconnected
+
+    @property
+    def tau_violations(self) -> npt.NDArray[np.bool_]:
+        """(U,) neurons whose recorded tau is NaN or leaves its bounds by more than rounding, 1e-5 relative."""
+        low, high = self.tau_bounds
+        inside: npt.NDArray[np.bool_] = (self.tau_low >= low * (1 - _ROUNDING)) & (
+            self.tau_high <= high * (1 + _ROUNDING)
+        )
+        return ~inside
+
+    def verdict(self) -> Verdict:
+        """Passed where no time constant leaves its bounds; dead neurons are counted, not failed."""
+        wrong, dead = self._named(self.tau_violations), self._named(self.dead)
+        where = f"outside the bounds in {', '.join(wrong)}" if wrong else "within their bounds"
+        idle = f"{len(dead)} of {len(self.names)} neurons do nothing" + (f" ({', '.join(dead)})" if dead else "")
+        moving = self.components.n_for_95_percent
+        return Verdict(
+            "dynamics",
+            not wrong,
+            f"time constants from {self.tau_low.min():.3g} to {self.tau_high.max():.3g} s, {where}; {idle}; {moving} "
+            f"of {len(self.components.explained)} directions hold 95 % of the variance of the {self.components.watched}",
+            {
+                "dynamics_tau_violations": float(len(wrong)),
+                "dynamics_dead_neurons": float(len(dead)),
+                "dynamics_components_95": float(moving),
+            },
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Per neuron and per component, as JSON has it."""
+        arrays = dict(tau_bound_low=self.tau_bounds.low, tau_bound_high=self.tau_bounds.high)
+        arrays |= dict(tau_low=self.tau_low, tau_median=self.tau_median, tau_high=self.tau_high)
+        arrays |= dict(mean=self.mean, std=self.std, low=self.low, high=self.high, saturation=self.saturation)
+        columns = {name: listed(array) for name, array in arrays.items()}
+        neurons = [
+            {name: column[i] for name, column in columns.items()}
+            | {"name": self.names[i], "silent": bool(self.silent[i]), "disconnected": bool(self.disconnected[i])}
+            for i in range(len(self.names))
+        ]
+        return {
+            "neurons": neurons,
+            "components": {
+                "layer": self.components.watched.layer,
+                "neurons": list(self.components.watched.names),
+                "explained": listed(self.components.explained),
+                "axes": listed(self.components.axes),
+            },
+            "slopes": {
+                "actions": list(self.slopes.action_names),
+                "slope": listed(self.slopes.slope),
+                "r2": listed(self.slopes.r2),
+            },
+        }
+
+    def _named(self, flags: npt.NDArray[np.bool_]) -> list[str]:
+        return [self.names[i] for i in np.flatnonzero(flags)]
+
+
+def audit_dynamics(circuit: Circuit, episodes: Sequence[Episode]) -> Dynamics:
+    """All of the above over recorded episodes.
+
+    Raises:
+        ValueError: No episodes, or potentials that are not finite.
+    """
+    components = principal_components(circuit, episodes)  # Checks the episodes.
+    potentials = np.concatenate([episode.potentials for episode in episodes]).astype(np.float64)
+    tau = np.concatenate([episode.tau for episode in episodes]).astype(np.float64)
+    bounds = invariant_range(circuit)
+    std = potentials.std(axis=0)
+    return Dynamics(
+        circuit.wiring.names,
+        tau_bounds(circuit),
+        tau.min(axis=0),
+        np.median(tau, axis=0),
+        tau.max(axis=0),
+        bounds,
+        potentials.mean(axis=0),
+        std,
+        potentials.min(axis=0),
+        potentials.max(axis=0),
+        saturation(circuit, episodes),
+        std < SILENT * (bounds.high - bounds.low),
+        disconnected(circuit.wiring),
+        components,
+        action_slopes(circuit, episodes),
+    )
+
+
+def _action_means(episodes: Sequence[Episode]) -> Array:
+    return np.concatenate([episode.action_mean for episode in episodes]).astype(np.float64)
+
+
+def _numpy(tensor: torch.Tensor) -> Array:
+    return np.asarray(tensor.detach().cpu(), np.float64)

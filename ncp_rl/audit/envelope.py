@@ -1,0 +1,242 @@
+"""Envelopes: where the command neurons are in clean episodes, and how far outside is an alarm.
+
+A **score** says how far from clean territory the watched neurons' potentials v (C,) are at a step:
+
+- box: `max_j |v_j - centre_j| / half_j`, where `centre_j +- half_j` is the range of neuron j in the fitting episodes, so
+  that it is 1 at the edge.
+- Mahalanobis: `d = sqrt((v - m)' P (v - m))`, P the inverse of the covariance that Ledoit and Wolf's shrinkage
+  estimates (Journal of Multivariate Analysis 88, 2004; scikit-learn's `LedoitWolf`), m the mean.
+
+An **alarm** is the first step of an episode whose score exceeds the **threshold**:
+
+- `fit_box`, `fit_mahalanobis`: (1 + margin) times the largest score of the fitting episodes. Promises nothing.
+- `fit_conformal`: split-conformal, over either score. Of n calibration episodes, kept apart from the fitting ones, take
+  the largest score of each; the threshold is the k-th smallest of these, k = ceil((n + 1) (1 - alpha)) (Papadopoulos et
+  al., ECML 2002; Vovk et al., "Algorithmic learning in a random world", 2005; Angelopoulos and Bates,
+  arXiv:2107.07511, section 1).
+
+**What is promised.** A new clean episode raises an alarm, at whichever step, with probability at most alpha, and more
+than alpha - 1 / (n + 1) where maxima do not tie. It holds for any circuit, any score and any number of episodes, if the
+new episode is exchangeable with the calibration episodes: same environment, same way of starting, same policy and noise,
+independent of each other. It is a promise per *episode*, since the steps of one depend on each other; an episode longer
+than those of the calibration is not covered. It is marginal: an average over calibration sets. The rate under one given
+set follows Beta(n + 1 - k, k) (Vovk, "Conditional validity of inductive conformal predictors", ACML 2012), which
+`monitor.false_alarms` takes into account. Nothing is promised on faults: how many are found is measured, by
+`monitor.detect`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.covariance import LedoitWolf
+
+from ncp_rl.audit.neurons import Array, Watched, finite, listed, split_episodes
+from ncp_rl.circuit import Circuit
+from ncp_rl.recording.episode import Episode
+
+Score = Literal["box", "mahalanobis"]
+
+# Potentials are float32 of the order of 1: a neuron that moved less than this in clean episodes counts as having moved
+# this much, so that rounding raises no alarm.
+_SMALLEST_MOVE = 1e-4
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """The first step of an episode outside the envelope.
+
+    Attributes:
+        episode: Number of the episode; in a live run counted from 0 per environment.
+        env_index: Number of the environment.
+        step: Of the episode, from 0.
+        time: Seconds since the episode's start.
+        neuron: Name of the neuron that is furthest out; see `Envelope.blame`.
+        score: At this step; inf where a potential is not finite.
+        threshold: That the score exceeds.
+    """
+
+    episode: int
+    env_index: int
+    step: int
+    time: float
+    neuron: str
+    score: float
+    threshold: float
+
+    def __str__(self) -> str:
+        """A line for people."""
+        return (
+            f"episode {self.episode}, step {self.step} ({self.time:.2f} s): {self.neuron} leaves known territory, "
+            f"score {self.score:.3g} > {self.threshold:.3g}"
+        )
+
+
+@dataclass(frozen=True)
+class Envelope:
+    """Known territory of the watched neurons, and how far outside is an alarm.
+
+    Attributes:
+        watched: The neurons.
+        score: Which score.
+        centre: (C,), middle of the range (box) or mean (Mahalanobis).
+        low, high: (C,), smallest and largest potential in the fitting episodes.
+        precision: (C, C), inverse covariance; diagonal with 1 / half^2 for the box.
+        threshold: A higher score is an alarm; inf never alarms.
+        alpha: Promised false-alarm rate per episode; None where nothing is promised.
+        n_fit, n_calibration: Episodes that gave the score, and the threshold; 0 of the latter where nothing is promised.
+        calibration: (n_calibration,), largest score of each calibration episode, ascending.
+        elapsed_time: Seconds per step, where a live run is not told.
+    """
+
+    watched: Watched
+    score: Score
+    centre: Array
+    low: Array
+    high: Array
+    precision: Array
+    threshold: float
+    alpha: float | None
+    n_fit: int
+    n_calibration: int
+    calibration: Array
+    elapsed_time: float
+
+    def outlyingness(self, potentials: npt.NDArray[np.floating[Any]]) -> Array:
+        """(..., C) squared share of each watched neuron in the score, from potentials (..., U) of all neurons.
+
+        Box: (v_j - centre_j)^2 / half_j^2; its largest entry is the squared score. Mahalanobis: [P (v - m)]_j^2 / P_jj,
+        by how much d^2 would fall if neuron j were left out (the conditional term of Hotelling's T^2 in Mason, Tracy and
+        Young, Journal of Quality Technology 27, 1995). inf where the potential is not finite.
+        """
+        deviation = potentials[..., self.watched.index] - self.centre
+        known = np.isfinite(deviation)
+        weighted = np.where(known, deviation, 0.0) @ self.precision
+        shares: Array = np.where(known, weighted**2 / np.diag(self.precision), np.inf)
+        return shares
+
+    def scores(self, potentials: npt.NDArray[np.floating[Any]]) -> Array:
+        """(...) score of potentials (..., U) of all neurons; inf where one of the watched is not finite."""
+        if self.score == "box":
+            squared = self.outlyingness(potentials).max(axis=-1)
+        else:
+            deviation = potentials[..., self.watched.index] - self.centre
+            known = np.isfinite(deviation)
+            kept = np.where(known, deviation, 0.0)
+            squared = np.where(known.all(axis=-1), ((kept @ self.precision) * kept).sum(axis=-1), np.inf)
+        result: Array = np.sqrt(np.maximum(squared, 0.0))
+        return result
+
+    def blame(self, potentials: npt.NDArray[np.floating[Any]]) -> str:
+        """Name of the watched neuron that is furthest out at one step, potentials (U,): largest `outlyingness`."""
+        return self.watched.names[int(self.outlyingness(potentials).argmax())]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ranges, threshold and promise, as JSON has them."""
+        return {
+            "score": self.score,
+            "layer": self.watched.layer,
+            "neurons": list(self.watched.names),
+            "low": listed(self.low),
+            "high": listed(self.high),
+            "threshold": finite(self.threshold),
+            "alpha": self.alpha,
+            "n_fit": self.n_fit,
+            "n_calibration": self.n_calibration,
+        }
+
+
+def fit_box(circuit: Circuit, episodes: Sequence[Episode], *, margin: float = 0.1) -> Envelope:
+    """Each watched neuron's range over clean episodes, widened on both sides by `margin` times half its width."""
+    return _widened(_fit(circuit, episodes, "box"), episodes, margin)
+
+
+def fit_mahalanobis(circuit: Circuit, episodes: Sequence[Episode], *, margin: float = 0.1) -> Envelope:
+    """An ellipsoid around the watched neurons' potentials in clean episodes: 1 + margin times the largest distance."""
+    return _widened(_fit(circuit, episodes, "mahalanobis"), episodes, margin)
+
+
+def fit_conformal(
+    circuit: Circuit, episodes: Sequence[Episode], *, alpha: float = 0.05, score: Score = "mahalanobis", seed: int = 0
+) -> Envelope:
+    """An envelope with a promised false-alarm rate per episode; the module's docstring says what is promised.
+
+    Half the episodes, chosen at random, calibrate, more of them where alpha asks for more; the others fit the score.
+
+    Args:
+        circuit: Of the policy that ran.
+        episodes: Clean ones, exchangeable with those to come.
+        alpha: False-alarm rate per episode.
+        score: Which score.
+        seed: Of the split.
+
+    Raises:
+        ValueError: alpha is not between 0 and 1, or the episodes are too few for it.
+    """
+    n_calibration = max(episodes_needed(alpha), len(episodes) // 2)
+    if len(episodes) < n_calibration + 1:
+        raise ValueError(
+            f"A false-alarm rate of alpha = {alpha:g} needs {n_calibration} clean episodes to calibrate and at least "
+            f"one to fit, {n_calibration + 1} in all, got {len(episodes)}; record more, or take a larger alpha."
+        )
+    fitting, calibrating = split_episodes(len(episodes), n_calibration, seed)
+    return calibrate(
+        _fit(circuit, [episodes[i] for i in fitting], score), [episodes[i] for i in calibrating], alpha=alpha
+    )
+
+
+def calibrate(envelope: Envelope, episodes: Sequence[Episode], *, alpha: float) -> Envelope:
+    """The envelope with a threshold for alpha, from clean episodes that it was not fitted on.
+
+    Raises:
+        ValueError: alpha is not between 0 and 1, or the episodes are too few for it.
+    """
+    n, needed = len(episodes), episodes_needed(alpha)
+    if n < needed:
+        raise ValueError(f"alpha = {alpha:g} needs at least {needed} episodes to calibrate, got {n}.")
+    maxima = np.sort([envelope.scores(episode.potentials).max() for episode in episodes])
+    threshold = float(maxima[conformal_rank(n, alpha) - 1])
+    return replace(envelope, threshold=threshold, alpha=alpha, n_calibration=n, calibration=maxima)
+
+
+def episodes_needed(alpha: float) -> int:
+    """Fewest calibration episodes for a promised false-alarm rate: the smallest n with n >= 1 / alpha - 1.
+
+    Raises:
+        ValueError: alpha is not between 0 and 1.
+    """
+    if not 0 < alpha < 1:
+        raise ValueError(f"alpha, a false-alarm rate, must be between 0 and 1, got {alpha}.")
+    return max(math.ceil(1 / alpha - 1 - 1e-9), 1)  # The small part: 1 / 0.05 - 1 is 19, whatever its rounding.
+
+
+def conformal_rank(n: int, alpha: float) -> int:
+    """The k = ceil((n + 1) (1 - alpha)) of the threshold, the k-th smallest of n calibration maxima."""
+    return math.ceil((n + 1) * (1 - alpha) - 1e-9)
+
+
+def _fit(circuit: Circuit, episodes: Sequence[Episode], score: Score) -> Envelope:
+    watched = Watched.of(circuit.wiring)
+    potentials = watched.stacked(episodes)
+    low, high = potentials.min(axis=0), potentials.max(axis=0)
+    if score == "box":
+        centre = (low + high) / 2
+        precision = np.diag(1 / np.maximum((high - low) / 2, _SMALLEST_MOVE) ** 2)
+    else:
+        estimate = LedoitWolf().fit(potentials)
+        centre = estimate.location_
+        precision = np.linalg.inv(estimate.covariance_ + _SMALLEST_MOVE**2 * np.eye(len(centre)))
+    seconds = circuit.ltc.elapsed_time
+    return Envelope(watched, score, centre, low, high, precision, np.inf, None, len(episodes), 0, np.empty(0), seconds)
+
+
+def _widened(envelope: Envelope, episodes: Sequence[Episode], margin: float) -> Envelope:
+    if not margin >= 0:
+        raise ValueError(f"margin must not be negative, got {margin}.")
+    largest = max(float(envelope.scores(episode.potentials).max()) for episode in episodes)
+    return replace(envelope, threshold=(1 + margin) * largest)

@@ -1,0 +1,402 @@
+"""Is it in known territory now? A pass over recordings, a live monitor, and how well both do.
+
+    envelope = fit_conformal(circuit, clean, alpha=0.05)
+    monitor = LiveMonitor(envelope)
+    action, state = model.predict(observation, state, episode_start)
+    alarms = monitor.observe(state, episode_start)      # at most one per environment and episode
+
+`ncp_rl.audit.envelope` says what an envelope is and what its false-alarm rate promises.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+from stable_baselines3.common.type_aliases import PolicyPredictor
+
+from ncp_rl.audit.envelope import (
+    Alarm,
+    Envelope,
+    Score,
+    conformal_rank,
+    episodes_needed,
+    fit_box,
+    fit_conformal,
+    fit_mahalanobis,
+)
+from ncp_rl.audit.neurons import Array, finite, split_episodes
+from ncp_rl.audit.verdict import Verdict
+from ncp_rl.circuit import Circuit
+from ncp_rl.encoder import ELAPSED_TIME
+from ncp_rl.recording.episode import Episode
+
+# A rate of false alarms contradicts its promise where one as high or higher has a lower probability than this.
+_SIGNIFICANCE = 0.01
+
+
+@dataclass(frozen=True)
+class Watch:
+    """An episode under an envelope.
+
+    Attributes:
+        episode: Number of the episode.
+        time: (T,) seconds since the episode's start.
+        scores: (T,) score of each step.
+        alarm: The first step outside, or None.
+    """
+
+    episode: int
+    time: Array
+    scores: Array
+    alarm: Alarm | None
+
+
+def watch(envelope: Envelope, episodes: Sequence[Episode]) -> list[Watch]:
+    """A pass over recorded episodes: the scores of all steps, and each episode's first alarm."""
+    watches = []
+    for episode in episodes:
+        scores = envelope.scores(episode.potentials)
+        step = _first(scores > envelope.threshold)
+        alarm = None if step is None else _alarm(envelope, episode, step, float(scores[step]))
+        watches.append(Watch(episode.index, episode.time, scores, alarm))
+    return watches
+
+
+def _alarm(envelope: Envelope, episode: Episode, step: int, score: float) -> Alarm:
+    neuron = envelope.blame(episode.potentials[step])
+    seconds = float(episode.time[step])
+    return Alarm(episode.index, episode.env_index, step, seconds, neuron, score, envelope.threshold)
+
+
+def _first(flags: npt.NDArray[np.bool_]) -> int | None:
+    return int(flags.argmax()) if flags.any() else None
+
+
+class LiveMonitor:
+    """Watches a running policy: hand it what `model.predict` returned, step by step.
+
+    Attributes:
+        alarms: All so far.
+        scores: (N,) score of each environment at the last step.
+    """
+
+    def __init__(self, envelope: Envelope) -> None:
+        """Watch under `envelope`; the number of environments N is that of the first step."""
+        self.envelope = envelope
+        self.alarms: list[Alarm] = []
+        self.scores: Array = np.empty(0)
+        self._step = self._episode = np.empty(0, np.int64)
+        self._time: Array = np.empty(0)
+        self._alarmed = np.empty(0, np.bool_)
+
+    def observe(
+        self,
+        state: tuple[npt.NDArray[Any], ...],
+        episode_starts: npt.NDArray[Any] | None = None,
+        elapsed_time: npt.NDArray[Any] | None = None,
+    ) -> list[Alarm]:
+        """One step of N environments; gives the alarms that it raises, at most one per environment and episode.
+
+        Args:
+            state: As `model.predict` returned it: (h, c), the potentials h (1, N, U).
+            episode_starts: (N,), as `model.predict` was given them: where an episode began with this step. None: nowhere.
+            elapsed_time: (N,) seconds since the step before; the circuit's constant where None.
+
+        Raises:
+            ValueError: Another number of environments than before.
+        """
+        potentials = np.asarray(state[0])[0]  # (N, U)
+        self._count(len(potentials), episode_starts)
+        self._time += self.envelope.elapsed_time if elapsed_time is None else np.asarray(elapsed_time).reshape(-1)
+        self._step += 1
+        self.scores = self.envelope.scores(potentials)
+        new = (self.scores > self.envelope.threshold) & ~self._alarmed
+        self._alarmed |= new
+        raised = [self._alarm(int(env), potentials[env]) for env in np.flatnonzero(new)]
+        self.alarms += raised
+        return raised
+
+    def _count(self, n_envs: int, episode_starts: npt.NDArray[Any] | None) -> None:
+        """Steps, seconds and episodes begin anew where an episode starts."""
+        if not len(self._step):
+            self._step, self._episode = np.full(n_envs, -1), np.zeros(n_envs, np.int64)
+            self._time, self._alarmed = np.zeros(n_envs), np.zeros(n_envs, np.bool_)
+        if len(self._step) != n_envs:
+            raise ValueError(f"This monitor watches {len(self._step)} environments, got the state of {n_envs}.")
+        if episode_starts is None:
+            return
+        starts = np.asarray(episode_starts, np.bool_).reshape(n_envs)
+        self._episode += starts & (self._step >= 0)
+        self._step[starts], self._time[starts], self._alarmed[starts] = -1, 0.0, False
+
+    def _alarm(self, env: int, potentials: npt.NDArray[Any]) -> Alarm:
+        step, seconds = int(self._step[env]), float(self._time[env])
+        score, episode = float(self.scores[env]), int(self._episode[env])
+        neuron = self.envelope.blame(potentials)
+        return Alarm(episode, env, step, seconds, neuron, score, self.envelope.threshold)
+
+
+class MonitoredModel:
+    """A model that is watched wherever `predict` is called, as by `evaluate_policy(MonitoredModel(...), venv)`.
+
+    Attributes:
+        monitor: With all alarms so far.
+    """
+
+    def __init__(
+        self, model: PolicyPredictor, envelope: Envelope, on_alarm: Callable[[Alarm], None] | None = None
+    ) -> None:
+        """Watch `model`, a `RecurrentPPO` with an NCP policy; `on_alarm` is called with each alarm, and may raise."""
+        self.model = model
+        self.monitor = LiveMonitor(envelope)
+        self.on_alarm = on_alarm
+
+    def predict(
+        self,
+        observation: npt.NDArray[Any] | dict[str, npt.NDArray[Any]],
+        state: tuple[npt.NDArray[Any], ...] | None = None,
+        episode_start: npt.NDArray[Any] | None = None,
+        deterministic: bool = False,
+    ) -> tuple[npt.NDArray[Any], tuple[npt.NDArray[Any], ...] | None]:
+        """What the model predicts, watched; see `stable_baselines3.common.base_class.BaseAlgorithm.predict`."""
+        action, new_state = self.model.predict(observation, state, episode_start, deterministic)
+        if new_state is None:
+            raise TypeError(f"{type(self.model).__name__} has no recurrent state to watch; NCP policies have.")
+        elapsed = observation.get(ELAPSED_TIME) if isinstance(observation, dict) else None
+        # Without a state the model starts from zero potentials, as at an episode's start.
+        starts = np.ones(new_state[0].shape[1]) if state is None else episode_start
+        for alarm in self.monitor.observe(new_state, starts, elapsed):
+            if self.on_alarm is not None:
+                self.on_alarm(alarm)
+        return action, new_state
+
+
+@dataclass(frozen=True)
+class FalseAlarms:
+    """How often held-out clean episodes raised an alarm, against the promise.
+
+    Attributes:
+        n_episodes: Held-out episodes, neither fitted on nor calibrated with.
+        n_alarms: How many of them raised an alarm.
+        rate: n_alarms / n_episodes.
+        alpha: The promised rate, or None.
+        p_value: Probability of as many alarms or more if the promise holds: under the beta-binomial distribution with
+            n_episodes trials and Beta(n + 1 - k, k), since n calibration episodes leave the rate itself uncertain; the
+            binomial distribution is its limit for many of them. NaN without a promise.
+    """
+
+    n_episodes: int
+    n_alarms: int
+    rate: float
+    alpha: float | None
+    p_value: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return vars(self) | {"rate": finite(self.rate), "p_value": finite(self.p_value)}
+
+
+def false_alarms(envelope: Envelope, episodes: Sequence[Episode]) -> FalseAlarms:
+    """Alarms of clean episodes that the envelope has not seen."""
+    n_alarms = sum(watched.alarm is not None for watched in watch(envelope, episodes))
+    n, p_value = len(episodes), math.nan
+    if envelope.alpha is not None:
+        k = conformal_rank(envelope.n_calibration, envelope.alpha)
+        p_value = float(stats.betabinom.sf(n_alarms - 1, n, envelope.n_calibration + 1 - k, k))
+    return FalseAlarms(n, n_alarms, n_alarms / n if n else math.nan, envelope.alpha, p_value)
+
+
+@dataclass(frozen=True)
+class Detection:
+    """Which injected faults were found, and how soon.
+
+    Attributes:
+        n_episodes: Episodes with a fault, F of them.
+        early: (F,) bool, alarm before the fault's onset, which is a false one; such an episode does not count as found.
+        found: (F,) bool, first alarm at the onset or later.
+        delay: (F,) steps from onset to alarm, 0 where the alarm is at the onset; NaN where not found.
+        lead: (F,) steps from alarm to failure, negative where the failure came first; NaN where either is missing.
+        failed: (F,) bool, a failure is known.
+    """
+
+    n_episodes: int
+    early: npt.NDArray[np.bool_]
+    found: npt.NDArray[np.bool_]
+    delay: Array
+    lead: Array
+    failed: npt.NDArray[np.bool_]
+
+    @property
+    def rate(self) -> float:
+        """Share of all F episodes in which the fault was found."""
+        return float(self.found.mean())
+
+    @property
+    def in_time(self) -> float:
+        """Share of the failed episodes with an alarm, not an early one, before the failure; NaN where none failed."""
+        return float((self.lead[self.failed] > 0).mean()) if self.failed.any() else math.nan
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it; delay and lead as medians over the episodes that have them."""
+        return {
+            "n_episodes": self.n_episodes,
+            "early": int(self.early.sum()),
+            "rate": self.rate,
+            "median_delay_steps": finite(_median(self.delay)),
+            "failed": int(self.failed.sum()),
+            "in_time": finite(self.in_time),
+            "median_lead_steps": finite(_median(self.lead)),
+        }
+
+
+def detect(
+    envelope: Envelope, episodes: Sequence[Episode], onsets: Sequence[int], failures: Sequence[int | None] | None = None
+) -> Detection:
+    """Alarms of episodes with a fault injected.
+
+    Args:
+        envelope: Fitted on clean episodes.
+        episodes: F episodes with a fault each.
+        onsets: F, the first step that the fault touches.
+        failures: F, the step at which the episode failed, or None where it did not; None where nothing is known.
+
+    Raises:
+        ValueError: No episodes, or another number of onsets or failures.
+    """
+    n = len(episodes)
+    failures = [None] * n if failures is None else failures
+    if not n or len(onsets) != n or len(failures) != n:
+        raise ValueError(
+            f"Each episode needs an onset and a failure (or None): got {n} episodes, {len(onsets)} onsets, "
+            f"{len(failures)} failures."
+        )
+    alarms = [watched.alarm for watched in watch(envelope, episodes)]
+    step = np.array([math.nan if alarm is None else alarm.step for alarm in alarms])
+    delay = step - np.array(onsets)
+    found = delay >= 0
+    failure = np.array([math.nan if at is None else at for at in failures])
+    return Detection(
+        n,
+        early=delay < 0,
+        found=found,
+        delay=np.where(found, delay, np.nan),
+        lead=np.where(found, failure - step, np.nan),
+        failed=np.isfinite(failure),
+    )
+
+
+@dataclass(frozen=True)
+class MonitorAudit:
+    """Whether the false-alarm rate is what was promised, and what the envelopes find.
+
+    Attributes:
+        conformal, box, mahalanobis: The envelopes; the last two are fitted on all episodes that are not held out.
+        held_out: Held-out clean episodes under the conformal envelope, with their scores.
+        false_alarms: Of the conformal envelope.
+        box_false_alarms, mahalanobis_false_alarms: Of the envelopes that promise nothing.
+        detection: By name of the fault, under the conformal envelope.
+    """
+
+    conformal: Envelope
+    box: Envelope
+    mahalanobis: Envelope
+    held_out: tuple[Watch, ...]
+    false_alarms: FalseAlarms
+    box_false_alarms: FalseAlarms
+    mahalanobis_false_alarms: FalseAlarms
+    detection: dict[str, Detection]
+
+    def verdict(self) -> Verdict:
+        """Passed unless held-out clean episodes raise more alarms than the promise allows (p < 0.01, one-sided)."""
+        counted = self.false_alarms
+        assert counted.alpha is not None
+        found = ""
+        for name, detection in self.detection.items():
+            found += f"; {name}: {detection.rate:.0%} found"
+            found += f", median delay {_median(detection.delay):.0f} steps" if detection.found.any() else ""
+        return Verdict(
+            "monitor",
+            counted.p_value >= _SIGNIFICANCE,
+            f"{counted.n_alarms} of {counted.n_episodes} held-out clean episodes raise an alarm over the "
+            f"{self.conformal.watched}, at most {counted.alpha:.1%} promised (p = {counted.p_value:.2g}){found}",
+            {
+                "monitor_alpha": counted.alpha,
+                "monitor_false_alarm_rate": counted.rate,
+                "monitor_p_value": counted.p_value,
+            }
+            | {f"monitor_detection_{name}": detection.rate for name, detection in self.detection.items()},
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Summary as JSON has it; scores of single steps are left out."""
+        return {
+            "envelope": self.conformal.to_dict(),
+            "false_alarms": self.false_alarms.to_dict(),
+            "box_false_alarms": self.box_false_alarms.to_dict(),
+            "mahalanobis_false_alarms": self.mahalanobis_false_alarms.to_dict(),
+            "detection": {name: detection.to_dict() for name, detection in self.detection.items()},
+            "alarms": [
+                vars(watched.alarm) | {"score": finite(watched.alarm.score)}
+                for watched in self.held_out
+                if watched.alarm is not None
+            ],
+        }
+
+
+def audit_monitor(
+    circuit: Circuit,
+    clean: Sequence[Episode],
+    *,
+    alpha: float = 0.1,
+    score: Score = "mahalanobis",
+    faults: dict[str, tuple[Sequence[Episode], Sequence[int]]] | None = None,
+    seed: int = 0,
+) -> MonitorAudit:
+    """Fit envelopes on some clean episodes, count the alarms of the others, and those of faults.
+
+    A quarter of the episodes is held out, one at least; of the rest, half or more calibrate.
+
+    Args:
+        circuit: Of the policy that ran.
+        clean: Episodes without faults, exchangeable.
+        alpha: Promised false-alarm rate per episode.
+        score: Of the conformal envelope.
+        faults: By name: episodes with a fault, and the step at which it begins in each.
+        seed: Of the splits.
+
+    Raises:
+        ValueError: Too few episodes for alpha; the message says how many are needed.
+    """
+    n_held_out = max(len(clean) // 4, 1)
+    needed = episodes_needed(alpha) + 1
+    if len(clean) - n_held_out < needed:
+        most = next(n for n in range(needed, 2 * needed + 2) if n - max(n // 4, 1) >= needed)
+        raise ValueError(
+            f"An audit of a false-alarm rate of alpha = {alpha:g} needs {most} clean episodes, got {len(clean)}: a "
+            f"quarter held out, {needed - 1} to calibrate, one to fit; record more, or take a larger alpha."
+        )
+    known, held_out = ([clean[i] for i in part] for part in split_episodes(len(clean), n_held_out, seed))
+    conformal = fit_conformal(circuit, known, alpha=alpha, score=score, seed=seed + 1)
+    box, mahalanobis = fit_box(circuit, known), fit_mahalanobis(circuit, known)
+    return MonitorAudit(
+        conformal,
+        box,
+        mahalanobis,
+        tuple(watch(conformal, held_out)),
+        false_alarms(conformal, held_out),
+        false_alarms(box, held_out),
+        false_alarms(mahalanobis, held_out),
+        {name: detect(conformal, *fault) for name, fault in (faults or {}).items()},
+    )
+
+
+def _median(values: Array) -> float:
+    """Over the entries that are not NaN; NaN where there are none."""
+    present = values[~np.isnan(values)]
+    return float(np.median(present)) if len(present) else math.nan

@@ -1,0 +1,374 @@
+"""When is a command neuron high? A small decision tree per neuron, over named quantities, scored on held-out episodes.
+
+    trees = audit_trees(circuit, episodes)
+    print(trees.trees[3].rules[0])       # command_3 is high (0.41) when d_sin_theta/dt > 0.2 and cos_theta <= 0.5
+
+After Wang et al., "Measuring Interpretability of Neural Policies of Robots with Disentangled Representation" (CoRL 2023,
+arXiv:2310.08650 and 2210.06650): a tree from quantities to the neuron's response, its decision paths as the neuron's
+logic, and three figures of how well the neurons keep apart what they stand for. Where we differ:
+
+- The tree sees what the circuit was shown, not the simulator's state. Where velocities are hidden, quantities are
+  joined by finite differences, named `d_cos_theta/dt`: (x_t - x_{t-1}) / elapsed_t, 0 at the first step. They are
+  not observed as such: the circuit has to remember to know them.
+- A tree is scikit-learn's regression tree (CART, Breiman et al. 1984, squared error) with at most 8 leaves, so that its
+  rules can be read; it is not pruned to a neuron's response afterwards, nor are paths predicted back from responses.
+- All figures are taken on episodes that the trees have not seen; episodes are split, not steps.
+
+With z_i the response (potential) of neuron i and P_i the decision path (leaf) of its tree, over held-out steps:
+
+- **Response variance** of neuron i: sum_k p(P_i = k) var(z_i | P_i = k) / var(z_i), from 0 (each path is one response) to 1.
+- **Mutual information gap**: mean over i of (I(z_a; P_i) - I(z_b; P_i)) / H(P_i), where a and b are the two neurons that
+  tell most of P_i (Chen et al., NeurIPS 2018). 1: each logic lives in one neuron; 0: two neurons tell as much.
+- **Modularity**: mean over i of 1 - sum_{k != a} I(z_i; P_k)^2 / ((C - 1) I(z_i; P_a)^2), a the logic of which z_i tells
+  most (Ridgeway and Mozer, NeurIPS 2018). 1: each neuron tells of one logic; 0: of all alike.
+
+I is the plug-in estimate in nats, z cut at its quantiles into 16 bins of equal counts. It is biased upwards by about
+15 (leaves - 1) / (2 steps) nats, more where steps depend on each other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.tree import DecisionTreeRegressor
+
+from ncp_rl.audit.neurons import Array, Watched, finite, listed, split_episodes
+from ncp_rl.audit.verdict import Verdict
+from ncp_rl.circuit import Circuit
+from ncp_rl.encoder import ELAPSED_TIME
+from ncp_rl.recording.episode import Episode
+
+Source = Literal["observation", "sensory"]
+
+#: More observed quantities than this are an image rather than something that a rule can name.
+MAX_QUANTITIES = 64
+
+#: A tree that tells less than this share of a neuron's variance does not describe it.
+MIN_R2 = 0.5
+
+_BINS = 16
+
+
+class Quantities(NamedTuple):
+    """What rules speak of."""
+
+    names: tuple[str, ...]
+    values: Array
+    """(T, Q)"""
+
+
+def named_quantities(
+    circuit: Circuit, episode: Episode, *, source: Source = "observation", differences: bool = True
+) -> Quantities:
+    """Named quantities at each step of an episode.
+
+    Args:
+        circuit: Of the policy that ran.
+        episode: The episode.
+        source: "observation", as the environment gave it; "sensory", the circuit's inputs, for images.
+        differences: Join the finite differences, as the module's docstring defines them.
+
+    Raises:
+        ValueError: More observed quantities than rules can name.
+    """
+    observed = source == "observation"
+    names = episode.observation_names if observed else circuit.sensory_names
+    values = np.asarray(episode.observation if observed else episode.sensory, np.float64)
+    if observed and len(names) > MAX_QUANTITIES:
+        raise ValueError(
+            f"Rules over {len(names)} observed quantities say nothing (at most {MAX_QUANTITIES}); for images use "
+            'source="sensory".'
+        )
+    moving = [i for i, name in enumerate(names) if name != ELAPSED_TIME] if differences else []
+    if not moving:
+        return Quantities(names, values)
+    seconds = episode.elapsed_time[:, None].astype(np.float64)
+    moves = np.diff(values[:, moving], axis=0, prepend=values[:1, moving])
+    rates = np.divide(moves, seconds, out=np.zeros_like(moves), where=seconds > 0)
+    return Quantities(names + tuple(f"d_{names[i]}/dt" for i in moving), np.concatenate([values, rates], axis=1))
+
+
+class Condition(NamedTuple):
+    """low < quantity <= high; -inf and inf where there is no bound."""
+
+    quantity: str
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        """As people write it."""
+        if math.isinf(self.low):
+            return f"{self.quantity} <= {self.high:.3g}"
+        if math.isinf(self.high):
+            return f"{self.quantity} > {self.low:.3g}"
+        return f"{self.low:.3g} < {self.quantity} <= {self.high:.3g}"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A decision path of a neuron's tree, from its root to a leaf.
+
+    Attributes:
+        neuron: Name of the neuron.
+        level: "high", "middling" or "low": above, within or below half a standard deviation around the neuron's mean.
+        value: Mean potential at the fitting steps of this path.
+        share: Of the held-out steps, those that take this path.
+        leaf: Number of the leaf among the tree's nodes.
+        conditions: All must hold; none where the tree is a single leaf.
+    """
+
+    neuron: str
+    level: str
+    value: float
+    share: float
+    leaf: int
+    conditions: tuple[Condition, ...]
+
+    def __str__(self) -> str:
+        """The rule as a sentence."""
+        when = " and ".join(str(condition) for condition in self.conditions) or "always"
+        return f"{self.neuron} is {self.level} ({self.value:.2f}) {'when ' if self.conditions else ''}{when}"
+
+
+@dataclass(frozen=True)
+class NeuronTree:
+    """The decision tree of one neuron; its K nodes as arrays, the root first, as scikit-learn numbers them.
+
+    Attributes:
+        neuron: Name of the neuron.
+        quantities: (Q,) names that `feature` counts.
+        left, right: (K,) int, node to go on to where quantity <= threshold, or else; -1 at leaves.
+        feature: (K,) int, number of the quantity; negative at leaves.
+        threshold: (K,) of the quantity, as float32.
+        value: (K,) mean potential at the fitting steps that pass the node.
+        rules: The decision paths, the most frequent first.
+        r2: 1 - sum (z - prediction)^2 / sum (z - mean z)^2 over held-out steps, the coefficient of determination; NaN
+            where the neuron does not move.
+        response_variance: See the module's docstring; NaN where the neuron does not move.
+    """
+
+    neuron: str
+    quantities: tuple[str, ...]
+    left: npt.NDArray[np.int64]
+    right: npt.NDArray[np.int64]
+    feature: npt.NDArray[np.int64]
+    threshold: Array
+    value: Array
+    rules: tuple[Rule, ...]
+    r2: float
+    response_variance: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it, rules as sentences."""
+        rules = [
+            {"rule": str(rule), "level": rule.level, "value": rule.value, "share": rule.share} for rule in self.rules
+        ]
+        figures = {"r2": finite(self.r2), "response_variance": finite(self.response_variance)}
+        return {"neuron": self.neuron, "n_leaves": len(self.rules), "rules": rules} | figures
+
+
+@dataclass(frozen=True)
+class TreeAudit:
+    """Trees of the watched neurons and how well the neurons keep their logics apart.
+
+    Attributes:
+        watched: The neurons, C of them.
+        trees: (C,), in their order.
+        n_fit, n_held_out: Episodes that the trees were grown on, and scored on.
+        mutual_information: (C, C) nats, I(z_i; P_k) of response i and decision path k.
+        mutual_information_gap: See the module's docstring; NaN where no tree has two leaves.
+        modularity: See the module's docstring; NaN with fewer than two neurons, or where no tree has two leaves.
+    """
+
+    watched: Watched
+    trees: tuple[NeuronTree, ...]
+    n_fit: int
+    n_held_out: int
+    mutual_information: Array
+    mutual_information_gap: float
+    modularity: float
+
+    @property
+    def r2(self) -> float:
+        """Mean coefficient of determination over neurons that move; NaN where none does."""
+        return _mean([tree.r2 for tree in self.trees])
+
+    def verdict(self) -> Verdict:
+        """Passed where the trees tell at least half of the neurons' variance in held-out episodes (mean R^2 >= 0.5)."""
+        figures = {
+            "trees_r2": self.r2,
+            "trees_response_variance": _mean([tree.response_variance for tree in self.trees]),
+            "trees_mutual_information_gap": self.mutual_information_gap,
+            "trees_modularity": self.modularity,
+        }
+        moving = [tree for tree in self.trees if not math.isnan(tree.r2)]
+        if not moving:
+            return Verdict("trees", False, f"no rules: none of the {self.watched} moves in held-out episodes", {})
+        worst = min(moving, key=lambda tree: tree.r2)
+        most = max(len(tree.rules) for tree in self.trees)
+        return Verdict(
+            "trees",
+            self.r2 >= MIN_R2,
+            f"rules with at most {most} cases a neuron tell {self.r2:.0%} of the variance of the {self.watched} in "
+            f"held-out episodes (least: {worst.neuron}, {max(worst.r2, 0.0):.0%})",
+            {name: value for name, value in figures.items() if math.isfinite(value)},
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            "layer": self.watched.layer,
+            "n_fit": self.n_fit,
+            "n_held_out": self.n_held_out,
+            "r2": finite(self.r2),
+            "mutual_information_gap": finite(self.mutual_information_gap),
+            "modularity": finite(self.modularity),
+            "mutual_information": listed(self.mutual_information),
+            "trees": [tree.to_dict() for tree in self.trees],
+        }
+
+
+def audit_trees(
+    circuit: Circuit,
+    episodes: Sequence[Episode],
+    *,
+    source: Source = "observation",
+    differences: bool = True,
+    max_leaves: int = 8,
+    held_out: float = 0.25,
+    seed: int = 0,
+) -> TreeAudit:
+    """Grow a tree per command neuron on some episodes, and score it on the others.
+
+    Args:
+        circuit: Of the policy that ran.
+        episodes: Two at least.
+        source, differences: What rules speak of; see `named_quantities`.
+        max_leaves: Of each tree. A leaf holds at least 1 % of the steps.
+        held_out: Share of the episodes to score on, one at least.
+        seed: Of the split.
+
+    Raises:
+        ValueError: Fewer than two episodes, or quantities that rules cannot name.
+    """
+    if len(episodes) < 2:
+        raise ValueError(f"Trees need one episode to grow on and one to be scored on, got {len(episodes)}.")
+    watched = Watched.of(circuit.wiring)
+    n_held_out = min(max(round(held_out * len(episodes)), 1), len(episodes) - 1)
+    fitting, scoring = ([episodes[i] for i in part] for part in split_episodes(len(episodes), n_held_out, seed))
+    parts = []
+    for part in (fitting, scoring):
+        quantities = [named_quantities(circuit, episode, source=source, differences=differences) for episode in part]
+        parts.append((np.concatenate([q.values for q in quantities]), watched.stacked(part)))
+    (x, z), (x_new, z_new) = parts
+    trees, paths = [], []
+    for neuron, name in enumerate(watched.names):
+        regressor = DecisionTreeRegressor(max_leaf_nodes=max_leaves, min_samples_leaf=0.01, random_state=seed)
+        regressor.fit(x, z[:, neuron])
+        path = regressor.apply(x_new)
+        trees.append(_neuron_tree(name, quantities[0].names, regressor.tree_, z[:, neuron], z_new[:, neuron], path))
+        paths.append(path)
+    information, entropy = _mutual_information(z_new, paths)
+    gap, modularity = mutual_information_gap(information, entropy), modularity_score(information)
+    return TreeAudit(watched, tuple(trees), len(fitting), n_held_out, information, gap, modularity)
+
+
+def _neuron_tree(
+    name: str, quantities: tuple[str, ...], tree: Any, z: Array, z_new: Array, path: npt.NDArray[np.int64]
+) -> NeuronTree:
+    value = tree.value[:, 0, 0].astype(np.float64)
+    variance = float(z_new.var()) if np.ptp(z_new) > 0 else math.nan
+    within = sum(z_new[path == leaf].var() * np.mean(path == leaf) for leaf in np.unique(path))
+    rules = [
+        Rule(name, _level(value[leaf], z), float(value[leaf]), float(np.mean(path == leaf)), leaf, conditions)
+        for leaf, conditions in _paths(tree, quantities)
+    ]
+    return NeuronTree(
+        name,
+        quantities,
+        tree.children_left,
+        tree.children_right,
+        tree.feature,
+        tree.threshold,
+        value,
+        tuple(sorted(rules, key=lambda rule: -rule.share)),
+        r2=1 - float(np.mean((z_new - value[path]) ** 2)) / variance,
+        response_variance=float(within) / variance,
+    )
+
+
+def _level(value: float, z: Array) -> str:
+    offset, half = value - z.mean(), z.std() / 2
+    return "high" if offset > half else "low" if offset < -half else "middling"
+
+
+def _paths(tree: Any, quantities: tuple[str, ...]) -> list[tuple[int, tuple[Condition, ...]]]:
+    """Leaves with their conditions, those on one quantity joined."""
+    leaves = []
+    open_nodes: list[tuple[int, dict[int, tuple[float, float]]]] = [(0, {})]
+    while open_nodes:
+        node, bounds = open_nodes.pop()
+        feature = int(tree.feature[node])
+        if feature < 0:
+            conditions = tuple(Condition(quantities[i], *bounds[i]) for i in bounds)
+            leaves.append((node, conditions))
+            continue
+        low, high = bounds.get(feature, (-math.inf, math.inf))
+        threshold = float(tree.threshold[node])
+        open_nodes.append((int(tree.children_right[node]), bounds | {feature: (max(low, threshold), high)}))
+        open_nodes.append((int(tree.children_left[node]), bounds | {feature: (low, min(high, threshold))}))
+    return leaves
+
+
+def _mutual_information(z: Array, paths: Sequence[npt.NDArray[np.int64]]) -> tuple[Array, Array]:
+    """I(z_i; P_k) (C, C) and H(P_k) (C,), in nats."""
+    n_neurons = z.shape[1]
+    information, entropy = np.zeros((n_neurons, n_neurons)), np.zeros(n_neurons)
+    bins = [_binned(z[:, i]) for i in range(n_neurons)]
+    for k, path in enumerate(paths):
+        leaf = np.unique(path, return_inverse=True)[1]
+        entropy[k] = _entropy(np.bincount(leaf))
+        for i in range(n_neurons):
+            joint = np.bincount(bins[i] * (leaf.max() + 1) + leaf)
+            # Rounding can leave a little less than nothing.
+            information[i, k] = max(_entropy(np.bincount(bins[i])) + entropy[k] - _entropy(joint), 0.0)
+    return information, entropy
+
+
+def _binned(z: Array) -> npt.NDArray[np.int64]:
+    edges = np.unique(np.quantile(z, np.arange(1, _BINS) / _BINS))
+    return np.searchsorted(edges, z, side="right").astype(np.int64)
+
+
+def _entropy(counts: npt.NDArray[np.int64]) -> float:
+    p = counts[counts > 0] / counts.sum()
+    return float(-(p * np.log(p)).sum())
+
+
+def mutual_information_gap(information: Array, entropy: Array) -> float:
+    """The gap, from I(z_i; P_k) (C, C) and H(P_k) (C,); logics of one path are left out, a lone neuron's rival tells 0."""
+    ordered = np.sort(np.vstack([information, np.zeros(information.shape[1])]), axis=0)
+    varied = entropy > 0
+    return _mean(((ordered[-1] - ordered[-2])[varied] / entropy[varied]).tolist())
+
+
+def modularity_score(information: Array) -> float:
+    """The modularity, from I(z_i; P_k) (C, C); neurons that tell of no logic are left out."""
+    n_neurons = len(information)
+    best = information.max(axis=1)
+    telling = best > 0
+    if n_neurons < 2:
+        return math.nan
+    others = (information[telling] ** 2).sum(axis=1) - best[telling] ** 2
+    return _mean((1 - others / ((n_neurons - 1) * best[telling] ** 2)).tolist())
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Over the entries that are not NaN; NaN where there are none."""
+    present = [value for value in values if not math.isnan(value)]
+    return sum(present) / len(present) if present else math.nan

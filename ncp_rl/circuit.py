@@ -78,4 +78,4 @@ def _affine(action_net: nn.Module) -> tuple[Floats, Floats]:
         for layer in layers[1:]:
             assert isinstance(layer, nn.Linear)
             weight, bias = layer.weight @ weight, layer(bias)
-    return np.asarray(weight.cpu()), np.asarray(bias.cpu())
+    return np.asarray(weight.detach().cpu()), np.asarray(bias.detach().cpu())

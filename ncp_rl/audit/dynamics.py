@@ -21,10 +21,10 @@ from typing import Any, NamedTuple
 import networkx as nx
 import numpy as np
 import numpy.typing as npt
-import torch
 from sklearn.decomposition import PCA
 
-from ncp_rl.audit.neurons import Array, Watched, listed
+from ncp_rl.audit.cell import Array, Cell
+from ncp_rl.audit.neurons import Watched, listed
 from ncp_rl.audit.verdict import Verdict
 from ncp_rl.circuit import Circuit
 from ncp_rl.kernels import EPSILON
@@ -50,11 +50,9 @@ class Bounds(NamedTuple):
 
 def tau_bounds(circuit: Circuit) -> Bounds:
     """(U,) seconds, least and greatest time constant for any input; formula in the module's docstring."""
-    params, wiring = circuit.ltc.packed().params, circuit.wiring
-    cm, gleak, _ = _numpy(params.neuronal)
-    conductance = np.bincount(wiring.synapses.destination, _numpy(params.synaptic)[0], wiring.units)
-    conductance += np.bincount(wiring.sensory_synapses.destination, _numpy(params.sensory)[0], wiring.units)
-    return Bounds(cm / (gleak + conductance + EPSILON), cm / (gleak + EPSILON))
+    cell = Cell.of(circuit)
+    between, from_senses = (part.total(part.w, cell.units) for part in (cell.synapses, cell.sensory))
+    return Bounds(cell.cm / (cell.gleak + between + from_senses + EPSILON), cell.cm / (cell.gleak + EPSILON))
 
 
 def invariant_range(circuit: Circuit) -> Bounds:
@@ -63,16 +61,11 @@ def invariant_range(circuit: Circuit) -> Bounds:
     A substep gives a weighted mean of the potential before, vleak and the erev of the neuron's synapses (epsilon pulls
     towards 0), with weights that are not negative.
     """
-    params, wiring = circuit.ltc.packed().params, circuit.wiring
-    vleak = _numpy(params.neuronal)[2]
-    low, high = np.minimum(vleak, 0.0), np.maximum(vleak, 0.0)
-    for synapses, parameters in (
-        (wiring.synapses, params.synaptic),
-        (wiring.sensory_synapses, params.sensory),
-    ):
-        erev = _numpy(parameters)[3]
-        np.minimum.at(low, synapses.destination, erev)
-        np.maximum.at(high, synapses.destination, erev)
+    cell = Cell.of(circuit)
+    low, high = np.minimum(cell.vleak, 0.0), np.maximum(cell.vleak, 0.0)
+    for part in (cell.synapses, cell.sensory):
+        np.minimum.at(low, part.destination, part.erev)
+        np.maximum.at(high, part.destination, part.erev)
     return Bounds(low, high)
 
 
@@ -91,14 +84,14 @@ def saturation(circuit: Circuit, episodes: Sequence[Episode]) -> Array:
     s = sigmoid(sigma (v - mu)) is saturated below `SATURATED` or above 1 - `SATURATED`, where its slope is below 8 % of
     the steepest. A neuron that always saturates acts as a switch, or not at all. NaN without outgoing synapses.
     """
-    _, sigma, mu, _ = _numpy(circuit.ltc.packed().params.synaptic)
-    source = circuit.wiring.synapses.source
+    synapses = Cell.of(circuit).synapses
     potentials = np.concatenate([episode.potentials for episode in episodes])
     logit = math.log((1 - SATURATED) / SATURATED)
     share = np.full(circuit.wiring.units, np.nan)
-    for neuron in np.unique(source):
-        synapses = source == neuron
-        share[neuron] = np.mean(np.abs(sigma[synapses] * (potentials[:, neuron, None] - mu[synapses])) > logit)
+    for neuron in np.unique(synapses.source):
+        own = synapses.source == neuron
+        drive = synapses.sigma[own] * (potentials[:, neuron, None] - synapses.mu[own])
+        share[neuron] = np.mean(np.abs(drive) > logit)
     return share
 
 
@@ -215,7 +208,7 @@ class Dynamics:
 
     @property
     def tau_violations(self) -> npt.NDArray[np.bool_]:
-        """(U,) neurons whose recorded tau is NaN or leaves its bounds by more than rounding, 1e-5 relative."""
+        """(U,) whether a recorded tau is NaN or leaves its bounds by more than rounding, 1e-5 relative."""
         low, high = self.tau_bounds
         inside: npt.NDArray[np.bool_] = (self.tau_low >= low * (1 - _ROUNDING)) & (
             self.tau_high <= high * (1 + _ROUNDING)
@@ -227,12 +220,12 @@ class Dynamics:
         wrong, dead = self._named(self.tau_violations), self._named(self.dead)
         where = f"outside the bounds in {', '.join(wrong)}" if wrong else "within their bounds"
         idle = f"{len(dead)} of {len(self.names)} neurons do nothing" + (f" ({', '.join(dead)})" if dead else "")
-        moving = self.components.n_for_95_percent
+        moving, n_directions = self.components.n_for_95_percent, len(self.components.explained)
         return Verdict(
             "dynamics",
             not wrong,
             f"time constants from {self.tau_low.min():.3g} to {self.tau_high.max():.3g} s, {where}; {idle}; {moving} "
-            f"of {len(self.components.explained)} directions hold 95 % of the variance of the {self.components.watched}",
+            f"of {n_directions} directions hold 95 % of the variance of the {self.components.watched}",
             {
                 "dynamics_tau_violations": float(len(wrong)),
                 "dynamics_dead_neurons": float(len(dead)),
@@ -302,7 +295,3 @@ def audit_dynamics(circuit: Circuit, episodes: Sequence[Episode]) -> Dynamics:
 
 def _action_means(episodes: Sequence[Episode]) -> Array:
     return np.concatenate([episode.action_mean for episode in episodes]).astype(np.float64)
-
-
-def _numpy(tensor: torch.Tensor) -> Array:
-    return np.asarray(tensor.detach().cpu(), np.float64)

@@ -2,8 +2,8 @@
 
 A **score** says how far from clean territory the watched neurons' potentials v (C,) are at a step:
 
-- box: `max_j |v_j - centre_j| / half_j`, where `centre_j +- half_j` is the range of neuron j in the fitting episodes, so
-  that it is 1 at the edge.
+- box: `max_j |v_j - centre_j| / half_j`, where `centre_j +- half_j` is the range of neuron j in the fitting episodes; 1
+  at the edge.
 - Mahalanobis: `d = sqrt((v - m)' P (v - m))`, P the inverse of the covariance that Ledoit and Wolf's shrinkage
   estimates (Journal of Multivariate Analysis 88, 2004; scikit-learn's `LedoitWolf`), m the mean.
 
@@ -17,11 +17,11 @@ An **alarm** is the first step of an episode whose score exceeds the **threshold
 
 **What is promised.** A new clean episode raises an alarm, at whichever step, with probability at most alpha, and more
 than alpha - 1 / (n + 1) where maxima do not tie. It holds for any circuit, any score and any number of episodes, if the
-new episode is exchangeable with the calibration episodes: same environment, same way of starting, same policy and noise,
-independent of each other. It is a promise per *episode*, since the steps of one depend on each other; an episode longer
-than those of the calibration is not covered. It is marginal: an average over calibration sets. The rate under one given
-set follows Beta(n + 1 - k, k) (Vovk, "Conditional validity of inductive conformal predictors", ACML 2012), which
-`monitor.false_alarms` takes into account. Nothing is promised on faults: how many are found is measured, by
+new episode is exchangeable with the calibration episodes: same environment, same way of starting, same policy, same
+noise, independent of each other. It is a promise per *episode*, since the steps of one depend on each other; an episode
+longer than those of the calibration is not covered. It is marginal: an average over calibration sets. The rate under
+one given set follows Beta(n + 1 - k, k) (Vovk, "Conditional validity of inductive conformal predictors", ACML 2012),
+which `monitor.false_alarms` takes into account. Nothing is promised on faults: how many are found is measured, by
 `monitor.detect`.
 """
 
@@ -36,9 +36,10 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.covariance import LedoitWolf
 
-from ncp_rl.audit.neurons import Array, Watched, finite, listed, split_episodes
+from ncp_rl.audit.cell import Array
+from ncp_rl.audit.neurons import Watched, finite, listed, split_episodes
 from ncp_rl.circuit import Circuit
-from ncp_rl.recording.episode import Episode
+from ncp_rl.recording import Episode
 
 Score = Literal["box", "mahalanobis"]
 
@@ -89,7 +90,7 @@ class Envelope:
         precision: (C, C), inverse covariance; diagonal with 1 / half^2 for the box.
         threshold: A higher score is an alarm; inf never alarms.
         alpha: Promised false-alarm rate per episode; None where nothing is promised.
-        n_fit, n_calibration: Episodes that gave the score, and the threshold; 0 of the latter where nothing is promised.
+        n_fit, n_calibration: Episodes that gave the score, and the threshold; no calibration, no promise.
         calibration: (n_calibration,), largest score of each calibration episode, ascending.
         elapsed_time: Seconds per step, where a live run is not told.
     """
@@ -110,9 +111,9 @@ class Envelope:
     def outlyingness(self, potentials: npt.NDArray[np.floating[Any]]) -> Array:
         """(..., C) squared share of each watched neuron in the score, from potentials (..., U) of all neurons.
 
-        Box: (v_j - centre_j)^2 / half_j^2; its largest entry is the squared score. Mahalanobis: [P (v - m)]_j^2 / P_jj,
-        by how much d^2 would fall if neuron j were left out (the conditional term of Hotelling's T^2 in Mason, Tracy and
-        Young, Journal of Quality Technology 27, 1995). inf where the potential is not finite.
+        Box: (v_j - centre_j)^2 / half_j^2; its largest entry is the squared score. Mahalanobis: [P (v - m)]_j^2 /
+        P_jj, by how much d^2 would fall if neuron j were left out (the conditional term of Hotelling's T^2 in Mason,
+        Tracy and Young, Journal of Quality Technology 27, 1995). inf where the potential is not finite.
         """
         deviation = potentials[..., self.watched.index] - self.centre
         known = np.isfinite(deviation)
@@ -162,7 +163,7 @@ def fit_mahalanobis(circuit: Circuit, episodes: Sequence[Episode], *, margin: fl
 
 
 def fit_conformal(
-    circuit: Circuit, episodes: Sequence[Episode], *, alpha: float = 0.05, score: Score = "mahalanobis", seed: int = 0
+    circuit: Circuit, episodes: Sequence[Episode], *, alpha: float = 0.05, score: Score = "box", seed: int = 0
 ) -> Envelope:
     """An envelope with a promised false-alarm rate per episode; the module's docstring says what is promised.
 

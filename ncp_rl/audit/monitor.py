@@ -20,6 +20,7 @@ import numpy.typing as npt
 from scipy import stats
 from stable_baselines3.common.type_aliases import PolicyPredictor
 
+from ncp_rl.audit.cell import Array
 from ncp_rl.audit.envelope import (
     Alarm,
     Envelope,
@@ -30,11 +31,11 @@ from ncp_rl.audit.envelope import (
     fit_conformal,
     fit_mahalanobis,
 )
-from ncp_rl.audit.neurons import Array, finite, split_episodes
+from ncp_rl.audit.neurons import finite, split_episodes
 from ncp_rl.audit.verdict import Verdict
 from ncp_rl.circuit import Circuit
 from ncp_rl.encoder import ELAPSED_TIME
-from ncp_rl.recording.episode import Episode
+from ncp_rl.recording import Episode
 
 # A rate of false alarms contradicts its promise where one as high or higher has a lower probability than this.
 _SIGNIFICANCE = 0.01
@@ -105,7 +106,7 @@ class LiveMonitor:
 
         Args:
             state: As `model.predict` returned it: (h, c), the potentials h (1, N, U).
-            episode_starts: (N,), as `model.predict` was given them: where an episode began with this step. None: nowhere.
+            episode_starts: (N,), as `model.predict` was given them: where an episode began. None: nowhere.
             elapsed_time: (N,) seconds since the step before; the circuit's constant where None.
 
         Raises:
@@ -354,7 +355,7 @@ def audit_monitor(
     clean: Sequence[Episode],
     *,
     alpha: float = 0.1,
-    score: Score = "mahalanobis",
+    score: Score = "box",
     faults: dict[str, tuple[Sequence[Episode], Sequence[int]]] | None = None,
     seed: int = 0,
 ) -> MonitorAudit:

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ncp_rl.recording.episode import Episode
+from ncp_rl.audit.cell import Array
+from ncp_rl.recording import Episode
 from ncp_rl.wiring import Wiring
-
-Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ncp_rl.audit.neurons import Array, finite, listed
+from ncp_rl.audit.cell import Array
+from ncp_rl.audit.neurons import finite, listed
 from ncp_rl.circuit import Circuit
 
 

@@ -3,8 +3,8 @@
     trees = audit_trees(circuit, episodes)
     print(trees.trees[3].rules[0])       # command_3 is high (0.41) when d_sin_theta/dt > 0.2 and cos_theta <= 0.5
 
-After Wang et al., "Measuring Interpretability of Neural Policies of Robots with Disentangled Representation" (CoRL 2023,
-arXiv:2310.08650 and 2210.06650): a tree from quantities to the neuron's response, its decision paths as the neuron's
+After Wang et al., "Measuring Interpretability of Neural Policies of Robots with Disentangled Representation" (CoRL
+2023, arXiv:2210.06650): a tree from quantities to the neuron's response, its decision paths as the neuron's
 logic, and three figures of how well the neurons keep apart what they stand for. Where we differ:
 
 - The tree sees what the circuit was shown, not the simulator's state. Where velocities are hidden, quantities are
@@ -16,11 +16,12 @@ logic, and three figures of how well the neurons keep apart what they stand for.
 
 With z_i the response (potential) of neuron i and P_i the decision path (leaf) of its tree, over held-out steps:
 
-- **Response variance** of neuron i: sum_k p(P_i = k) var(z_i | P_i = k) / var(z_i), from 0 (each path is one response) to 1.
-- **Mutual information gap**: mean over i of (I(z_a; P_i) - I(z_b; P_i)) / H(P_i), where a and b are the two neurons that
-  tell most of P_i (Chen et al., NeurIPS 2018). 1: each logic lives in one neuron; 0: two neurons tell as much.
-- **Modularity**: mean over i of 1 - sum_{k != a} I(z_i; P_k)^2 / ((C - 1) I(z_i; P_a)^2), a the logic of which z_i tells
-  most (Ridgeway and Mozer, NeurIPS 2018). 1: each neuron tells of one logic; 0: of all alike.
+- **Response variance** of neuron i: sum_k p(P_i = k) var(z_i | P_i = k) / var(z_i), from 0 (each path is one
+  response) to 1.
+- **Mutual information gap**: mean over i of (I(z_a; P_i) - I(z_b; P_i)) / H(P_i), where a and b are the two neurons
+  that tell most of P_i (Chen et al., NeurIPS 2018). 1: each logic lives in one neuron; 0: two neurons tell as much.
+- **Modularity**: mean over i of 1 - sum_{k != a} I(z_i; P_k)^2 / ((C - 1) I(z_i; P_a)^2), where P_a is the logic of
+  which z_i tells most (Ridgeway and Mozer, NeurIPS 2018). 1: each neuron tells of one logic; 0: of all alike.
 
 I is the plug-in estimate in nats, z cut at its quantiles into 16 bins of equal counts. It is biased upwards by about
 15 (leaves - 1) / (2 steps) nats, more where steps depend on each other.
@@ -37,11 +38,12 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.tree import DecisionTreeRegressor
 
-from ncp_rl.audit.neurons import Array, Watched, finite, listed, split_episodes
+from ncp_rl.audit.cell import Array
+from ncp_rl.audit.neurons import Watched, finite, listed, split_episodes
 from ncp_rl.audit.verdict import Verdict
 from ncp_rl.circuit import Circuit
 from ncp_rl.encoder import ELAPSED_TIME
-from ncp_rl.recording.episode import Episode
+from ncp_rl.recording import Episode
 
 Source = Literal["observation", "sensory"]
 
@@ -131,8 +133,9 @@ class Rule:
 
     def __str__(self) -> str:
         """The rule as a sentence."""
-        when = " and ".join(str(condition) for condition in self.conditions) or "always"
-        return f"{self.neuron} is {self.level} ({self.value:.2f}) {'when ' if self.conditions else ''}{when}"
+        when = "when " + " and ".join(map(str, self.conditions)) if self.conditions else "always"
+        value = round(self.value, 2) + 0.0  # No "-0.00".
+        return f"{self.neuron} is {self.level} ({value:.2f}) {when}"
 
 
 @dataclass(frozen=True)
@@ -248,7 +251,8 @@ def audit_trees(
     Args:
         circuit: Of the policy that ran.
         episodes: Two at least.
-        source, differences: What rules speak of; see `named_quantities`.
+        source: What rules speak of; see `named_quantities`.
+        differences: Whether they speak of changes too.
         max_leaves: Of each tree. A leaf holds at least 1 % of the steps.
         held_out: Share of the episodes to score on, one at least.
         seed: Of the split.
@@ -351,7 +355,10 @@ def _entropy(counts: npt.NDArray[np.int64]) -> float:
 
 
 def mutual_information_gap(information: Array, entropy: Array) -> float:
-    """The gap, from I(z_i; P_k) (C, C) and H(P_k) (C,); logics of one path are left out, a lone neuron's rival tells 0."""
+    """The gap, from I(z_i; P_k) (C, C) and H(P_k) (C,); a lone neuron's rival tells 0.
+
+    Logics of one path are left out.
+    """
     ordered = np.sort(np.vstack([information, np.zeros(information.shape[1])]), axis=0)
     varied = entropy > 0
     return _mean(((ordered[-1] - ordered[-2])[varied] / entropy[varied]).tolist())

@@ -172,7 +172,7 @@ def test_audit_of_real_episodes(clean: tuple[Circuit, list[Episode]], score: Any
     found = audit_monitor(circuit, episodes, alpha=0.05, score=score, faults=dict(bias=(biased(circuit), [20] * 40)))
     counted, verdict = found.false_alarms, found.verdict()
     assert counted.n_episodes == 120 and verdict.passed
-    assert stats.binomtest(counted.n_alarms, counted.n_episodes, 0.05).pvalue > 0.05
+    assert counted.p_value == stats.betabinom.sf(counted.n_alarms - 1, 120, 9, 172)  # 180 calibrate, k = 172.
     detection = found.detection["bias"]
     assert detection.rate > 0.8 and float(np.nanmedian(detection.delay)) < 10
     assert "held-out clean episodes raise an alarm over the command neurons" in verdict.sentence

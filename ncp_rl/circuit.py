@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import safetensors
+import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ncp_rl.ltc import LTC, MotorMap
 from ncp_rl.policy import NCPPolicy
 from ncp_rl.wiring import Wiring
 
 Floats = npt.NDArray[np.float32]
+
+#: Version of the files that `Circuit.save` makes.
+FORMAT = 1
+_SETTINGS = ("format", "wiring", "ode_unfolds", "elapsed_time", "backend", "sensory_names", "action_names")
 
 
 @dataclass(frozen=True)
@@ -47,16 +55,92 @@ class Circuit:
         """The wiring, with the neurons' names."""
         return self.ltc.wiring
 
-    def run(self, sensory: Floats, start: Floats, elapsed_time: Floats) -> Floats:
+    def save(self) -> tuple[bytes, bytes]:
+        """All that `load` needs, as safetensors and as JSON."""
+        tensors = {f"ltc.{name}": tensor.contiguous().cpu() for name, tensor in self.ltc.state_dict().items()}
+        tensors |= {"readout": torch.from_numpy(self.readout), "bias": torch.from_numpy(self.bias)}
+        values = (
+            FORMAT,
+            self.wiring.to_dict(),
+            self.ltc.ode_unfolds,
+            self.ltc.elapsed_time,
+            self.ltc.backend,
+            self.sensory_names,
+            self.action_names,
+        )
+        return safetensors.torch.save(tensors), json.dumps(dict(zip(_SETTINGS, values, strict=True))).encode()
+
+    @classmethod
+    def load(cls, tensors: bytes, settings: bytes) -> Circuit:
+        """The circuit that `save` saved, on the CPU. Nothing is unpickled, and no random number is drawn.
+
+        Raises:
+            ValueError: The files are damaged or do not fit each other.
+        """
+        try:
+            loaded: dict[str, Tensor] = safetensors.torch.load(tensors)
+            entries = _checked_settings(json.loads(settings))
+            wiring = Wiring.from_dict(entries["wiring"])
+            # A new layer draws its parameters; those of the caller's program must not notice.
+            with torch.random.fork_rng(devices=[]):
+                ltc = LTC(
+                    wiring,
+                    input_map=False,
+                    ode_unfolds=entries["ode_unfolds"],
+                    elapsed_time=entries["elapsed_time"],
+                    backend=entries["backend"],
+                )
+            for name, tensor in loaded.items():
+                if tensor.dtype != torch.float32:
+                    raise ValueError(f"{name} must be float32, got {tensor.dtype}")
+            readout, bias = loaded.pop("readout").numpy(), loaded.pop("bias").numpy()
+            ltc.load_state_dict({name.removeprefix("ltc."): tensor for name, tensor in loaded.items()})
+            circuit = cls(ltc, readout, bias, tuple(entries["sensory_names"]), tuple(entries["action_names"]))
+            expected = ((len(circuit.action_names), wiring.n_motor), (len(circuit.action_names),))
+            if (readout.shape, bias.shape) != expected or len(circuit.sensory_names) != wiring.n_sensory:
+                raise ValueError(f"readout {readout.shape}, bias {bias.shape} and names must fit {expected}")
+            return circuit
+        except (AttributeError, KeyError, RecursionError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(f"No circuit can be made of these files: {error}") from error
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"The circuit's tensors are damaged: {error}") from error
+
+    def time_constants(self, sensory: Floats, potentials: Floats) -> Floats:
+        """Seconds (..., U) in which each neuron follows its input: cm / (gleak + sum of w s over its synapses).
+
+        Args:
+            sensory: (..., S) float32, sensory inputs.
+            potentials: (..., U) float32.
+        """
+        with torch.no_grad():
+            params = self.ltc.packed().params
+            cm, gleak, _ = params.neuronal.cpu()
+            conductance = gleak.expand(*potentials.shape[:-1], -1)
+            for values, (w, sigma, mu, _), synapses in (
+                (potentials, params.synaptic.cpu(), self.wiring.synapses),
+                (sensory, params.sensory.cpu(), self.wiring.sensory_synapses),
+            ):
+                presynaptic = torch.from_numpy(np.asarray(values)[..., synapses.source])
+                open_ = torch.sigmoid(sigma * (presynaptic - mu))
+                # A product with (E, U) is faster than sums by index.
+                into = torch.zeros(len(w), self.wiring.units)
+                into[torch.arange(len(w)), torch.from_numpy(synapses.destination).long()] = w
+                conductance = conductance + open_ @ into
+            return np.asarray(cm / conductance)
+
+    def run(self, sensory: Floats, start: Floats, elapsed_time: Floats, *, width: int = 1) -> Floats:
         """Potentials (T, U) after each step.
 
         Args:
             sensory: (T, S) float32, sensory inputs.
             start: (U,) float32, potentials before the first step.
             elapsed_time: (T,) float32, seconds since the step before.
+            width: Sequences side by side, all the same: kernels add in another order for other widths, so that the
+                bits of a rollout come back only with as many as it had environments.
         """
         operands = (
-            torch.from_numpy(np.array(array)) for array in (sensory[:, None], start[None], elapsed_time[:, None])
+            torch.from_numpy(np.repeat(array, width, axis=axis))
+            for array, axis in ((sensory[:, None], 1), (start[None], 0), (elapsed_time[:, None], 1))
         )
         inputs, state, elapsed = (operand.to(self.ltc.cm.device) for operand in operands)
         with torch.no_grad():
@@ -69,6 +153,20 @@ class Circuit:
         return means
 
 
+def _checked_settings(entries: Any) -> dict[str, Any]:
+    if not isinstance(entries, dict) or set(entries) != set(_SETTINGS):
+        raise ValueError(f"the settings must be an object with the keys {_SETTINGS}")
+    if entries["format"] != FORMAT:
+        raise ValueError(f"their format is {entries['format']!r}, this version reads {FORMAT}")
+    unfolds, seconds = entries["ode_unfolds"], entries["elapsed_time"]
+    if type(unfolds) is not int or not 0 < unfolds <= 1000 or type(seconds) not in (int, float):
+        raise ValueError(f"ode_unfolds {unfolds!r} or elapsed_time {seconds!r} is none")
+    for name in ("sensory_names", "action_names"):
+        if not isinstance(entries[name], list) or not all(isinstance(item, str) for item in entries[name]):
+            raise ValueError(f"{name} must be a list of names")
+    return entries
+
+
 def _affine(action_net: nn.Module) -> tuple[Floats, Floats]:
     """Weight (A, M) and bias (A,) of a policy's readout: a motor map, with a linear layer behind it or not."""
     layers = [action_net] if isinstance(action_net, MotorMap) else list(action_net.children())
@@ -78,4 +176,4 @@ def _affine(action_net: nn.Module) -> tuple[Floats, Floats]:
         for layer in layers[1:]:
             assert isinstance(layer, nn.Linear)
             weight, bias = layer.weight @ weight, layer(bias)
-    return np.asarray(weight.detach().cpu()), np.asarray(bias.detach().cpu())
+    return np.array(weight.detach().cpu()), np.array(bias.detach().cpu())

@@ -1,5 +1,22 @@
 """Recordings: rollouts with every neuron's state, in files that can be trusted."""
 
+from ncp_rl.recording.chain import generate_key, read_private_key, read_public_key
 from ncp_rl.recording.episode import Episode
+from ncp_rl.recording.errors import RecordingError
+from ncp_rl.recording.reader import RecordedImage, Recording
+from ncp_rl.recording.recorder import NeuronRecorder, record_rollouts
+from ncp_rl.recording.trace import NeuronTrace, trace_neurons
 
-__all__ = ["Episode"]
+__all__ = [
+    "Episode",
+    "NeuronRecorder",
+    "NeuronTrace",
+    "RecordedImage",
+    "Recording",
+    "RecordingError",
+    "generate_key",
+    "read_private_key",
+    "read_public_key",
+    "record_rollouts",
+    "trace_neurons",
+]

@@ -31,8 +31,9 @@ class Episode:
         value: (T,) float32, the critic's.
         action_mean: (T, A) float32, of the distribution; logits where actions are discrete.
         action_std: (T, A) float32, of the distribution; NaN where actions are discrete.
-        log_prob: (T,) float32, of the action.
+        log_prob: (T,) float32, of the action as the distribution gave it, `sample`.
         elapsed_time: (T,) float32, seconds since the observation before.
+        sample: (T, A) float32, the action as the distribution gave it, before clipping; None where unknown.
     """
 
     index: int
@@ -52,6 +53,7 @@ class Episode:
     action_std: Floats
     log_prob: Floats
     elapsed_time: Floats
+    sample: Floats | None = None
 
     def __len__(self) -> int:
         """Number of steps T."""

@@ -1,0 +1,146 @@
+"""The hash chain over a recording's messages, and Ed25519 signatures of its end.
+
+    h_0 = SHA256("ncp_rl recording 1" || SHA256(start of the file: schemas, channels, manifest, circuit))
+    h_k = SHA256(h_{k-1} || record of message k: channel, number, times and data)
+
+After every chunk the file holds h_k, the first four bytes of the links since the chunk before (to name the message that
+was changed) and the SHA-256 of all bytes before. The last such record, the seal, is signed where a key is given.
+
+Without a signature the chain shows damage and edits by those who do not recompute it; whoever rewrites the whole file
+can compute a new chain too. With a signature and the signer's public key at hand, that forgery shows as well. No chain
+shows that a recording was never made, or that its end was cut off before the seal: such a file counts as unfinished.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+    load_pem_public_key,
+)
+
+from ncp_rl.recording.encode import Messages
+from ncp_rl.recording.errors import RecordingError
+
+_CHAIN_DOMAIN = b"ncp_rl recording 1 chain\0"
+_SEAL_DOMAIN = b"ncp_rl recording 1 seal\0"
+
+#: Bytes of each link that the file keeps.
+LINK_BYTES = 4
+
+
+class Chain:
+    """The running head of the chain and the running digest of the file."""
+
+    def __init__(self, beginning: bytes) -> None:
+        """Start with the file's bytes before the first chunk."""
+        self.head = sha256(_CHAIN_DOMAIN + sha256(beginning).digest()).digest()
+        self.count = 0
+        self._file = sha256(beginning)
+
+    def extend(self, messages: Messages) -> bytes:
+        """Link the messages on; the short forms of their links, side by side."""
+        data, head, links = messages.data, self.head, []
+        offsets = messages.offsets.tolist()
+        for start, stop in itertools.pairwise(offsets):
+            head = sha256(head + data[start:stop]).digest()
+            links.append(head[:LINK_BYTES])
+        self.head = head
+        self.count += len(links)
+        return b"".join(links)
+
+    def add_bytes(self, data: bytes) -> None:
+        """Count bytes of the file in."""
+        self._file.update(data)
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of all bytes of the file so far."""
+        return self._file.copy().digest()
+
+    def sealed(self) -> bytes:
+        """What a signature signs."""
+        return _SEAL_DOMAIN + self.digest + self.head
+
+
+def generate_key(path: Path) -> Path:
+    """Make a new signing key: `path` (readable by the owner alone) and its public key beside it, as PEM.
+
+    Returns:
+        The path of the public key, `path` with the suffix .pub.pem.
+
+    Raises:
+        RecordingError: One of the files exists or cannot be written.
+    """
+    key, public = Ed25519PrivateKey.generate(), path.with_suffix(".pub.pem")
+    texts = {
+        path: (key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), 0o600),
+        public: (key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo), 0o644),
+    }
+    try:
+        for file, (text, mode) in texts.items():
+            with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as stream:
+                stream.write(text)
+    except FileExistsError as error:
+        raise RecordingError(f"The key {error.filename} exists and is left as it is; name another file.") from error
+    except OSError as error:
+        raise RecordingError(f"The key cannot be written: {error}.") from error
+    return public
+
+
+def read_private_key(path: Path) -> Ed25519PrivateKey:
+    """The signing key of a PEM file without password.
+
+    Raises:
+        RecordingError: The file holds none.
+    """
+    key = _read_key(path, lambda data: load_pem_private_key(data, password=None))
+    if not isinstance(key, Ed25519PrivateKey):
+        raise RecordingError(f"{path} must hold an Ed25519 private key, got {type(key).__name__}.")
+    return key
+
+
+def read_public_key(path: Path) -> Ed25519PublicKey:
+    """The public key of a PEM file.
+
+    Raises:
+        RecordingError: The file holds none.
+    """
+    key = _read_key(path, load_pem_public_key)
+    if not isinstance(key, Ed25519PublicKey):
+        raise RecordingError(f"{path} must hold an Ed25519 public key, got {type(key).__name__}.")
+    return key
+
+
+def public_bytes(key: Ed25519PublicKey) -> bytes:
+    """The 32 bytes of a public key."""
+    return key.public_bytes(Encoding.Raw, PublicFormat.Raw)
+
+
+def is_signed_by(public_key: bytes, signature: bytes, text: bytes) -> bool:
+    """Whether `signature` is that of `text` under a public key of 32 bytes."""
+    try:
+        Ed25519PublicKey.from_public_bytes(public_key).verify(signature, text)
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
+def _read_key(path: Path, load: Any) -> object:
+    try:
+        return load(path.read_bytes())
+    except OSError as error:
+        raise RecordingError(f"The key {path} cannot be read: {error}.") from error
+    except (TypeError, ValueError, UnsupportedAlgorithm) as error:
+        raise RecordingError(f"{path} must be an Ed25519 key as PEM, without password: {error}.") from error

@@ -1,0 +1,180 @@
+"""`Container`: the bytes of an MCAP file, record by record (https://mcap.dev/spec).
+
+A container writes nothing: it gives the bytes that come next. The recorder appends them to a file; the verifier
+compares them with a file, so that no byte of a recording, indexes included, can be other than it was written.
+
+Order: schemas, channels and attachments; then chunks, each with its message indexes and a metadata record of the hash
+chain; then the summary.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from mcap.data_stream import RecordBuilder
+from mcap.opcode import Opcode
+from mcap.records import (
+    Attachment,
+    AttachmentIndex,
+    Channel,
+    Chunk,
+    ChunkIndex,
+    DataEnd,
+    Footer,
+    Header,
+    McapRecord,
+    Metadata,
+    MetadataIndex,
+    Schema,
+    Statistics,
+    SummaryOffset,
+)
+
+from ncp_rl.recording.encode import Messages
+from ncp_rl.recording.layout import COMPRESSED_IMAGE, Layout, Topic
+
+MAGIC = b"\x89MCAP0\r\n"
+LIBRARY = "ncp_rl recording 1"
+
+EPISODE_CHANNEL = 1
+STEP_CHANNELS = (2, 3, 4)
+IMAGE_CHANNEL = 5
+
+
+@dataclass
+class Container:
+    """Where in the file the next record stands, and what the summary is to say."""
+
+    offset: int = 0
+    _schemas: list[Schema] = field(default_factory=list)
+    _channels: list[Channel] = field(default_factory=list)
+    _attachments: list[AttachmentIndex] = field(default_factory=list)
+    _chunks: list[ChunkIndex] = field(default_factory=list)
+    _metadata: list[MetadataIndex] = field(default_factory=list)
+    _counts: dict[int, int] = field(default_factory=dict)
+
+    def begin(self, layout: Layout, attachments: Mapping[str, bytes]) -> bytes:
+        """The file's start: magic, header, schemas, channels, attachments."""
+        for number, topic in channel_topics(layout).items():
+            self._schemas.append(_schema(number, topic.schema_name, topic.schema()))
+            self._channels.append(Channel(number, topic.name, "json", {}, number))
+        self._schemas.append(_schema(IMAGE_CHANNEL, "foxglove.CompressedImage", COMPRESSED_IMAGE))
+        self._channels.append(Channel(IMAGE_CHANNEL, "/image", "json", {}, IMAGE_CHANNEL))
+        head = MAGIC + _bytes([Header("", LIBRARY), *self._schemas, *self._channels])
+        return self._advance(head) + b"".join(self._attachment(*item) for item in attachments.items())
+
+    def chunk(self, messages: Messages, compression: str, compressed: bytes) -> bytes:
+        """A chunk of messages, and an index of them by channel."""
+        times = messages.log_times
+        chunk = Chunk(
+            compression=compression,
+            data=compressed,
+            message_start_time=int(times.min()),
+            message_end_time=int(times.max()),
+            uncompressed_crc=zlib.crc32(messages.data),
+            uncompressed_size=len(messages.data),
+        )
+        start, record = self.offset, self._advance(_bytes([chunk]))
+        indexes, index_start, places = [], self.offset, {}
+        for channel in np.unique(messages.channels).tolist():
+            at = messages.channels == channel
+            places[channel] = self.offset
+            indexes.append(self._advance(_message_index(channel, times[at], messages.offsets[:-1][at])))
+            self._counts[channel] = self._counts.get(channel, 0) + int(at.sum())
+        self._chunks.append(
+            ChunkIndex(
+                chunk_length=len(record),
+                chunk_start_offset=start,
+                compression=compression,
+                compressed_size=len(compressed),
+                message_end_time=chunk.message_end_time,
+                message_index_length=self.offset - index_start,
+                message_index_offsets=places,
+                message_start_time=chunk.message_start_time,
+                uncompressed_size=len(messages.data),
+            )
+        )
+        return record + b"".join(indexes)
+
+    def metadata(self, name: str, entries: dict[str, str]) -> bytes:
+        """A metadata record."""
+        record = _bytes([Metadata(name, entries)])
+        self._metadata.append(MetadataIndex(self.offset, len(record), name))
+        return self._advance(record)
+
+    def end(self) -> bytes:
+        """The file's end: the summary, which repeats what lies where, and the footer."""
+        data_end = self._advance(_bytes([DataEnd(0)]))
+        start = self.offset
+        groups: list[tuple[Opcode, Iterable[McapRecord]]] = [
+            (Opcode.SCHEMA, self._schemas),
+            (Opcode.CHANNEL, self._channels),
+            (Opcode.STATISTICS, [self._statistics()]),
+            (Opcode.CHUNK_INDEX, self._chunks),
+            (Opcode.ATTACHMENT_INDEX, self._attachments),
+            (Opcode.METADATA_INDEX, self._metadata),
+        ]
+        summary, offsets = b"", []
+        for opcode, records in groups:
+            group = _bytes(records)
+            offsets.append(SummaryOffset(opcode, self.offset, len(group)))
+            summary += self._advance(group)
+        offset_start = self.offset
+        summary += self._advance(_bytes(offsets))
+        # The footer's CRC covers the summary and the footer up to the CRC itself.
+        crc = zlib.crc32(summary + struct.pack("<BQQQ", Opcode.FOOTER, 20, start, offset_start))
+        return data_end + summary + self._advance(_bytes([Footer(start, offset_start, crc)]) + MAGIC)
+
+    def _statistics(self) -> Statistics:
+        return Statistics(
+            attachment_count=len(self._attachments),
+            channel_count=len(self._channels),
+            channel_message_counts=dict(sorted(self._counts.items())),
+            chunk_count=len(self._chunks),
+            message_count=sum(self._counts.values()),
+            message_end_time=max((chunk.message_end_time for chunk in self._chunks), default=0),
+            message_start_time=min((chunk.message_start_time for chunk in self._chunks), default=0),
+            metadata_count=len(self._metadata),
+            schema_count=len(self._schemas),
+        )
+
+    def _attachment(self, name: str, data: bytes) -> bytes:
+        media_type = "application/json" if name.endswith(".json") else "application/octet-stream"
+        attachment = Attachment(create_time=0, log_time=0, name=name, media_type=media_type, data=data)
+        record = _bytes([attachment])
+        self._attachments.append(AttachmentIndex(self.offset, len(record), 0, 0, len(data), name, media_type))
+        return self._advance(record)
+
+    def _advance(self, data: bytes) -> bytes:
+        self.offset += len(data)
+        return data
+
+
+def channel_topics(layout: Layout) -> dict[int, Topic]:
+    """Topics of a layout by channel id; images, whose messages are Foxglove's, are none of them."""
+    return dict(zip((EPISODE_CHANNEL, *STEP_CHANNELS), (layout.episode_topic, *layout.topics), strict=True))
+
+
+def _schema(number: int, name: str, schema: dict[str, Any]) -> Schema:
+    return Schema(number, json.dumps(schema, separators=(",", ":")).encode(), "jsonschema", name)
+
+
+def _bytes(records: Iterable[McapRecord]) -> bytes:
+    builder = RecordBuilder()
+    for record in records:
+        write: Callable[[RecordBuilder], None] = record.write
+        write(builder)
+    data: bytes = builder.end()  # type: ignore[no-untyped-call]
+    return data
+
+
+def _message_index(channel: int, log_times: Any, offsets: Any) -> bytes:
+    """A message index record; the library's own takes a Python loop over all messages."""
+    entries = np.stack([log_times, offsets], axis=1).astype("<u8").tobytes()
+    return struct.pack("<BQHI", Opcode.MESSAGE_INDEX, 6 + len(entries), channel, len(entries)) + entries

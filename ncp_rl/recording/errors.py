@@ -1,0 +1,5 @@
+"""`RecordingError`, the one exception of this package."""
+
+
+class RecordingError(Exception):
+    """A recording cannot be made or read; the message says what was expected, what came and what to do."""

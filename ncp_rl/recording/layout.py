@@ -1,0 +1,316 @@
+"""`Layout`: the channels of a recording, their messages' fields and the JSON Schemas of both.
+
+Messages are JSON, so that Foxglove and every MCAP tool can show and plot them. Numbers come back bit for bit:
+
+- float32 values have nine significant digits, float64 values 17: enough for the one value that was written;
+- infinities are written `1e999` and `-1e999`, which JSON allows and every reader takes for infinite;
+- NaN is no JSON number: `1e999` stands in its place, `nan_at` gives its position among the message's numbers and
+  `nan_bits` its bits, hexadecimal. Messages without NaN lack both keys.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from ncp_rl.recording.errors import RecordingError
+
+Kind = Literal["float32", "float64", "integer", "boolean"]
+
+
+@dataclass(frozen=True)
+class Field:
+    """Numbers of one name in a message; a dot in the name puts them into an inner object."""
+
+    name: str
+    kind: Kind = "float32"
+    size: int | None = None
+    """Length of an array, or None for a number alone."""
+
+    @property
+    def width(self) -> int:
+        """How many numbers it holds."""
+        return 1 if self.size is None else self.size
+
+    def schema(self) -> dict[str, Any]:
+        """JSON Schema of the value; plain types alone, since Foxglove refuses schemas with alternatives."""
+        number = {"type": self.kind if self.kind in ("integer", "boolean") else "number"}
+        if self.size is None:
+            return number
+        return {"type": "array", "items": number, "minItems": self.size, "maxItems": self.size}
+
+
+@dataclass(frozen=True)
+class Topic:
+    """A channel whose messages hold `fields`."""
+
+    name: str
+    fields: tuple[Field, ...]
+
+    @property
+    def schema_name(self) -> str:
+        """Of the channel's schema."""
+        return "ncp_rl." + self.name.strip("/").capitalize()
+
+    @cached_property
+    def slices(self) -> dict[str, slice]:
+        """Where each field's numbers stand among those of a message."""
+        found, start = {}, 0
+        for field in self.fields:
+            found[field.name] = slice(start, start + field.width)
+            start += field.width
+        return found
+
+    @cached_property
+    def kinds(self) -> tuple[Kind, ...]:
+        """Kind of each number of a message."""
+        return tuple(field.kind for field in self.fields for _ in range(field.width))
+
+    def schema(self) -> dict[str, Any]:
+        """JSON Schema of the messages."""
+        root: dict[str, Any] = _object()
+        for field in self.fields:
+            *outer, name = field.name.split(".")
+            at = root
+            for key in outer:
+                at["required"] = list(dict.fromkeys([*at["required"], key]))
+                at = at["properties"].setdefault(key, _object())
+            at["properties"][name] = field.schema()
+            at["required"].append(name)
+        root["title"] = self.schema_name
+        root["properties"]["nan_at"] = {"type": "array", "items": {"type": "integer"}}
+        root["properties"]["nan_bits"] = {"type": "array", "items": {"type": "string"}}
+        return root
+
+    @cached_property
+    def literals(self) -> tuple[str, ...]:
+        """The text before each number of a message, and after the last: what a message is but for its numbers."""
+        texts: list[str] = []
+        scope: list[str] = []
+        pending, first = "{", True
+        for field in self.fields:
+            *outer, name = field.name.split(".")
+            while scope != outer[: len(scope)]:
+                scope.pop()
+                pending += "}"
+            pending += "" if first else ","
+            for key in outer[len(scope) :]:
+                pending += f'"{key}":{{'
+            scope, first = list(outer), False
+            pending += f'"{name}":' + ("" if field.size is None else "[")
+            for i in range(field.width):
+                texts.append(pending + ("," if i else ""))
+                pending = ""
+            pending += "" if field.size is None else "]"
+        return (*texts, pending + "}" * (len(scope) + 1))
+
+    def parse(self, data: bytes | memoryview) -> list[float]:
+        """Numbers of a message, in the order of the fields.
+
+        Raises:
+            RecordingError: The message is no JSON, or not of this channel's schema.
+        """
+        message = load_json(bytes(data), f"a message of {self.name}")
+        numbers: list[float] = []
+        try:
+            for field in self.fields:
+                value = message
+                for key in field.name.split("."):
+                    value = value[key]
+                numbers += _numbers(value, field)
+            for at, bits in zip(message.get("nan_at", ()), message.get("nan_bits", ()), strict=True):
+                if not 0 <= at < len(numbers):
+                    raise ValueError(f"nan_at names number {at} of {len(numbers)}")
+                numbers[at] = _nan(self.kinds[at], bits)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise RecordingError(f"A message of {self.name} is not of its schema: {error!r}.") from error
+        return numbers
+
+
+@dataclass(frozen=True)
+class Observed:
+    """One part of the observation: the whole of it, or a key of a Dict."""
+
+    key: str | None
+    shape: tuple[int, ...]
+    dtype: str
+    names: tuple[str, ...]
+    """Of its flattened quantities; none for an image, which is no part of the messages."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Sizes and names of all that a recording holds."""
+
+    n_envs: int
+    observed: tuple[Observed, ...]
+    n_actions: int
+    """Numbers of an action, as handed to the environment."""
+    n_outputs: int
+    """Action means, or logits."""
+    discrete: bool
+    """Whether actions are discrete, so that they have no standard deviation."""
+    n_sensory: int
+    n_motor: int
+    n_command: int
+    n_inter: int
+
+    @property
+    def units(self) -> int:
+        """Neurons."""
+        return self.n_motor + self.n_command + self.n_inter
+
+    @property
+    def observation_names(self) -> tuple[str, ...]:
+        """(D,), of the observed quantities in the messages."""
+        return tuple(name for part in self.observed for name in part.names)
+
+    @property
+    def observation_kind(self) -> Kind:
+        """float32 where that holds every observed quantity."""
+        exact = {"float32", "float16", "int8", "uint8", "int16", "uint16", "bool"}
+        return "float32" if all(part.dtype in exact for part in self.observed if part.names) else "float64"
+
+    @cached_property
+    def topics(self) -> tuple[Topic, ...]:
+        """The channels of a step, in the order in which its messages are written."""
+        where = (Field("env", "integer"), Field("episode", "integer"), Field("step", "integer"))
+        layers = tuple((n, getattr(self, f"n_{n}")) for n in ("motor", "command", "inter") if getattr(self, f"n_{n}"))
+        transition = (
+            Field("observation", self.observation_kind, len(self.observation_names)),
+            Field("action", size=self.n_actions),
+            Field("reward"),
+            Field("terminated", "boolean"),
+            Field("truncated", "boolean"),
+            Field("elapsed_time"),
+        )
+        neurons = (
+            Field("sensory", size=self.n_sensory),
+            *(Field(f"potentials.{layer}", size=size) for layer, size in layers),
+            *(Field(f"tau.{layer}", size=size) for layer, size in layers),
+        )
+        policy = (
+            Field("value"),
+            Field("action_mean", size=self.n_outputs),
+            Field("action_std", size=0 if self.discrete else self.n_outputs),
+            Field("sample", size=self.n_actions),
+            Field("log_prob"),
+        )
+        return (
+            Topic("/transition", where + transition),
+            Topic("/neurons", where + neurons),
+            Topic("/policy", where + policy),
+        )
+
+    @cached_property
+    def episode_topic(self) -> Topic:
+        """The channel of episodes' beginnings."""
+        where = (Field("env", "integer"), Field("episode", "integer"))
+        return Topic("/episode", (*where, Field("start", size=self.units)))
+
+    @cached_property
+    def columns(self) -> dict[str, slice]:
+        """Where each field stands in a row that holds all fields of a step once."""
+        found: dict[str, slice] = {}
+        start = 0
+        for field in (field for topic in self.topics for field in topic.fields if field.size != 0):
+            if field.name not in found:
+                found[field.name] = slice(start, start + field.width)
+                start += field.width
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """A description that JSON can carry."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, description: Mapping[str, Any]) -> Layout:
+        """The layout that `to_dict` described.
+
+        Raises:
+            RecordingError: It is none.
+        """
+        try:
+            entries = dict(description)
+            parts = (dict(part) for part in entries.pop("observed"))
+            observed = tuple(
+                Observed(
+                    p["key"], tuple(map(int, p["shape"])), str(p["dtype"]), tuple(map(str, p["names"]))
+                )
+                for p in parts
+            )  # fmt: skip
+            layout = cls(observed=observed, **entries)
+            sizes = [value for name, value in entries.items() if name.startswith("n_")]
+            if not all(type(size) is int and 0 <= size < 2**20 for size in sizes) or type(layout.discrete) is not bool:
+                raise ValueError(f"sizes must be whole numbers, got {entries}")
+            return layout
+        except (KeyError, TypeError, ValueError) as error:
+            raise RecordingError(f"The manifest's layout is damaged: {error!r}.") from error
+
+
+#: The image messages that Foxglove shows, base64 inside; https://docs.foxglove.dev/docs/sdk/schemas/compressed-image
+COMPRESSED_IMAGE: dict[str, Any] = {
+    "title": "foxglove.CompressedImage",
+    "type": "object",
+    "properties": {
+        "timestamp": {
+            "type": "object",
+            "title": "time",
+            "properties": {"sec": {"type": "integer", "minimum": 0}, "nsec": {"type": "integer", "minimum": 0}},
+        },
+        "frame_id": {"type": "string"},
+        "data": {"type": "string", "contentEncoding": "base64"},
+        "format": {"type": "string"},
+    },
+}
+
+
+def load_json(data: bytes, what: str) -> Any:
+    """JSON of an object; integers come back as floats do, so that -0 keeps its sign.
+
+    Raises:
+        RecordingError: It is no JSON object, holds NaN or is nested without end.
+    """
+    try:
+        value = json.loads(data, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise RecordingError(f"{what[0].upper() + what[1:]} is no JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise RecordingError(f"{what[0].upper() + what[1:]} must be a JSON object, got {type(value).__name__}.")
+    return value
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _object() -> dict[str, Any]:
+    return {"type": "object", "properties": {}, "required": []}
+
+
+def _numbers(value: Any, field: Field) -> Sequence[float]:
+    values = [value] if field.size is None else value
+    if type(values) is not list or len(values) != field.width:
+        raise ValueError(f"{field.name} must be {field.width} numbers")
+    allowed: set[type] = {int} if field.kind == "integer" else {bool} if field.kind == "boolean" else {int, float}
+    if not allowed.issuperset(map(type, values)):
+        raise ValueError(f"{field.name} must hold values of type {field.kind}")
+    return [float(value) for value in values]
+
+
+def _nan(kind: Kind, bits: str) -> float:
+    form = ">f" if kind == "float32" else ">d"
+    (value,) = struct.unpack(form, bytes.fromhex(bits))
+    if not math.isnan(value):
+        raise ValueError(f"nan_bits {bits} is no NaN")
+    return float(value)
+
+
+def nan_bits(kind: Kind, value: float) -> str:
+    """Hexadecimal bits of a NaN."""
+    return struct.pack(">f" if kind == "float32" else ">d", value).hex()

@@ -1,0 +1,206 @@
+"""The manifest: where a recording comes from, as JSON."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import platform
+import subprocess
+from datetime import datetime, timezone
+from importlib.metadata import version
+from typing import Any
+
+import llvmlite.binding
+import numpy as np
+import torch
+from gymnasium import spaces
+from sb3_contrib import RecurrentPPO
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize, unwrap_vec_normalize
+
+from ncp_rl.policy import NCPPolicy
+from ncp_rl.recording.errors import RecordingError
+from ncp_rl.recording.layout import Layout, Observed
+
+FORMAT = "ncp_rl recording 1"
+
+_PACKAGES = (
+    "ncp-rl",
+    "torch",
+    "numpy",
+    "numba",
+    "llvmlite",
+    "gymnasium",
+    "stable-baselines3",
+    "sb3-contrib",
+    "mcap",
+    "safetensors",
+)
+
+
+def ncp_policy(model: RecurrentPPO) -> NCPPolicy:
+    """The model's policy.
+
+    Raises:
+        RecordingError: It is no NCP policy.
+    """
+    if not isinstance(model.policy, NCPPolicy):
+        raise RecordingError(f"Recordings are of NCP policies, got a {type(model.policy).__name__}.")
+    return model.policy
+
+
+def make_layout(policy: NCPPolicy, env: VecEnv) -> Layout:
+    """Sizes and names of what `policy` does in `env`."""
+    wiring, space = policy.wiring, policy.action_space
+    n_outputs = int(policy.action_net(torch.zeros(1, wiring.units, device=policy.device)).shape[-1])
+    return Layout(
+        n_envs=env.num_envs,
+        observed=observed_parts(raw_observation_space(env), env),
+        n_actions=int(np.prod(space.shape)) if space.shape is not None else 1,
+        n_outputs=n_outputs,
+        discrete=not isinstance(space, spaces.Box),
+        n_sensory=wiring.n_sensory,
+        n_motor=wiring.n_motor,
+        n_command=wiring.n_command,
+        n_inter=wiring.units - wiring.n_command - wiring.n_motor,
+    )
+
+
+def raw_observation_space(env: VecEnv) -> spaces.Space[Any]:
+    """The space of observations before normalisation."""
+    normalize = unwrap_vec_normalize(env)
+    return env.observation_space if normalize is None else normalize.venv.observation_space
+
+
+def observed_parts(space: spaces.Space[Any], env: VecEnv) -> tuple[Observed, ...]:
+    """The parts of an observation, with the names that the environment gives them, or numbered."""
+    if isinstance(space, spaces.Dict):
+        parts = (_observed(key, part) for key, part in space.spaces.items())
+        return tuple(parts)
+    part = _observed(None, space)
+    if part.names and env.has_attr("observation_names"):
+        names = tuple(map(str, env.get_attr("observation_names", indices=0)[0]))
+        if len(names) == len(part.names):
+            return (Observed(None, part.shape, part.dtype, names),)
+    return (part,)
+
+
+def _observed(key: str | None, space: spaces.Space[Any]) -> Observed:
+    shape, prefix = tuple(space.shape or ()), key or "obs"
+    image = is_image_space(space, check_channels=False)
+    size = 0 if image else int(np.prod(shape))
+    names = (key,) if key and size == 1 else tuple(f"{prefix}_{i}" for i in range(size))
+    return Observed(key, shape, str(space.dtype), names)
+
+
+def make_manifest(model: RecurrentPPO, env: VecEnv, layout: Layout, **settings: Any) -> bytes:
+    """The manifest of a recording as JSON.
+
+    Args:
+        model: The model.
+        env: Where it acts.
+        layout: Of the recording.
+        **settings: How it was made: kind, seed, deterministic, ...
+    """
+    policy = ncp_policy(model)
+    entries = {
+        "format": FORMAT,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        **settings,
+        "environment": _environment(env),
+        "action_space": _describe(env.action_space),
+        "policy": {
+            "sha256": policy_digest(policy, unwrap_vec_normalize(env)),
+            "class": type(policy).__name__,
+            "encoder": type(policy.pi_features_extractor).__name__,
+            "backend": policy.backend,
+            "squash_output": bool(policy.squash_output),
+        },
+        "platform": describe_platform(policy),
+        "versions": {name: version(name) for name in _PACKAGES},
+        "git": _git(),
+        "layout": layout.to_dict(),
+    }
+    return json.dumps(entries, indent=1, allow_nan=False).encode()
+
+
+def describe_platform(policy: NCPPolicy) -> dict[str, Any]:
+    """What decides about the last bits of a computation, the packages' versions aside."""
+    features = llvmlite.binding.get_host_cpu_features().flatten()
+    return {
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "cpu": llvmlite.binding.get_host_cpu_name(),
+        "cpu_features_sha256": hashlib.sha256(features.encode()).hexdigest(),
+        "device": str(policy.device),
+        "device_name": torch.cuda.get_device_name(policy.device) if policy.device.type == "cuda" else None,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def policy_digest(policy: NCPPolicy, normalize: VecNormalize | None) -> str:
+    """SHA-256 over the policy's tensors, wiring, solver settings and normalisation statistics."""
+    digest = hashlib.sha256(json.dumps([policy.wiring.to_dict(), policy.ode_unfolds, policy.elapsed_time]).encode())
+    arrays = {name: tensor.detach().cpu().numpy() for name, tensor in policy.state_dict().items()}
+    arrays |= _statistics(normalize)
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _statistics(normalize: VecNormalize | None) -> dict[str, np.ndarray[Any, Any]]:
+    if normalize is None:
+        return {}
+    found = {"normalize.limits": np.array([normalize.epsilon, normalize.clip_obs, normalize.norm_obs])}
+    statistics = normalize.obs_rms if isinstance(normalize.obs_rms, dict) else {"": normalize.obs_rms}
+    for key, part in statistics.items() if normalize.norm_obs else ():
+        found[f"normalize.{key}.mean"], found[f"normalize.{key}.var"] = part.mean, part.var
+    return found
+
+
+def _environment(env: VecEnv) -> dict[str, Any]:
+    spec = env.get_attr("spec", indices=0)[0] if env.has_attr("spec") else None
+    wrappers, inner = [], env
+    while isinstance(inner, VecEnvWrapper):
+        wrappers.append(type(inner).__name__)
+        inner = inner.venv
+    found = {
+        "id": None if spec is None else spec.id,
+        "description": str(env.env_method("__str__", indices=0)[0]),
+        "vectorised": [*wrappers, type(inner).__name__],
+        "spec": None,
+    }
+    if spec is not None:
+        try:
+            found["spec"] = json.loads(spec.to_json())
+        except (TypeError, ValueError) as error:
+            found["spec_error"] = f"The specification has no JSON form: {error}"
+    return found
+
+
+def _describe(space: spaces.Space[Any]) -> dict[str, Any]:
+    described: dict[str, Any] = {"type": type(space).__name__, "text": str(space), "shape": list(space.shape or ())}
+    if isinstance(space, spaces.Box):
+        described["low"] = [str(x) for x in space.low.flatten().tolist()]
+        described["high"] = [str(x) for x in space.high.flatten().tolist()]
+    return described
+
+
+@functools.cache
+def _git() -> dict[str, Any] | None:
+    """Commit of the folder that the program runs in; None outside a repository or without git."""
+    try:
+        commit = subprocess.run(("git", "rev-parse", "HEAD"), capture_output=True, text=True, timeout=10, check=True)
+        status = subprocess.run(
+            ("git", "status", "--porcelain", "--untracked-files=no"),
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit.stdout.strip(), "modified": bool(status.stdout.strip())}

@@ -1,0 +1,157 @@
+"""Read MCAP records of a recording strictly and with bounded memory: nothing that a file says of sizes is believed."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import IO, NamedTuple, TypeVar
+
+import numpy as np
+import zstandard
+from mcap.data_stream import ReadDataStream
+from mcap.exceptions import EndOfFile
+from mcap.opcode import Opcode
+from mcap.records import Attachment, Chunk, Metadata
+
+from ncp_rl.recording.container import MAGIC
+from ncp_rl.recording.encode import MESSAGE_HEADER, MESSAGE_OPCODE, Messages
+from ncp_rl.recording.errors import RecordingError
+from ncp_rl.recording.writer import MAX_RATIO
+
+#: Bytes of a record, and of a chunk's messages, beyond which no recording goes.
+MAX_RECORD = 2**28
+
+_HEADER = struct.Struct("<BQ")
+_R = TypeVar("_R")
+
+
+class Record(NamedTuple):
+    """Where a record stands in its file."""
+
+    opcode: int
+    offset: int
+    length: int
+    """With opcode and length field."""
+
+
+def scan(file: IO[bytes], size: int) -> Iterator[Record]:
+    """Records one after the other, contents skipped, up to the footer or the last whole record.
+
+    Raises:
+        RecordingError: The file does not begin as MCAP files do, or a record is longer than any of ours.
+    """
+    file.seek(0)
+    magic = file.read(len(MAGIC))
+    if magic != MAGIC:
+        raise RecordingError(f"This is no recording: MCAP files begin with {MAGIC!r}, got {magic!r}.")
+    offset = len(MAGIC)
+    while offset + _HEADER.size <= size:
+        file.seek(offset)
+        opcode, rest = _HEADER.unpack(file.read(_HEADER.size))
+        if offset + _HEADER.size + rest > size:
+            return
+        if rest > MAX_RECORD:
+            raise RecordingError(
+                f"The record at byte {offset} claims {rest} bytes; recordings have none over {MAX_RECORD}."
+            )
+        yield Record(opcode, offset, _HEADER.size + rest)
+        offset += _HEADER.size + rest
+        if opcode == Opcode.FOOTER:
+            return
+
+
+def read_record(file: IO[bytes], record: Record) -> bytes:
+    """The bytes of a record, opcode and length field with them."""
+    file.seek(record.offset)
+    data = file.read(record.length)
+    if len(data) != record.length:
+        raise RecordingError(f"The record at byte {record.offset} ends after {len(data)} of {record.length} bytes.")
+    return data
+
+
+def parse_attachment(data: bytes) -> Attachment:
+    """An attachment, its checksum compared."""
+    attachment = _parse(data, Attachment)
+    body = data[_HEADER.size : -4]
+    if zlib.crc32(body) != int.from_bytes(data[-4:], "little"):
+        raise RecordingError(f"The attachment {attachment.name!r} is damaged: its checksum differs.")
+    return attachment
+
+
+def parse_metadata(data: bytes) -> Metadata:
+    """A metadata record."""
+    return _parse(data, Metadata)
+
+
+def parse_chunk(data: bytes) -> tuple[Chunk, Messages]:
+    """A chunk and its messages, its checksum compared.
+
+    Raises:
+        RecordingError: It is damaged, or a bomb.
+    """
+    chunk = _parse(data, Chunk)
+    content = _decompress(chunk)
+    if zlib.crc32(content) != chunk.uncompressed_crc:
+        raise RecordingError("The chunk's messages are damaged: their checksum differs.")
+    return chunk, parse_messages(content)
+
+
+def _decompress(chunk: Chunk) -> bytes:
+    size = chunk.uncompressed_size
+    if chunk.compression == "":
+        return chunk.data
+    if chunk.compression != "zstd":
+        raise RecordingError(f"Chunks of recordings are compressed by zstd or not at all, got {chunk.compression!r}.")
+    if size > min(MAX_RECORD, MAX_RATIO * len(chunk.data)):
+        raise RecordingError(f"A chunk of {len(chunk.data)} bytes claims to hold {size}, more than any recording's.")
+    try:
+        # One byte more than claimed, so that more than claimed shows.
+        with zstandard.ZstdDecompressor(max_window_size=2**27).stream_reader(chunk.data) as reader:
+            content = reader.read(size + 1)
+    except (zstandard.ZstdError, MemoryError) as error:
+        raise RecordingError(f"A chunk cannot be decompressed: {error}.") from error
+    if len(content) != size:
+        raise RecordingError(
+            f"A chunk claims to hold {size} bytes and holds {'more' if len(content) > size else 'less'}."
+        )
+    return bytes(content)
+
+
+def parse_messages(content: bytes) -> Messages:
+    """Message records side by side.
+
+    Raises:
+        RecordingError: There is something else between them.
+    """
+    offsets, at = [0], 0
+    channels: list[int] = []
+    times: list[int] = []
+    while at < len(content):
+        if at + MESSAGE_HEADER.size > len(content):
+            raise RecordingError(f"Message {len(channels)} of a chunk is cut off.")
+        opcode, length, channel, _, log_time, _ = MESSAGE_HEADER.unpack_from(content, at)
+        at += 9 + length
+        if opcode != MESSAGE_OPCODE or length < MESSAGE_HEADER.size - 9 or at > len(content) or log_time >= 2**63:
+            raise RecordingError(f"Record {len(channels)} of a chunk is no whole message.")
+        offsets.append(at)
+        channels.append(channel)
+        times.append(log_time)
+    return Messages(
+        memoryview(content), np.array(offsets, np.int64), np.array(channels, np.int64), np.array(times, np.int64)
+    )
+
+
+def _parse(data: bytes, kind: type[_R]) -> _R:
+    """A record of `kind` from its bytes, all of them."""
+    body = io.BytesIO(data)
+    body.seek(_HEADER.size)
+    stream = ReadDataStream(body)
+    try:
+        record: _R = kind.read(stream)  # type: ignore[attr-defined]
+    except (EndOfFile, ValueError, struct.error, OverflowError, MemoryError) as error:
+        raise RecordingError(f"A {kind.__name__.lower()} record is damaged: {error!r}.") from error
+    if body.read(1):
+        raise RecordingError(f"A {kind.__name__.lower()} record is followed by bytes that belong to nothing.")
+    return record

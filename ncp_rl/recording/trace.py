@@ -1,0 +1,155 @@
+"""Look into a policy while it runs: `trace_neurons` for people, `PolicyTap` for recorders. Neither changes a result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from stable_baselines3.common.distributions import Distribution
+from torch import Tensor
+from torch.distributions import Normal
+
+from ncp_rl.circuit import Circuit
+from ncp_rl.policy import NCPPolicy
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class NeuronTrace:
+    """The neurons in one call of a policy over T steps of N sequences.
+
+    Attributes:
+        sensory: (T, N, S) float32, inputs of the circuit.
+        inter: (T, N, I) float32, potentials after each step.
+        command: (T, N, C) float32, the same.
+        motor: (T, N, M) float32, the same.
+        tau: (T, N, U) float32, seconds, time constants at the end of each step, by the wiring's order of neurons.
+        names: Names by layer: "sensory", "inter", "command", "motor"; and those of `tau`'s neurons, "neurons".
+    """
+
+    sensory: Floats
+    inter: Floats
+    command: Floats
+    motor: Floats
+    tau: Floats
+    names: dict[str, tuple[str, ...]]
+
+
+@contextmanager
+def trace_neurons(policy: NCPPolicy) -> Iterator[list[NeuronTrace]]:
+    """Collect the actor's neurons of every call inside the `with`: forward, predict, evaluate_actions and all others.
+
+        with trace_neurons(model.policy) as calls:
+            model.predict(observation)
+        calls[0].command  # (T, N, C)
+
+    Args:
+        policy: The policy; its results stay as they are.
+    """
+    calls: list[NeuronTrace] = []
+
+    def keep(module: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        calls.append(_neuron_trace(Circuit.from_policy(policy), _array(inputs[0]), _array(output[0])))
+
+    handle = policy.lstm_actor.register_forward_hook(keep)
+    try:
+        yield calls
+    finally:
+        handle.remove()
+
+
+def _neuron_trace(circuit: Circuit, sensory: Floats, potentials: Floats) -> NeuronTrace:
+    wiring = circuit.wiring
+    layers = {"inter": wiring.inter, "command": wiring.command, "motor": wiring.motor}
+    names = {name: wiring.names[where] for name, where in layers.items()}
+    return NeuronTrace(
+        sensory=sensory,
+        **{name: potentials[..., where] for name, where in layers.items()},
+        tau=circuit.time_constants(sensory, potentials),
+        names={"sensory": circuit.sensory_names, **names, "neurons": wiring.names},
+    )
+
+
+class Seen(NamedTuple):
+    """What a policy computed for one step of N environments; tensors on its device."""
+
+    sensory: Tensor
+    """(N, S)"""
+    before: Tensor
+    """(N, U), potentials before the step, still without resets"""
+    episode_starts: Tensor
+    """(N,)"""
+    elapsed_time: Tensor | None
+    """(N,) seconds, or None for the policy's constant"""
+    potentials: Tensor
+    """(N, U), after the step"""
+    action_mean: Tensor
+    """(N, A), or logits"""
+    action_std: Tensor | None
+    """(N, A), or None for discrete actions"""
+    value: Tensor
+    """(N, 1)"""
+    log_prob: Tensor
+    """(N,)"""
+
+
+class PolicyTap:
+    """Keeps what the policy's last `forward` computed: the call that rollouts make, once per step.
+
+    Other calls, such as evaluations or values of last observations, go by other methods and leave it alone.
+    """
+
+    def __init__(self, policy: NCPPolicy) -> None:
+        """Listen to `policy` until `close`."""
+        self.seen: Seen | None = None
+        self._policy = policy
+        self._core: tuple[Any, ...] = ()
+        self._mean: Tensor | None = None
+        self._hooks = ExitStack()
+        for module, hook in (
+            (policy.lstm_actor, self._on_core),
+            (policy.action_net, self._on_mean),
+            (policy, self._on_forward),
+        ):
+            self._hooks.callback(module.register_forward_hook(hook).remove)
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._hooks.close()
+
+    def _on_core(self, module: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        self._core = (*inputs, output[0])
+
+    def _on_mean(self, module: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        self._mean = output
+
+    def _on_forward(self, module: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        sensory, before, starts, elapsed, potentials = self._core
+        _, value, log_prob, _ = output
+        assert self._mean is not None
+        self.seen = Seen(
+            sensory[0],
+            before,
+            starts[0],
+            None if elapsed is None else elapsed[0],
+            potentials[0],
+            self._mean,
+            _deviation(self._policy.action_dist),
+            value,
+            log_prob,
+        )
+
+
+def _deviation(distribution: Distribution) -> Tensor | None:
+    """Standard deviations of the distribution that was made last; None where it has none."""
+    normal = distribution.distribution
+    return normal.scale if isinstance(normal, Normal) else None
+
+
+def _array(tensor: Tensor) -> Floats:
+    return np.asarray(tensor.detach().cpu()).copy()

@@ -1,0 +1,206 @@
+"""`RecordingWriter`: takes steps from a rollout and writes them beside it.
+
+The rollout hands over references; a thread stacks, encodes, compresses, hashes and writes them, most of it without the
+GIL. At least every `INTERVAL` seconds what has come is written as a chunk of its own, in one call, so that a process
+that is killed loses less than a second and leaves a file that opens.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import threading
+from pathlib import Path
+
+import zstandard
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from ncp_rl.circuit import Circuit
+from ncp_rl.recording.chain import Chain, public_bytes
+from ncp_rl.recording.container import Container
+from ncp_rl.recording.encode import Messages
+from ncp_rl.recording.errors import RecordingError
+from ncp_rl.recording.layout import Layout
+from ncp_rl.recording.steps import Step, StepEncoder
+
+#: Seconds after which steps are written at the latest.
+INTERVAL = 0.25
+
+#: A chunk that shrinks more than this is stored as it is: readers take such a ratio for a bomb.
+MAX_RATIO = 64
+
+# Bytes of messages: in a chunk; and of steps that may wait for the thread before the rollout waits for it.
+_CHUNK_BYTES = 2**21
+_MAX_WAITING_BYTES = 2**25
+_BYTES_PER_NUMBER = 15
+
+
+class RecordingWriter:
+    """Writes one recording. Close it, or use it in a `with`; the program's end closes it too."""
+
+    def __init__(
+        self,
+        path: Path,
+        circuit: Circuit,
+        layout: Layout,
+        manifest: bytes,
+        *,
+        sign_key: Ed25519PrivateKey | None = None,
+    ) -> None:
+        """Make the file and write its beginning.
+
+        Args:
+            path: New file.
+            circuit: The circuit; a copy of it is kept.
+            layout: Sizes of all that comes.
+            manifest: Where it comes from.
+            sign_key: Signs the recording's end.
+
+        Raises:
+            RecordingError: The file exists or cannot be written.
+        """
+        self.path, self._sign_key = path, sign_key
+        tensors, settings = circuit.save()
+        self._encoder = StepEncoder(layout, Circuit.load(tensors, settings))
+        self._compressor = zstandard.ZstdCompressor(level=1)
+        self._container = Container()
+        attachments = {"manifest.json": manifest, "circuit.json": settings, "circuit.safetensors": tensors}
+        beginning = self._container.begin(layout, attachments)
+        self._chain = Chain(beginning)
+        self._size = 0
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("xb", buffering=0)
+            self._write(beginning)
+        except FileExistsError as error:
+            raise RecordingError(f"{path} exists and is left as it is; name another file.") from error
+        except OSError as error:
+            raise RecordingError(f"The recording {path} cannot be begun: {error}.") from error
+
+        step_bytes = layout.n_envs * _BYTES_PER_NUMBER * sum(len(topic.kinds) for topic in layout.topics)
+        self._steps_per_chunk = max(1, _CHUNK_BYTES // step_bytes)
+        self._max_waiting = max(2, _MAX_WAITING_BYTES // step_bytes)
+        self._waiting: list[Step] = []
+        self._changed = threading.Condition()
+        self._ending: str | None = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name=f"recording {path.name}", daemon=True)
+        self._thread.start()
+        atexit.register(self.finish_at_exit)
+
+    def append(self, step: Step) -> None:
+        """Record a step; waits only where the disk is slower than the rollout.
+
+        Raises:
+            RecordingError: An earlier step could not be written.
+        """
+        if self._error is not None:
+            self.close()
+        with self._changed:
+            self._waiting.append(step)
+            if len(self._waiting) >= self._max_waiting:
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: len(self._waiting) < self._max_waiting or self._error is not None)
+
+    def finish(self, reason: str = "finished") -> None:
+        """Let the thread write what has come, the seal and the summary, without waiting for it."""
+        with self._changed:
+            self._ending = self._ending or reason
+            self._changed.notify_all()
+
+    def close(self, reason: str = "finished") -> None:
+        """Finish and wait.
+
+        Raises:
+            RecordingError: Something could not be written.
+        """
+        self.finish(reason)
+        self._thread.join()
+        atexit.unregister(self.finish_at_exit)
+        if self._error is not None:
+            raise RecordingError(
+                f"The recording {self.path} cannot be written on: {self._error}. What was written before can be read."
+            ) from self._error
+
+    def finish_at_exit(self) -> None:
+        """Close a recording that the program left open."""
+        self.close("interrupted by the program's end")
+
+    def __enter__(self) -> RecordingWriter:
+        """The writer."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Close; the seal says what ended the recording."""
+        self.close("finished" if kind is None else f"interrupted by {kind.__name__}")
+
+    def _run(self) -> None:
+        try:
+            while self._ending is None or self._waiting:
+                for block in self._take():
+                    self._write_steps(block)
+            self._write_end()
+        except BaseException as error:  # Whatever it is, the rollout's thread raises it.
+            with self._changed:
+                self._error = error
+                self._waiting = []
+                self._changed.notify_all()
+        finally:
+            self._file.close()
+
+    def _take(self) -> list[list[Step]]:
+        """What has come within the interval, in pieces for a chunk each."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._ending is not None or len(self._waiting) >= self._max_waiting, timeout=INTERVAL
+            )
+            steps, self._waiting = self._waiting, []
+            self._changed.notify_all()
+        return [steps[i : i + self._steps_per_chunk] for i in range(0, len(steps), self._steps_per_chunk)]
+
+    def _write_steps(self, steps: list[Step]) -> None:
+        encoded = self._encoder.encode(steps, self._chain.count)
+        if encoded is None:
+            return
+        chunk = self._container.chunk(encoded.messages, *self._compress(encoded.messages))
+        self._chain.add_bytes(chunk)
+        links = self._chain.extend(encoded.messages)
+        episodes = json.dumps(encoded.episodes, separators=(",", ":"))
+        self._write(chunk + self._metadata("chunk", links=links.hex(), episodes=episodes))
+
+    def _compress(self, messages: Messages) -> tuple[str, bytes]:
+        compressed = self._compressor.compress(messages.data)
+        if len(messages.data) > MAX_RATIO * len(compressed):
+            return "", bytes(messages.data)
+        return "zstd", compressed
+
+    def _write_end(self) -> None:
+        key = self._sign_key
+        seal = self._metadata(
+            "seal",
+            episodes=str(self._encoder.n_episodes),
+            ending=str(self._ending),
+            public_key="" if key is None else public_bytes(key.public_key()).hex(),
+            signature="" if key is None else key.sign(self._chain.sealed()).hex(),
+        )
+        self._write(seal + self._container.end())
+        os.fsync(self._file.fileno())
+
+    def _metadata(self, name: str, **entries: str) -> bytes:
+        chain = self._chain
+        state = {"messages": str(chain.count), "head": chain.head.hex(), "digest": chain.digest.hex()}
+        record = self._container.metadata(name, state | entries)
+        chain.add_bytes(record)
+        return record
+
+    def _write(self, data: bytes) -> None:
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[self._file.write(view) :]
+        except OSError:
+            # The disk is full: half a record helps nobody.
+            self._file.truncate(self._size)
+            raise
+        self._size += len(data)

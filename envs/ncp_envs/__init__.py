@@ -5,15 +5,18 @@
 The prefix `ncp_envs:` lets Gymnasium import this package; after `import ncp_envs` it can be left out.
 """
 
+import gymnasium
 from gymnasium.envs.registration import register
 
-from ncp_envs.hidden_state import NoVelocity
+from ncp_envs.hidden_state import HIDDEN, NoVelocity, no_velocity_id
 
 __all__ = ["NoVelocity"]
 
-register(
-    id="ncp/PendulumNoVel-v1",
-    entry_point="gymnasium.envs.classic_control.pendulum:PendulumEnv",
-    max_episode_steps=200,
-    additional_wrappers=(NoVelocity.wrapper_spec(kept=(0, 1), names=("cos_theta", "sin_theta")),),
-)
+for _upstream in HIDDEN:
+    register(
+        id=no_velocity_id(_upstream),
+        entry_point="ncp_envs.hidden_state:make_no_velocity",
+        kwargs=dict(upstream=_upstream),
+        max_episode_steps=gymnasium.spec(_upstream).max_episode_steps,
+        reward_threshold=gymnasium.spec(_upstream).reward_threshold,
+    )

@@ -7,7 +7,7 @@ what it carries (`theta_3` is the fourth receptor of theta).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -80,6 +80,7 @@ class MultiInputReceptors(BaseFeaturesExtractor):
         receptors: int = 8,
         cnn_output_dim: int = 32,
         normalized_image: bool = False,
+        names: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         """Make an encoder per key.
 
@@ -88,7 +89,13 @@ class MultiInputReceptors(BaseFeaturesExtractor):
             receptors: Sensory neurons per observed quantity of the vectors.
             cnn_output_dim: Sensory neurons per image; 32 as in the lane-keeping circuit of Lechner et al. (2020).
             normalized_image: As in SB3's `CombinedExtractor`.
+            names: Of the observed quantities, by key of a vector; key_0, key_1, ... for keys without names. Names of
+                keys that the observation lacks are left unused: they may be hidden from this encoder.
+
+        Raises:
+            ValueError: Names whose number is not that of the key's quantities.
         """
+        names = names or {}
         encoders: dict[str, BaseFeaturesExtractor] = {}
         sensory_names: list[str] = []
         for key, space in observation_space.spaces.items():
@@ -97,7 +104,8 @@ class MultiInputReceptors(BaseFeaturesExtractor):
                 sensory_names += _numbered(key, cnn_output_dim)
             else:
                 size = int(get_flattened_obs_dim(space))
-                receptor_layer = Receptors(space, receptors, [key] if size == 1 else _numbered(key, size))
+                numbered = [key] if size == 1 else _numbered(key, size)
+                receptor_layer = Receptors(space, receptors, names.get(key) or numbered)
                 sensory_names += receptor_layer.sensory_names
                 encoders[key] = receptor_layer
         super().__init__(observation_space, features_dim=len(sensory_names))

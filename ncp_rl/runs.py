@@ -394,8 +394,11 @@ def _policy_kwargs(config: RunConfig, policy: type[NCPPolicy] | str, venv: VecEn
             kwargs[name] = _recipe(kwargs[name])
     if isinstance(kwargs.get("init"), Mapping):
         kwargs["init"] = LTCInit(**{name: tuple(bounds) for name, bounds in kwargs["init"].items()})
-    if policy is NCPPolicy and venv.has_attr("observation_names"):
+    takes_names = policy is not CnnNCPPolicy and "features_extractor_class" not in kwargs
+    if takes_names and venv.has_attr("observation_names"):
         names = venv.get_attr("observation_names", indices=0)[0]
+        if names is not None and isinstance(names, Mapping) != isinstance(venv.observation_space, spaces.Dict):
+            raise ValueError(f"observation_names must be names, by key where the observation is a Dict, got {names}.")
         kwargs["features_extractor_kwargs"] = dict(names=names) | (kwargs.get("features_extractor_kwargs") or {})
     return kwargs
 

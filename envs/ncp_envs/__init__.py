@@ -9,8 +9,9 @@ import gymnasium
 from gymnasium.envs.registration import register
 
 from ncp_envs.hidden_state import HIDDEN, NoVelocity, no_velocity_id
+from ncp_envs.irregular_time import IrregularTime
 
-__all__ = ["NoVelocity"]
+__all__ = ["IrregularTime", "NoVelocity"]
 
 for _upstream in HIDDEN:
     register(
@@ -20,3 +21,5 @@ for _upstream in HIDDEN:
         max_episode_steps=gymnasium.spec(_upstream).max_episode_steps,
         reward_threshold=gymnasium.spec(_upstream).reward_threshold,
     )
+
+register(id="ncp/PendulumIrregular-v0", entry_point="ncp_envs.irregular_time:make_pendulum_irregular")

@@ -10,6 +10,7 @@ each substep (`ncp_rl.audit.intervals`), stands beside it: the form is tight for
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,8 @@ from ncp_rl.audit.intervals import Means, Range
 from ncp_rl.circuit import Circuit
 from ncp_rl.recording import Episode
 
+# Receptors are linear in what they observe up to float32's rounding; what is farther off is no receptor.
+_NOT_LINEAR = 1e-4
 # Where the box is narrower than this share of the affine form, the form takes the box over and starts anew.
 _GIVE_UP = 0.2
 
@@ -82,6 +85,30 @@ def sensitivity(
     bound = _bound(circuit, *(array.astype(np.float64) for array in (start, sensory, seconds, moves)))
     found = _attack(circuit, start, sensory, seconds, moves, seed)
     return Sensitivity(circuit.action_names, step, bound, found)
+
+
+def observation_moves(circuit: Circuit, episodes: Sequence[Episode], share: float) -> tuple[Array, str]:
+    """Moves of each observed quantity by a share of the range in which it was seen, for `sensitivity`.
+
+    Receptors are linear in their quantity, so that two recorded values tell their gain. Other encoders hide what one
+    observation does to the senses: there each sensory input moves by itself, by the share of its own range.
+
+    Returns:
+        moves: (K, S).
+        what: What moves: "observation" or "sensory input".
+    """
+    sensory = np.concatenate([episode.sensory for episode in episodes]).astype(np.float64)
+    observed = np.concatenate([episode.observation for episode in episodes]).astype(np.float64)
+    quantity = [name.rpartition("_")[0] for name in circuit.sensory_names]
+    rows = []
+    for column, name in zip(observed.T, episodes[0].observation_names, strict=True):
+        low, high = int(column.argmin()), int(column.argmax())
+        own = np.array([of == name for of in quantity])
+        line = sensory[low] + np.outer(column - column[low], sensory[high] - sensory[low]) / max(np.ptp(column), 1e-30)
+        if not own.any() or np.abs(line - sensory)[:, own].max() > _NOT_LINEAR * max(np.ptp(sensory[:, own]), 1e-30):
+            return share * np.diag(np.ptp(sensory, axis=0)), "sensory input"
+        rows.append(share * (sensory[high] - sensory[low]) * own)
+    return np.stack(rows), "observation"
 
 
 @dataclass

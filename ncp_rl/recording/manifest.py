@@ -155,8 +155,10 @@ def _statistics(normalize: VecNormalize | None) -> dict[str, np.ndarray[Any, Any
     if normalize is None:
         return {}
     found = {"normalize.limits": np.array([normalize.epsilon, normalize.clip_obs, normalize.norm_obs])}
+    if not normalize.norm_obs:
+        return found
     statistics = normalize.obs_rms if isinstance(normalize.obs_rms, dict) else {"": normalize.obs_rms}
-    for key, part in statistics.items() if normalize.norm_obs else ():
+    for key, part in statistics.items():
         found[f"normalize.{key}.mean"], found[f"normalize.{key}.var"] = part.mean, part.var
     return found
 

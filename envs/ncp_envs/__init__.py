@@ -8,10 +8,33 @@ The prefix `ncp_envs:` lets Gymnasium import this package; after `import ncp_env
 import gymnasium
 from gymnasium.envs.registration import register
 
+from ncp_envs.disturbance import (
+    DISTURBANCES,
+    LEVEL_UNITS,
+    ActionDelay,
+    ActionGainError,
+    ActionNoise,
+    ObservationDelay,
+    SensorBias,
+    SensorDropout,
+    SensorNoise,
+)
 from ncp_envs.hidden_state import HIDDEN, NoVelocity, no_velocity_id
 from ncp_envs.irregular_time import IrregularTime
 
-__all__ = ["IrregularTime", "NoVelocity"]
+__all__ = [
+    "DISTURBANCES",
+    "LEVEL_UNITS",
+    "ActionDelay",
+    "ActionGainError",
+    "ActionNoise",
+    "IrregularTime",
+    "NoVelocity",
+    "ObservationDelay",
+    "SensorBias",
+    "SensorDropout",
+    "SensorNoise",
+]
 
 for _upstream in HIDDEN:
     register(

@@ -1,0 +1,386 @@
+"""Disturbances: a wrapper for each, a number for how much. Level 0 is exactly the plain environment.
+
+    env = DISTURBANCES["sensor_noise"](gymnasium.make("ncp_envs:ncp/PendulumNoVel-v1"), 0.1)
+
+Every wrapper has a random stream of its own that follows the seed of `reset`: under one seed, the environment beneath
+draws the same numbers at every level, so that runs compare in pairs. Disturbed observations and actions stay in their
+spaces. In Dict observations every Box is disturbed except `elapsed_time`, the controller's own clock.
+
+The size of an observed or commanded quantity is half the range of its Box. Quantities without bounds, or with bounds
+of a thousand and more that stand for none, have size 1: the level is then in their own unit. `scale` sets other sizes,
+such as standard deviations seen in a recording.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, SupportsFloat
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+from gymnasium.utils import RecordConstructorArgs
+from gymnasium.wrappers import StickyAction
+
+from ncp_envs.generator import OwnGenerator
+from ncp_envs.irregular_time import ELAPSED_TIME
+
+Array = npt.NDArray[Any]
+#: Sizes of the quantities of a Box, in its shape or one for all; by key for Dict observations.
+Scale = float | Sequence[Any] | Mapping[str, Any]
+
+# Half ranges from here on stand for no bound at all.
+_UNBOUNDED = 1e3
+
+
+class Disturbance(OwnGenerator, RecordConstructorArgs, ABC):
+    """A disturbance of observations or actions; subclasses override what they disturb.
+
+    Attributes:
+        level: How much; 0 leaves observations and actions as they are.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], level: float, **arguments: Any) -> None:
+        """Wrap `env`; the subclass's `arguments` are kept in the spec.
+
+        Raises:
+            ValueError: The level is no number from 0 on.
+        """
+        RecordConstructorArgs.__init__(self, level=level, **arguments)
+        super().__init__(env)
+        if not 0 <= level < np.inf:
+            raise ValueError(f"level must be a number from 0 on, got {level}.")
+        self.level = level
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Reset the environment, draw what holds for the episode."""
+        observation, info = super().reset(seed=seed, options=options)
+        if self.level == 0:
+            return observation, info
+        self.begin()
+        return self.observe(observation), info
+
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        """Step with a disturbed action to a disturbed observation."""
+        if self.level == 0:
+            return self.env.step(action)
+        observation, *outcome = self.env.step(self.act(action))
+        return (self.observe(observation), *outcome)
+
+    def begin(self) -> None:
+        """Start an episode."""
+
+    def observe(self, observation: Any) -> Any:
+        """The observation, disturbed."""
+        return observation
+
+    def act(self, action: Any) -> Any:
+        """The action, disturbed."""
+        return action
+
+
+class SensorDisturbance(Disturbance):
+    """A disturbance of each Box of an observation; subclasses say of what kind."""
+
+    def __init__(self, env: gym.Env[Any, Any], level: float, **arguments: Any) -> None:
+        """Wrap `env`.
+
+        Raises:
+            ValueError: No Box is observed, or the scale does not fit.
+        """
+        super().__init__(env, level, **arguments)
+        space, scale = env.observation_space, arguments.get("scale")
+        parts = space.spaces if isinstance(space, spaces.Dict) else {"": space}
+        self.boxes = {key: box for key, box in parts.items() if isinstance(box, spaces.Box) and key != ELAPSED_TIME}
+        if not self.boxes:
+            raise ValueError(f"{type(self).__name__} needs a Box observation, or a Dict with one, got {space}.")
+        scales = scale if isinstance(scale, Mapping) else dict.fromkeys(self.boxes, scale)
+        self.scales = {key: sizes(box, scales.get(key)) for key, box in self.boxes.items()}
+
+    def observe(self, observation: Any) -> Any:
+        """Every Box disturbed; what is no Box, and the elapsed time, as it is."""
+        if "" in self.boxes:
+            return self._fit("", observation)
+        return {key: self._fit(key, part) if key in self.boxes else part for key, part in observation.items()}
+
+    def _fit(self, key: str, reading: Array) -> Array:
+        return fitted(self.disturb(key, reading), self.boxes[key])
+
+    def disturb(self, key: str, reading: Array) -> Array:
+        """The reading of a Box, disturbed; its bounds need not be kept."""
+        raise NotImplementedError
+
+
+class SensorNoise(SensorDisturbance):
+    """Adds normal noise to every observed quantity at every step.
+
+    Level: standard deviation, as a share of the quantity's size.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], level: float, scale: Scale | None = None) -> None:
+        """Wrap `env`; `scale` gives the sizes."""
+        super().__init__(env, level, scale=scale)
+
+    def disturb(self, key: str, reading: Array) -> Array:
+        """Noise on each number."""
+        noisy: Array = reading + self.level * self.scales[key] * self.generator.standard_normal(reading.shape)
+        return noisy
+
+
+class SensorBias(SensorDisturbance):
+    """Shifts every observed quantity by an offset that holds for the episode; an image as a whole.
+
+    Level: the offset, as a share of the quantity's size; its sign is drawn for each quantity and episode.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], level: float, scale: Scale | None = None) -> None:
+        """Wrap `env`; `scale` gives the sizes."""
+        super().__init__(env, level, scale=scale)
+
+    def begin(self) -> None:
+        """Draw the signs."""
+        self._signs = {
+            key: self.generator.choice([-1.0, 1.0], size=() if is_image(box) else box.shape)
+            for key, box in self.boxes.items()
+        }
+
+    def disturb(self, key: str, reading: Array) -> Array:
+        """The same offset at every step."""
+        shifted: Array = reading + self.level * self.scales[key] * self._signs[key]
+        return shifted
+
+
+class SensorDropout(SensorDisturbance):
+    """Loses readings, each quantity by itself, an image as a whole; the first of an episode always arrives.
+
+    Level: probability that a reading is lost, at each step.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], level: float, fill: Literal["last", "zero"] = "last") -> None:
+        """Wrap `env`.
+
+        Args:
+            env: The environment.
+            level: Probability.
+            fill: What stands for a lost reading: the last one that arrived, or zero (the bound next to it, where zero
+                is out of bounds).
+        """
+        super().__init__(env, level, fill=fill)
+        if level > 1:
+            raise ValueError(f"level is a probability here, from 0 to 1, got {level}.")
+        if fill not in ("last", "zero"):
+            raise ValueError(f'fill must be "last" or "zero", got {fill!r}.')
+        self.fill = fill
+
+    def begin(self) -> None:
+        """Nothing has arrived yet."""
+        self._last: dict[str, Array] = {}
+
+    def disturb(self, key: str, reading: Array) -> Array:
+        """Some numbers of it from earlier, or zero."""
+        if key not in self._last:
+            self._last[key] = reading
+            return reading
+        lost = self.generator.random(() if is_image(self.boxes[key]) else reading.shape) < self.level
+        arrived = np.where(lost, self._last[key] if self.fill == "last" else 0, reading)
+        self._last[key] = arrived
+        return arrived
+
+
+class ObservationDelay(Disturbance):
+    """Shows observations late; in an episode's first steps, its first one.
+
+    Level: steps, a whole number.
+
+    Gymnasium's `DelayObservation` shows zeros at first: no reading of a pendulum's angle, and no time elapsed.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], level: float) -> None:
+        """Wrap `env`."""
+        super().__init__(env, level)
+        self.steps = whole(level)
+
+    def begin(self) -> None:
+        """Nothing is under way."""
+        self._under_way: deque[Any] = deque(maxlen=self.steps + 1)
+
+    def observe(self, observation: Any) -> Any:
+        """That of `steps` ago, with the elapsed time of now."""
+        self._under_way.append(observation)
+        late = self._under_way[0]
+        if isinstance(late, Mapping) and ELAPSED_TIME in late:
+            return {**late, ELAPSED_TIME: observation[ELAPSED_TIME]}
+        return late
+
+
+class ActionNoise(Disturbance):
+    """Adds normal noise to continuous actions; replaces discrete ones at random.
+
+    Level: standard deviation, as a share of half the action's range; for actions that are not in a Box, the probability
+    that an action drawn uniformly takes its place.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], level: float) -> None:
+        """Wrap `env`."""
+        super().__init__(env, level)
+        if not isinstance(env.action_space, spaces.Box) and level > 1:
+            raise ValueError(f"level is a probability for {env.action_space}, from 0 to 1, got {level}.")
+
+    def begin(self) -> None:
+        """Actions are drawn from the wrapper's own stream too."""
+        self._random_actions = copy.deepcopy(self.env.action_space)
+        self._random_actions.seed(int(self.generator.integers(2**31)))
+
+    def act(self, action: Any) -> Any:
+        """Noisy, or another."""
+        space = self.env.action_space
+        if isinstance(space, spaces.Box):
+            noise = self.generator.standard_normal(space.shape)
+            return fitted(np.asarray(action) + self.level * sizes(space) * noise, space)
+        return self._random_actions.sample() if self.generator.random() < self.level else action
+
+
+class ActionDelay(Disturbance):
+    """Carries actions out late; until the first one is due, `idle`.
+
+    Level: steps, a whole number.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], level: float, idle: Any = None) -> None:
+        """Wrap `env`.
+
+        Args:
+            env: The environment.
+            level: Steps.
+            idle: The action until the first one is due. Where None: zero, or the bound next to it, for a Box; the first
+                action of a discrete space.
+        """
+        super().__init__(env, level, idle=idle)
+        self.steps = whole(level)
+        self.idle = idle_action(env.action_space) if idle is None else idle
+
+    def begin(self) -> None:
+        """Idle until the first action is due."""
+        self._under_way: deque[Any] = deque([self.idle] * self.steps)
+
+    def act(self, action: Any) -> Any:
+        """That of `steps` ago."""
+        self._under_way.append(copy.copy(action))
+        return self._under_way.popleft()
+
+
+class ActionGainError(Disturbance):
+    """Actuators answer too strongly or too weakly: each action is multiplied by 1 + level or 1 - level.
+
+    Level: error of the gain; its sign is drawn for each action and episode.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], level: float) -> None:
+        """Wrap `env`.
+
+        Raises:
+            ValueError: Actions that cannot be multiplied.
+        """
+        super().__init__(env, level)
+        if not isinstance(env.action_space, spaces.Box):
+            raise ValueError(f"ActionGainError needs continuous actions (Box), got {env.action_space}.")
+        self._actions = env.action_space
+
+    def begin(self) -> None:
+        """Draw the signs."""
+        self._gain = 1.0 + self.level * self.generator.choice([-1.0, 1.0], size=self._actions.shape)
+
+    def act(self, action: Any) -> Any:
+        """Too much or too little."""
+        return fitted(self._gain * action, self._actions)
+
+
+def sticky_action(env: gym.Env[Any, Any], level: float) -> gym.Env[Any, Any]:
+    """Gymnasium's `StickyAction`: with probability `level`, below 1, an action is the one before once more.
+
+    It draws from the environment's own random stream, at probability 0 too: level 0 is `env` as it is.
+    """
+    return StickyAction(env, level) if level else env
+
+
+#: name -> (env, level) -> env, disturbed.
+DISTURBANCES: dict[str, Callable[[gym.Env[Any, Any], float], gym.Env[Any, Any]]] = {
+    "sensor_noise": SensorNoise,
+    "sensor_bias": SensorBias,
+    "sensor_dropout": SensorDropout,
+    "observation_delay": ObservationDelay,
+    "action_noise": ActionNoise,
+    "action_delay": ActionDelay,
+    "action_gain_error": ActionGainError,
+    "sticky_action": sticky_action,
+}
+
+#: name -> what its level counts.
+LEVEL_UNITS: dict[str, str] = {
+    "sensor_noise": "standard deviation, share of the quantity's size",
+    "sensor_bias": "offset, share of the quantity's size",
+    "sensor_dropout": "probability per reading",
+    "observation_delay": "steps",
+    "action_noise": "standard deviation, share of half the range; probability for discrete actions",
+    "action_delay": "steps",
+    "action_gain_error": "relative error of the gain",
+    "sticky_action": "probability per step",
+}
+
+
+def sizes(box: spaces.Box, scale: Any = None) -> Array:
+    """Size of each quantity of a Box, in its shape: half its range, or 1 where that says nothing; or `scale`.
+
+    Raises:
+        ValueError: A scale that does not fit the Box.
+    """
+    if scale is None:
+        half = (box.high.astype(np.float64) - box.low) / 2
+        return np.where(half < _UNBOUNDED, half, 1.0)
+    try:
+        return np.broadcast_to(np.asarray(scale, np.float64), box.shape)
+    except ValueError as error:
+        raise ValueError(f"scale must be a number or have the shape {box.shape}, got {scale}.") from error
+
+
+def fitted(values: Array, box: spaces.Box) -> Array:
+    """Values in the Box: within its bounds, rounded where it has whole numbers, of its dtype."""
+    whole_numbers = np.issubdtype(box.dtype, np.integer)
+    return np.clip(np.rint(values) if whole_numbers else values, box.low, box.high).astype(box.dtype)
+
+
+def is_image(box: spaces.Box) -> bool:
+    """Whether the quantities of a Box are pixels."""
+    return box.dtype == np.uint8 and len(box.shape) >= 2
+
+
+def whole(level: float) -> int:
+    """A level that counts steps.
+
+    Raises:
+        ValueError: It is no whole number.
+    """
+    if level != int(level):
+        raise ValueError(f"level counts steps here and must be a whole number, got {level}.")
+    return int(level)
+
+
+def idle_action(space: spaces.Space[Any]) -> Any:
+    """Zero or the nearest action to it.
+
+    Raises:
+        ValueError: A space without a nearest.
+    """
+    if isinstance(space, spaces.Box):
+        return fitted(np.zeros(space.shape), space)
+    if isinstance(space, spaces.Discrete):
+        return space.start
+    if isinstance(space, spaces.MultiDiscrete):
+        return space.start.copy()
+    if isinstance(space, spaces.MultiBinary):
+        return np.zeros(space.shape, space.dtype)
+    raise ValueError(f"Which action is idle in {space}? Give idle=...")

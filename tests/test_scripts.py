@@ -17,9 +17,10 @@ from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecNormalize
 
-from ncp_rl.runs import RunConfig, RunError, evaluate, load_run, make_envs, read_hyperparams
+from ncp_rl import CnnNCPPolicy, NCPPolicy
+from ncp_rl.runs import RunConfig, RunError, evaluate, load_run, make_envs, make_model, read_hyperparams
 from ncp_rl.runs import train as run_training
-from tests.random_env import TIMED, box
+from tests.random_env import TIMED, RandomEnv, box
 
 ROOT = Path(__file__).parents[1]
 ENV = "ncp/PendulumNoVel-v1"
@@ -82,13 +83,49 @@ def test_evaluate_films_every_episode(run: Path, tmp_path: Path) -> None:
     assert len(films) == 2 and all(b"ftyp" in film.read_bytes()[:16] for film in films)
 
 
-def test_any_environment_by_module(tmp_path: Path) -> None:
-    (tmp_path / "my_module.py").write_text(
-        "import gymnasium as gym\n"
-        "gym.register('Mine-v0', 'gymnasium.envs.classic_control.cartpole:CartPoleEnv', max_episode_steps=50)\n"
+def test_your_own_environment_as_the_readme_has_it(tmp_path: Path) -> None:
+    section = (ROOT / "README.md").read_text().partition("### Your own environment")[2]
+    (tmp_path / "my_module.py").write_text(section.partition("```python\n")[2].partition("```")[0])
+    assert "python scripts/train.py --env my_module:MyEnv-v0" in section
+    result = train(
+        tmp_path, "--env", "my_module:MyEnv-v0", "--recipe", "FullyConnected", "--units", "8", "--out", "run"
     )
-    result = train(tmp_path, "--env", "my_module:Mine-v0", "--recipe", "FullyConnected", "--units", "8", "--out", "run")
     assert result.returncode == 0, result.stderr
+
+
+def test_an_environment_that_no_one_here_wrote(tmp_path: Path) -> None:
+    """Dict observations of float64 and shape (4, 1)."""
+    result = train(tmp_path, "--env", "highway_env:lane-keeping-v0", "--out", "run")
+    assert result.returncode == 0, result.stderr
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["env"] == "highway_env:lane-keeping-v0"
+
+
+def test_a_grid_of_floats_is_a_vector() -> None:
+    """As highway_env's racetrack-v0 observes: no image, though it has the shape of one."""
+    space = spaces.Box(-np.inf, np.inf, (2, 6, 6), np.float32)
+    gym.register("Grid-v0", "tests.random_env:RandomEnv", kwargs=dict(observation_space=space, action_space=box(1)))
+    config = RunConfig("Grid-v0", dict(normalize=True, n_steps=8, batch_size=8))
+    venv = make_envs(config, 1)
+    del gym.registry["Grid-v0"]
+    model = make_model(config, venv)
+    assert isinstance(venv, VecNormalize) and venv.norm_obs
+    assert isinstance(model.policy, NCPPolicy) and not isinstance(model.policy, CnnNCPPolicy)
+    assert model.policy.wiring.n_sensory == 8 * 2 * 6 * 6
+    model.learn(8)
+
+
+def test_names_must_fit_the_observation(tmp_path: Path) -> None:
+    gym.register("Misnamed-v0", lambda **kwargs: Misnamed(box(2), box(1), **kwargs))
+    config = RunConfig("Misnamed-v0", {})
+    venv = make_envs(config, 1)
+    del gym.registry["Misnamed-v0"]
+    with pytest.raises(RunError, match="observation_names must be names, by key where the observation is a Dict"):
+        make_model(config, venv)
+
+
+class Misnamed(RandomEnv):
+    observation_names = {"x": ("a", "b")}  # noqa: RUF012
 
 
 def one_line(result: subprocess.CompletedProcess[str]) -> str:

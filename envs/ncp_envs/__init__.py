@@ -46,3 +46,9 @@ for _upstream in HIDDEN:
     )
 
 register(id="ncp/PendulumIrregular-v0", entry_point="ncp_envs.irregular_time:make_pendulum_irregular")
+
+register(
+    id="ncp/LaneKeepingIrregular-v0",
+    entry_point="ncp_envs.irregular_time:make_lane_keeping_irregular",
+    max_episode_steps=500,
+)

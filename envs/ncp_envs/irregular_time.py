@@ -12,7 +12,7 @@ from gymnasium.wrappers import TimeLimit
 
 from ncp_envs.generator import OwnGenerator
 from ncp_envs.hidden_state import make_no_velocity
-from ncp_envs.variant import Variant, step_seconds
+from ncp_envs.variant import Variant, make_upstream, step_seconds
 
 #: Key of the observation that holds the seconds since the last one.
 ELAPSED_TIME = "elapsed_time"
@@ -104,7 +104,7 @@ def _duration(env: gym.Env[Any, Any], seconds: float | None) -> float:
     return known
 
 
-def make_pendulum_irregular(interval: tuple[float, float] = (0.05, 0.25), **kwargs: Any) -> Variant:
+def make_pendulum_irregular(interval: tuple[float, float] = (0.05, 0.15), **kwargs: Any) -> Variant:
     """A pendulum without velocity, seen at irregular times: who wants the velocity must divide by the time gone by.
 
     ## Action Space
@@ -119,11 +119,11 @@ def make_pendulum_irregular(interval: tuple[float, float] = (0.05, 0.25), **kwar
     |--------------|-----|----------------------------------------------|------|------|------|
     | observation  | 0   | x = cos(theta)                               | -1.0 | 1.0  | -    |
     |              | 1   | y = sin(theta)                               | -1.0 | 1.0  | -    |
-    | elapsed_time | 0   | time since the last observation              | 0.05 | 0.25 | s    |
+    | elapsed_time | 0   | time since the last observation              | 0.05 | 0.15 | s    |
 
     ## Rewards
 
-    Those of Pendulum-v1, added up over the steps of 0.05 s between two observations: one to five, drawn uniformly.
+    Those of Pendulum-v1, added up over the steps of 0.05 s between two observations: one to three, drawn uniformly.
 
     ## Starting State
 
@@ -131,7 +131,7 @@ def make_pendulum_irregular(interval: tuple[float, float] = (0.05, 0.25), **kwar
 
     ## Episode End
 
-    After 10 s, as in Pendulum-v1 (200 steps of the simulation, about 67 of the controller), so that returns compare.
+    After 10 s, as in Pendulum-v1 (200 steps of the simulation, about 100 of the controller), so that returns compare.
 
     ## Arguments
 
@@ -142,3 +142,40 @@ def make_pendulum_irregular(interval: tuple[float, float] = (0.05, 0.25), **kwar
     * v0: initial version (ncp-rl 0.1).
     """
     return Variant(IrregularTime(TimeLimit(make_no_velocity("Pendulum-v1", **kwargs), 200), interval))
+
+
+def make_lane_keeping_irregular(interval: tuple[float, float] = (0.02, 0.18), **kwargs: Any) -> Variant:
+    """Lane keeping from observations at irregular times; the car moves on by exactly the time drawn.
+
+    ## Action Space
+
+    That of ncp/LaneKeeping-v0; the steering holds until the next observation.
+
+    ## Observation Space
+
+    | Key          | Num | Observation                     | Min  | Max  | Unit |
+    |--------------|-----|---------------------------------|------|------|------|
+    | observation  |     | that of ncp/LaneKeeping-v0      |      |      |      |
+    | elapsed_time | 0   | time since the last observation | 0.02 | 0.18 | s    |
+
+    ## Rewards
+
+    That of ncp/LaneKeeping-v0, in proportion to the time.
+
+    ## Starting State
+
+    As ncp/LaneKeeping-v0.
+
+    ## Episode End
+
+    As ncp/LaneKeeping-v0; after 500 observations, 50 s on average.
+
+    ## Arguments
+
+    `interval`: shortest and longest time between observations in seconds; others go to ncp/LaneKeeping-v0.
+
+    ## Version History
+
+    * v0: initial version (ncp-rl 0.1).
+    """
+    return Variant(IrregularTime(make_upstream("ncp/LaneKeeping-v0", **kwargs), interval))

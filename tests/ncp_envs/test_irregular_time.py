@@ -19,6 +19,8 @@ from ncp_rl import LTC, FullyConnected
 from ncp_rl.runs import RunConfig, make_envs, make_model
 
 ID = "ncp_envs:ncp/PendulumIrregular-v0"
+LANE = "ncp_envs:ncp/LaneKeepingIrregular-v0"
+needs_lane = pytest.mark.skipif("ncp/LaneKeeping-v0" not in gym.registry, reason="ncp/LaneKeeping-v0 is not here yet")
 
 
 class Falling(gym.Env[Any, Any]):
@@ -38,8 +40,9 @@ class Falling(gym.Env[Any, Any]):
         return {"height": np.array([self.height], np.float32)}, self.interval, False, False, {}
 
 
-def test_keeps_gymnasiums_and_sb3s_contracts() -> None:
-    env = gym.make(ID).unwrapped
+@pytest.mark.parametrize("env_id", [ID, pytest.param(LANE, marks=needs_lane)])
+def test_keeps_gymnasiums_and_sb3s_contracts(env_id: str) -> None:
+    env = gym.make(env_id).unwrapped
     check_env(env)
     check_env_for_sb3(env)
 
@@ -94,6 +97,23 @@ def test_an_environment_with_an_interval_integrates_it() -> None:
     assert len(set(times)) == 201 and min(times[1:]) < 0.03 and max(times) > 0.29
 
 
+@needs_lane
+def test_the_car_drives_for_the_time_that_is_told() -> None:
+    """Speed is constant: the distance over the time is the same at every observation, whatever the time."""
+    env = gym.make(LANE)
+    env.reset(seed=0)
+    times, distances = [], [0.0]
+    for _ in range(40):
+        observation, _, crashed, _, info = env.step(np.zeros(1, np.float32))
+        if crashed:
+            break
+        times.append(float(observation["elapsed_time"][0]))
+        distances.append(info["distance"])
+    speeds = np.diff(distances) / times
+    assert len(times) > 5 and np.ptp(times) > 0.05
+    np.testing.assert_allclose(speeds, speeds.mean(), rtol=0.02)
+
+
 def test_the_time_reaches_the_cell_as_time_and_names_reach_the_senses() -> None:
     config = RunConfig(ID, dict(n_steps=16, batch_size=16, policy_kwargs=dict(wiring=dict(units=8))))
     model = make_model(config, make_envs(config, 1))
@@ -133,7 +153,7 @@ def test_refuses_steps_without_duration_and_a_second_clock() -> None:
 @pytest.fixture(scope="module")
 def rollouts() -> tuple[Tensor, Tensor, Tensor]:
     """Observations (T, N, 2), seconds (T, N) and hidden velocities (T, N, 1) under random torques."""
-    env = gym.make(ID)
+    env = gym.make(ID, interval=(0.05, 0.25))
     env.action_space.seed(0)
     pendulum: Any = env
     while pendulum.unwrapped is not pendulum or hasattr(pendulum, "env"):

@@ -149,8 +149,23 @@ class Circuit:
 
     def action_means(self, potentials: Floats) -> Floats:
         """Potentials (..., U) -> action means (..., A), before any squashing or clipping."""
+        if self.is_affine:
+            # As the policy does it: with one rounding where NumPy would round twice.
+            with torch.no_grad():
+                inputs = torch.from_numpy(np.ascontiguousarray(potentials)).to(self.ltc.cm.device)
+                return np.asarray(self.ltc.motor_map(inputs).cpu())
         means: Floats = potentials[..., self.wiring.motor] @ self.readout.T + self.bias
         return means
+
+    @property
+    def is_affine(self) -> bool:
+        """Whether each action mean is one motor neuron through the motor map, no dense layer behind."""
+        motor_map = self.ltc.motor_map
+        if not isinstance(motor_map, MotorMap):
+            return False
+        with torch.no_grad():
+            own = torch.diag(motor_map.weight).cpu().numpy(), motor_map.bias.cpu().numpy()
+        return np.array_equal(own[0], self.readout) and np.array_equal(own[1], self.bias)
 
 
 def _checked_settings(entries: Any) -> dict[str, Any]:

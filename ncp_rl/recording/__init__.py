@@ -5,18 +5,26 @@ from ncp_rl.recording.episode import Episode
 from ncp_rl.recording.errors import RecordingError
 from ncp_rl.recording.reader import RecordedImage, Recording
 from ncp_rl.recording.recorder import NeuronRecorder, record_rollouts
+from ncp_rl.recording.replay import Comparison, Divergence, Replay, replay
 from ncp_rl.recording.trace import NeuronTrace, trace_neurons
+from ncp_rl.recording.verify import Verification, verify
 
 __all__ = [
+    "Comparison",
+    "Divergence",
     "Episode",
     "NeuronRecorder",
     "NeuronTrace",
     "RecordedImage",
     "Recording",
     "RecordingError",
+    "Replay",
+    "Verification",
     "generate_key",
     "read_private_key",
     "read_public_key",
     "record_rollouts",
+    "replay",
     "trace_neurons",
+    "verify",
 ]

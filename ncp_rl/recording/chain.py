@@ -3,8 +3,9 @@
     h_0 = SHA256("ncp_rl recording 1" || SHA256(start of the file: schemas, channels, manifest, circuit))
     h_k = SHA256(h_{k-1} || record of message k: channel, number, times and data)
 
-After every chunk the file holds h_k, the first four bytes of the links since the chunk before (to name the message that
-was changed) and the SHA-256 of all bytes before. The last such record, the seal, is signed where a key is given.
+After every chunk a metadata record holds h_k, the first four bytes of the links since the chunk before (to name the
+message that was changed), the SHA-256 of all bytes before and one of itself. The last such record, the seal, is signed
+where a key is given.
 
 Without a signature the chain shows damage and edits by those who do not recompute it; whoever rewrites the whole file
 can compute a new chain too. With a signature and the signer's public key at hand, that forgery shows as well. No chain
@@ -14,6 +15,7 @@ shows that a recording was never made, or that its end was cut off before the se
 from __future__ import annotations
 
 import itertools
+import json
 import os
 from hashlib import sha256
 from pathlib import Path
@@ -34,7 +36,7 @@ from ncp_rl.recording.encode import Messages
 from ncp_rl.recording.errors import RecordingError
 
 _CHAIN_DOMAIN = b"ncp_rl recording 1 chain\0"
-_SEAL_DOMAIN = b"ncp_rl recording 1 seal\0"
+_RECORD_DOMAIN = b"ncp_rl recording 1 record\0"
 
 #: Bytes of each link that the file keeps.
 LINK_BYTES = 4
@@ -64,14 +66,19 @@ class Chain:
         """Count bytes of the file in."""
         self._file.update(data)
 
-    @property
-    def digest(self) -> bytes:
-        """SHA-256 of all bytes of the file so far."""
-        return self._file.copy().digest()
+    def state(self) -> dict[str, str]:
+        """What every chain record holds: number of messages, head, and SHA-256 of all bytes of the file so far."""
+        return {"messages": str(self.count), "head": self.head.hex(), "digest": self._file.copy().hexdigest()}
 
-    def sealed(self) -> bytes:
-        """What a signature signs."""
-        return _SEAL_DOMAIN + self.digest + self.head
+
+def with_checksum(name: str, entries: dict[str, str]) -> dict[str, str]:
+    """The entries of a chain record, and their SHA-256."""
+    return entries | {"sha256": sha256(record_text(name, entries)).hexdigest()}
+
+
+def record_text(name: str, entries: dict[str, str]) -> bytes:
+    """Entries of a chain record as one text: what checksums cover and signatures sign."""
+    return _RECORD_DOMAIN + json.dumps([name, entries], sort_keys=True).encode()
 
 
 def generate_key(path: Path) -> Path:

@@ -204,7 +204,7 @@ def _copy(text: Any, start: int, stop: int, out: Any, position: int) -> int:
 
 
 @inlined
-def _rounded_product(a: float, high: float, low: float) -> int:
+def _rounded_product(a: float, high: float, low: float) -> Any:
     """The nearest integer to a (high + low), below 2^62; by Dekker's exact product (Numerische Mathematik 18, 1971)."""
     product = a * high
     c = 134217729.0 * a
@@ -215,7 +215,7 @@ def _rounded_product(a: float, high: float, low: float) -> int:
     b_low = high - b_high
     rest = ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low + a * low
     whole = np.int64(product)
-    rounded: int = whole + np.int64(np.rint((product - np.float64(whole)) + rest))
+    rounded: Any = whole + np.int64(np.rint((product - np.float64(whole)) + rest))
     return rounded
 
 

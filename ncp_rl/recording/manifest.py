@@ -27,10 +27,7 @@ FORMAT = "ncp_rl recording 1"
 
 _PACKAGES = (
     "ncp-rl",
-    "torch",
     "numpy",
-    "numba",
-    "llvmlite",
     "gymnasium",
     "stable-baselines3",
     "sb3-contrib",
@@ -117,16 +114,17 @@ def make_manifest(model: RecurrentPPO, env: VecEnv, layout: Layout, **settings: 
             "backend": policy.backend,
             "squash_output": bool(policy.squash_output),
         },
-        "platform": describe_platform(policy),
+        "platform": describe_platform(policy.device),
         "versions": {name: version(name) for name in _PACKAGES},
+        "threads": torch.get_num_threads(),
         "git": _git(),
         "layout": layout.to_dict(),
     }
     return json.dumps(entries, indent=1, allow_nan=False).encode()
 
 
-def describe_platform(policy: NCPPolicy) -> dict[str, Any]:
-    """What decides about the last bits of a computation, the packages' versions aside."""
+def describe_platform(device: torch.device) -> dict[str, Any]:
+    """What decides about the last bits of a computation on `device`."""
     features = llvmlite.binding.get_host_cpu_features().flatten()
     return {
         "machine": platform.machine(),
@@ -134,9 +132,8 @@ def describe_platform(policy: NCPPolicy) -> dict[str, Any]:
         "python": platform.python_version(),
         "cpu": llvmlite.binding.get_host_cpu_name(),
         "cpu_features_sha256": hashlib.sha256(features.encode()).hexdigest(),
-        "device": str(policy.device),
-        "device_name": torch.cuda.get_device_name(policy.device) if policy.device.type == "cuda" else None,
-        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        **{name: version(name) for name in ("torch", "numba", "llvmlite")},
     }
 
 

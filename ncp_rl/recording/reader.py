@@ -26,9 +26,10 @@ from ncp_rl.recording.episode import Episode
 from ncp_rl.recording.errors import RecordingError
 from ncp_rl.recording.layout import Layout, load_json
 from ncp_rl.recording.manifest import FORMAT
-from ncp_rl.recording.scan import Record, parse_attachment, parse_chunk, parse_metadata, read_record, scan
+from ncp_rl.recording.scan import Record, parse_attachment, parse_metadata, read_messages, read_record, scan
 
-_ATTACHMENTS = ("manifest.json", "circuit.json", "circuit.safetensors")
+#: What every recording has on board.
+ATTACHMENTS = ("manifest.json", "circuit.json", "circuit.safetensors")
 
 # Messages kept between episodes that ran side by side, in bytes.
 _CACHE_BYTES = 2**26
@@ -85,15 +86,15 @@ class Recording:
         with _opened(self.path) as (file, size):
             chunk: Record | None = None
             for record in scan(file, size):
-                if record.opcode == Opcode.ATTACHMENT and len(attachments) < len(_ATTACHMENTS):
+                if record.opcode == Opcode.ATTACHMENT and len(attachments) < len(ATTACHMENTS):
                     attachment = parse_attachment(read_record(file, record))
                     attachments[attachment.name] = attachment.data
                 elif record.opcode == Opcode.CHUNK:
                     chunk = record
                 elif record.opcode == Opcode.METADATA:
                     self._read_metadata(parse_metadata(read_record(file, record)), chunk)
-        if set(attachments) != set(_ATTACHMENTS):
-            raise RecordingError(f"{path} is no recording: it must hold {_ATTACHMENTS}, got {tuple(attachments)}.")
+        if set(attachments) != set(ATTACHMENTS):
+            raise RecordingError(f"{path} is no recording: it must hold {ATTACHMENTS}, got {tuple(attachments)}.")
         self.manifest = load_json(attachments["manifest.json"], "the manifest")
         if self.manifest.get("format") != FORMAT:
             raise RecordingError(f"{path} must be of format {FORMAT!r}, got {self.manifest.get('format')!r}.")
@@ -181,7 +182,7 @@ class Recording:
         with _opened(self.path) as (file, _):
             for record in span.chunks:
                 if record.offset not in self._cache:
-                    self._cache[record.offset] = parse_chunk(read_record(file, record))[1]
+                    self._cache[record.offset] = read_messages(file, record)
                     while len(self._cache) > 1 and sum(len(m.data) for m in self._cache.values()) > _CACHE_BYTES:
                         self._cache.popitem(last=False)
                 yield self._cache[record.offset]

@@ -100,14 +100,14 @@ def _rollout(policy: NCPPolicy, env: VecEnv, camera: _Camera | None, determinist
                 first = torch.from_numpy(starts).to(policy.device, torch.float32)
                 drawn, _, _, states = policy(tensors, states, first, deterministic=deterministic)
             sample = drawn.cpu().numpy()
-            action = _to_environment(policy, sample)
+            action = to_environment(policy, sample)
             observation, reward, starts, infos = env.step(action)
             yield _step(tap, raw, sample, action, _raw_reward(reward, normalize), starts, infos, images)
     finally:
         tap.close()
 
 
-def _to_environment(policy: NCPPolicy, sample: Array) -> Array:
+def to_environment(policy: NCPPolicy, sample: Array) -> Array:
     """What `predict` makes of a sampled action."""
     if not isinstance(policy.action_space, spaces.Box):
         return sample

@@ -85,20 +85,31 @@ def parse_metadata(data: bytes) -> Metadata:
     return _parse(data, Metadata)
 
 
-def parse_chunk(data: bytes) -> tuple[Chunk, Messages]:
-    """A chunk and its messages, its checksum compared.
+def read_messages(file: IO[bytes], record: Record) -> Messages:
+    """The messages of a chunk, its checksum compared.
 
     Raises:
         RecordingError: It is damaged, or a bomb.
     """
-    chunk = _parse(data, Chunk)
-    content = _decompress(chunk)
-    if zlib.crc32(content) != chunk.uncompressed_crc:
-        raise RecordingError("The chunk's messages are damaged: their checksum differs.")
-    return chunk, parse_messages(content)
+    chunk = parse_chunk(read_record(file, record))
+    content = decompress(chunk)
+    messages = parse_messages(content)
+    if zlib.crc32(content) != chunk.uncompressed_crc or messages.offsets[-1] != len(content):
+        raise RecordingError(f"The messages of the chunk at byte {record.offset} are damaged; see verify.")
+    return messages
 
 
-def _decompress(chunk: Chunk) -> bytes:
+def parse_chunk(data: bytes) -> Chunk:
+    """A chunk, still compressed."""
+    return _parse(data, Chunk)
+
+
+def decompress(chunk: Chunk) -> bytes:
+    """The messages of a chunk as bytes.
+
+    Raises:
+        RecordingError: They are damaged, or a bomb.
+    """
     size = chunk.uncompressed_size
     if chunk.compression == "":
         return chunk.data
@@ -120,21 +131,15 @@ def _decompress(chunk: Chunk) -> bytes:
 
 
 def parse_messages(content: bytes) -> Messages:
-    """Message records side by side.
-
-    Raises:
-        RecordingError: There is something else between them.
-    """
+    """Message records side by side, up to the end or to what is no message of ours."""
     offsets, at = [0], 0
     channels: list[int] = []
     times: list[int] = []
-    while at < len(content):
-        if at + MESSAGE_HEADER.size > len(content):
-            raise RecordingError(f"Message {len(channels)} of a chunk is cut off.")
+    while at + MESSAGE_HEADER.size <= len(content):
         opcode, length, channel, _, log_time, _ = MESSAGE_HEADER.unpack_from(content, at)
         at += 9 + length
         if opcode != MESSAGE_OPCODE or length < MESSAGE_HEADER.size - 9 or at > len(content) or log_time >= 2**63:
-            raise RecordingError(f"Record {len(channels)} of a chunk is no whole message.")
+            break
         offsets.append(at)
         channels.append(channel)
         times.append(log_time)

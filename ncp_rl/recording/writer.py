@@ -11,13 +11,14 @@ import atexit
 import json
 import os
 import threading
+from hashlib import sha256
 from pathlib import Path
 
 import zstandard
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ncp_rl.circuit import Circuit
-from ncp_rl.recording.chain import Chain, public_bytes
+from ncp_rl.recording.chain import Chain, public_bytes, record_text, with_checksum
 from ncp_rl.recording.container import Container
 from ncp_rl.recording.encode import Messages
 from ncp_rl.recording.errors import RecordingError
@@ -72,7 +73,8 @@ class RecordingWriter:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("xb", buffering=0)
-            self._write(beginning)
+            digests = {name: sha256(data).hexdigest() for name, data in attachments.items()}
+            self._write(beginning + self._metadata("beginning", digests))
         except FileExistsError as error:
             raise RecordingError(f"{path} exists and is left as it is; name another file.") from error
         except OSError as error:
@@ -167,7 +169,7 @@ class RecordingWriter:
         self._chain.add_bytes(chunk)
         links = self._chain.extend(encoded.messages)
         episodes = json.dumps(encoded.episodes, separators=(",", ":"))
-        self._write(chunk + self._metadata("chunk", links=links.hex(), episodes=episodes))
+        self._write(chunk + self._metadata("chunk", {"links": links.hex(), "episodes": episodes}))
 
     def _compress(self, messages: Messages) -> tuple[str, bytes]:
         compressed = self._compressor.compress(messages.data)
@@ -176,22 +178,17 @@ class RecordingWriter:
         return "zstd", compressed
 
     def _write_end(self) -> None:
-        key = self._sign_key
-        seal = self._metadata(
-            "seal",
-            episodes=str(self._encoder.n_episodes),
-            ending=str(self._ending),
-            public_key="" if key is None else public_bytes(key.public_key()).hex(),
-            signature="" if key is None else key.sign(self._chain.sealed()).hex(),
-        )
-        self._write(seal + self._container.end())
+        entries = {"episodes": str(self._encoder.n_episodes), "ending": str(self._ending)}
+        if self._sign_key is not None:
+            entries["public_key"] = public_bytes(self._sign_key.public_key()).hex()
+            signed = record_text("seal", self._chain.state() | entries)
+            entries["signature"] = self._sign_key.sign(signed).hex()
+        self._write(self._metadata("seal", entries) + self._container.end())
         os.fsync(self._file.fileno())
 
-    def _metadata(self, name: str, **entries: str) -> bytes:
-        chain = self._chain
-        state = {"messages": str(chain.count), "head": chain.head.hex(), "digest": chain.digest.hex()}
-        record = self._container.metadata(name, state | entries)
-        chain.add_bytes(record)
+    def _metadata(self, name: str, entries: dict[str, str]) -> bytes:
+        record = self._container.metadata(name, with_checksum(name, self._chain.state() | entries))
+        self._chain.add_bytes(record)
         return record
 
     def _write(self, data: bytes) -> None:

@@ -1,0 +1,299 @@
+"""Is a recording as it was written? `verify` compares every byte of it, and names the first message that is not."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from mcap.opcode import Opcode
+
+from ncp_rl.recording.chain import LINK_BYTES, Chain, is_signed_by, public_bytes, record_text, with_checksum
+from ncp_rl.recording.container import IMAGE_CHANNEL, MAGIC, Container, channel_topics
+from ncp_rl.recording.encode import MESSAGE_HEADER, Messages
+from ncp_rl.recording.errors import RecordingError
+from ncp_rl.recording.layout import Layout, load_json
+from ncp_rl.recording.reader import ATTACHMENTS
+from ncp_rl.recording.scan import (
+    Record,
+    decompress,
+    parse_attachment,
+    parse_chunk,
+    parse_messages,
+    parse_metadata,
+    read_record,
+    scan,
+)
+
+Signature = Literal["none", "unchecked", "valid", "missing", "of another key"]
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify` found.
+
+    Attributes:
+        status: "intact": every byte is as it was written; "unfinished": the end with the seal is missing, since the
+            writer was killed or the file cut, and what is there is intact; "damaged": something was changed.
+        n_messages: Messages that are intact, from the first on.
+        first_bad: Number of the first message that is not, where that can be told.
+        detail: What is wrong, in a sentence; empty where nothing is.
+        signature: "none": there is no signature, nor was one asked for; "unchecked": there is one, by a key that it
+            names itself; with a public key given: "valid", "missing" or "of another key".
+        public_key: Hexadecimal, of the signature.
+        ending: Why the recording ended, as its writer said.
+    """
+
+    status: Literal["intact", "unfinished", "damaged"]
+    n_messages: int
+    first_bad: int | None = None
+    detail: str = ""
+    signature: Signature = "none"
+    public_key: str | None = None
+    ending: str | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether the recording is intact, and signed as asked for."""
+        return self.status == "intact" and self.signature not in ("missing", "of another key")
+
+    def __str__(self) -> str:
+        """The verdict in a line."""
+        signed = {
+            "none": "not signed: whoever rewrites the whole file can chain it anew",
+            "unchecked": f"signed by {self.public_key}, a key that was not checked",
+            "valid": "signature valid",
+            "missing": "NOT SIGNED",
+            "of another key": f"SIGNED BY ANOTHER KEY, {self.public_key}",
+        }[self.signature]
+        where = "" if self.first_bad is None else f" at message {self.first_bad}"
+        detail = f": {self.detail}" if self.detail else ""
+        signed = f"; {signed}" if self.status == "intact" else ""
+        return f"{self.status}{where}, {self.n_messages} messages{detail}{signed}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """All attributes and `passed`, for JSON."""
+        return asdict(self) | {"passed": self.passed}
+
+
+class _DamageError(Exception):
+    """Something is other than it was written."""
+
+    def __init__(self, detail: str, first_bad: int | None = None) -> None:
+        super().__init__(detail)
+        self.first_bad = first_bad
+
+
+def verify(path: Path | str, public_key: Ed25519PublicKey | None = None) -> Verification:
+    """Compare every byte of a recording with what its writer must have written.
+
+    Args:
+        path: The file.
+        public_key: The key that must have signed it; see `read_public_key`.
+
+    Raises:
+        RecordingError: The file cannot be read, or never was a recording.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            verifier = _Verifier(file, path.stat().st_size)
+            try:
+                verifier.run()
+            except _DamageError as damage:
+                return Verification("damaged", verifier.n_intact, damage.first_bad, str(damage))
+            except RecordingError as error:
+                return Verification("damaged", verifier.n_intact, verifier.n_intact, str(error))
+    except OSError as error:
+        raise RecordingError(f"The recording {path} cannot be read: {error}.") from error
+    return verifier.verdict(public_key)
+
+
+class _Verifier:
+    """Writes the recording anew from what it holds, and compares."""
+
+    def __init__(self, file: IO[bytes], size: int) -> None:
+        self.n_intact = 0
+        self._file, self._size = file, size
+        self._records: list[Record] = []
+        self._container = Container()
+        self._chain: Chain
+        self._layout: Layout
+        self._seal: dict[str, str] | None = None
+
+    def run(self) -> None:
+        """Go through the file.
+
+        Raises:
+            _DamageError: At the first difference.
+            RecordingError: At what cannot be read at all.
+        """
+        self._records = list(scan(self._file, self._size))
+        at = self._beginning()
+        while at < len(self._records) and self._seal is None:
+            at = self._next(at)
+        if self._seal is None:
+            self._check_cut()
+            return
+        self._compare(self._container.end(), "the summary at the file's end was changed")
+        if self._size != self._container.offset:
+            raise _DamageError(f"{self._size - self._container.offset} bytes follow the recording's end")
+
+    def verdict(self, public_key: Ed25519PublicKey | None) -> Verification:
+        """Of a file in which nothing is other than it was written."""
+        if self._seal is None:
+            detail = "the end with its seal is missing, since the writer was killed or the file cut"
+            left_over = self._size - self._container.offset
+            detail += f"; the last {left_over} bytes are no whole record" if left_over else ""
+            return Verification("unfinished", self.n_intact, None, detail)
+        found = self._seal.get("public_key")
+        signature: Signature = "none" if found is None else "unchecked"
+        if public_key is not None:
+            matches = found == public_bytes(public_key).hex()
+            signature = "valid" if matches else "missing" if found is None else "of another key"
+        return Verification("intact", self.n_intact, None, "", signature, found, self._seal["ending"])
+
+    def _beginning(self) -> int:
+        """Schemas, channels, attachments and the record that closes them; gives the number of the next record."""
+        attachments: dict[str, bytes] = {}
+        at = 0
+        while at < len(self._records) and self._records[at].opcode not in (Opcode.CHUNK, Opcode.METADATA):
+            record = self._records[at]
+            at += 1
+            if record.opcode == Opcode.ATTACHMENT:
+                attachment = parse_attachment(read_record(self._file, record))
+                attachments[attachment.name] = attachment.data
+        if tuple(attachments) != ATTACHMENTS:
+            raise _DamageError(f"the file must begin with {ATTACHMENTS}, it has {tuple(attachments)}", 0)
+        entries = self._chain_record(at, "beginning", {*ATTACHMENTS})
+        for name, data in attachments.items():
+            if sha256(data).hexdigest() != entries[name]:
+                raise _DamageError(f"{name} is not the one that was recorded", 0)
+        manifest = load_json(attachments["manifest.json"], "the manifest")
+        self._layout = Layout.from_dict(manifest.get("layout") or {})
+        beginning = self._container.begin(self._layout, attachments)
+        self._compare(beginning, "the file's beginning, with schemas and channels, was changed", 0)
+        self._chain = Chain(beginning)
+        self._close_part(at, "beginning", entries, "the file's beginning was changed")
+        return at + 1
+
+    def _next(self, at: int) -> int:
+        """What begins with record `at`: a chunk with its indexes and chain record, or the seal."""
+        record = self._records[at]
+        if record.offset != self._container.offset or record.opcode not in (Opcode.CHUNK, Opcode.METADATA):
+            raise _DamageError(f"the record at byte {record.offset} does not belong there", self.n_intact)
+        if record.opcode == Opcode.CHUNK:
+            return self._chunk(at)
+        signed = "signature" in parse_metadata(read_record(self._file, record)).metadata
+        entries = self._chain_record(
+            at, "seal", {"episodes", "ending"} | ({"public_key", "signature"} if signed else set())
+        )
+        if signed:
+            rest = {name: value for name, value in entries.items() if name not in ("signature", "sha256")}
+            key, signature = (_bytes_of(entries[name]) for name in ("public_key", "signature"))
+            if not is_signed_by(key, signature, record_text("seal", rest)):
+                raise _DamageError("the signature is not that of this recording by the key that it names")
+        self._close_part(at, "seal", entries, f"what followed message {self.n_intact - 1} is missing or was changed")
+        self._seal = entries
+        return at + 1
+
+    def _chunk(self, at: int) -> int:
+        record, n = self._records[at], self.n_intact
+        after = next((i for i in range(at, len(self._records)) if self._records[i].opcode == Opcode.METADATA), None)
+        if after is None:
+            # Its writer was killed before the chain record, or the file is cut here.
+            return len(self._records)
+        chunk = parse_chunk(read_record(self._file, record))
+        messages = parse_messages(decompress(chunk))
+        entries = self._chain_record(after, "chunk", {"links", "episodes"})
+        self._check_links(messages, _bytes_of(entries["links"]))
+        what = f"messages {n} to {self._chain.count - 1} are intact, but their chunk or its index was changed"
+        if messages.offsets[-1] != chunk.uncompressed_size:
+            raise _DamageError(what)
+        rebuilt = self._container.chunk(messages, chunk.compression, chunk.data)
+        self._compare(rebuilt, what)
+        self._chain.add_bytes(rebuilt)
+        self._close_part(after, "chunk", entries, what)
+        self.n_intact = self._chain.count
+        return after + 1
+
+    def _check_links(self, messages: Messages, links: bytes) -> None:
+        n = self.n_intact
+        found = self._chain.extend(messages)
+        if found == links:
+            return
+        pairs = zip(range(0, len(links), LINK_BYTES), range(0, len(found), LINK_BYTES), strict=False)
+        at = next((i for i, j in pairs if links[i : i + LINK_BYTES] != found[j : j + LINK_BYTES]), None)
+        if at is None:
+            missing = len(found) < len(links)
+            first = min(len(found), len(links)) // LINK_BYTES
+            what = "is missing or no message any more" if missing else "does not belong there"
+            raise _DamageError(f"message {n + first} {what}", n + first)
+        first = at // LINK_BYTES
+        self.n_intact = n + first
+        described = _describe(messages, first, self._layout)
+        raise _DamageError(f"message {n + first}{described} was changed, removed, repeated or moved", n + first)
+
+    def _chain_record(self, at: int, name: str, keys: set[str]) -> dict[str, str]:
+        """The entries of record `at`, which must be a chain record that has not been changed by itself."""
+        where = "the file's beginning" if name == "beginning" else f"message {self.n_intact}"
+        if at >= len(self._records) or self._records[at].opcode != Opcode.METADATA:
+            raise _DamageError(f"the chain record after {where} is missing", self.n_intact)
+        metadata = parse_metadata(read_record(self._file, self._records[at]))
+        entries = dict(metadata.metadata)
+        if metadata.name != name or set(entries) != keys | {"messages", "head", "digest", "sha256"}:
+            raise _DamageError(f"the chain record after {where} is none: {metadata.name!r}", self.n_intact)
+        rest = {key: value for key, value in entries.items() if key != "sha256"}
+        if with_checksum(name, rest) != entries:
+            raise _DamageError(f"the chain record after {where} was changed", self.n_intact)
+        return entries
+
+    def _close_part(self, at: int, name: str, entries: dict[str, str], damage: str) -> None:
+        """Compare the state of the chain with that of the chain record `at`, and the record's bytes."""
+        if self._chain.state().items() - entries.items():
+            raise _DamageError(damage, None if name == "chunk" else self.n_intact)
+        record = self._container.metadata(name, entries)
+        start = self._container.offset - len(record)
+        if self._records[at].offset != start or read_record(self._file, self._records[at]) != record:
+            raise _DamageError(f"the chain record at byte {start} was changed", self.n_intact)
+        self._chain.add_bytes(record)
+
+    def _compare(self, expected: bytes, damage: str, first_bad: int | None = None) -> None:
+        """Compare with the bytes before the container's offset."""
+        self._file.seek(self._container.offset - len(expected))
+        if self._file.read(len(expected)) != expected:
+            raise _DamageError(damage, first_bad)
+
+    def _check_cut(self) -> None:
+        """A file without a seal ends with the start of a chunk or a seal, or with nothing."""
+        offset = self._container.offset
+        self._file.seek(offset)
+        first = self._file.read(1)
+        self._file.seek(max(self._size - len(MAGIC), 0))
+        whole = self._file.read() == MAGIC and self._size > offset + len(MAGIC)
+        if whole or (first and first[0] not in (Opcode.CHUNK, Opcode.METADATA)):
+            raise _DamageError(f"what follows message {self.n_intact - 1} cannot be read", self.n_intact)
+
+
+def _describe(messages: Messages, index: int, layout: Layout) -> str:
+    """Channel, environment, episode and step of a message, where it still tells them."""
+    start, stop = messages.offsets[index], messages.offsets[index + 1]
+    channel = int(messages.channels[index])
+    topic = channel_topics(layout).get(channel)
+    name = topic.name if topic else "/image" if channel == IMAGE_CHANNEL else f"channel {channel}"
+    try:
+        message = json.loads(bytes(messages.data[start + MESSAGE_HEADER.size : stop]))
+        place = ", ".join(f"{key} {message[key]:d}" for key in ("env", "episode", "step") if key in message)
+    except (KeyError, RecursionError, TypeError, ValueError):
+        place = "unreadable"
+    return f" ({name}, {place})" if place else f" ({name})"
+
+
+def _bytes_of(text: str) -> bytes:
+    try:
+        return bytes.fromhex(text)
+    except ValueError as error:
+        raise _DamageError(f"{text[:20]!r} is not hexadecimal") from error

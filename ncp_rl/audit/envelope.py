@@ -10,7 +10,10 @@ A **score** says how far from clean territory the watched neurons' potentials v 
 An **alarm** is the first step of an episode whose score exceeds the **threshold**:
 
 - `fit_box`, `fit_mahalanobis`: (1 + margin) times the largest score of the fitting episodes. Promises nothing.
-- `fit_conformal`: split-conformal, over either score. Of n calibration episodes, kept apart from the fitting ones, take
+- `fit_conformal`: split-conformal, over either score, divided by its **profile**: the largest score of the fitting
+  episodes within 5 steps of the same step. Where episodes pass through phases (a pendulum swings up, then balances),
+  what is usual in one is far out in another. From the step that half of the fitting episodes do not reach, the profile
+  is the largest score of all later ones. Of n calibration episodes, kept apart from the fitting ones, take
   the largest score of each; the threshold is the k-th smallest of these, k = ceil((n + 1) (1 - alpha)) (Papadopoulos et
   al., ECML 2002; Vovk et al., "Algorithmic learning in a random world", 2005; Angelopoulos and Bates,
   arXiv:2107.07511, section 1).
@@ -46,6 +49,9 @@ Score = Literal["box", "mahalanobis"]
 # Potentials are float32 of the order of 1: a neuron that moved less than this in clean episodes counts as having moved
 # this much, so that rounding raises no alarm.
 _SMALLEST_MOVE = 1e-4
+
+# Steps before and after a step whose scores count in its profile.
+_WINDOW = 5
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,8 @@ class Envelope:
         centre: (C,), middle of the range (box) or mean (Mahalanobis).
         low, high: (C,), smallest and largest potential in the fitting episodes.
         precision: (C, C), inverse covariance; diagonal with 1 / half^2 for the box.
+        profile: (P,), what the score at each step of an episode is divided by; its last entry holds for all later
+            steps. A one alone where the score stays as it is.
         threshold: A higher score is an alarm; inf never alarms.
         alpha: Promised false-alarm rate per episode; None where nothing is promised.
         n_fit, n_calibration: Episodes that gave the score, and the threshold; no calibration, no promise.
@@ -101,6 +109,7 @@ class Envelope:
     low: Array
     high: Array
     precision: Array
+    profile: Array
     threshold: float
     alpha: float | None
     n_fit: int
@@ -121,8 +130,13 @@ class Envelope:
         shares: Array = np.where(known, weighted**2 / np.diag(self.precision), np.inf)
         return shares
 
-    def scores(self, potentials: npt.NDArray[np.floating[Any]]) -> Array:
-        """(...) score of potentials (..., U) of all neurons; inf where one of the watched is not finite."""
+    def scores(self, potentials: npt.NDArray[np.floating[Any]], step: npt.NDArray[np.integer[Any]]) -> Array:
+        """(...) score of potentials (..., U) of all neurons; inf where one of the watched is not finite.
+
+        Args:
+            potentials: (..., U)
+            step: (...), of the episode, from 0.
+        """
         if self.score == "box":
             squared = self.outlyingness(potentials).max(axis=-1)
         else:
@@ -130,8 +144,13 @@ class Envelope:
             known = np.isfinite(deviation)
             kept = np.where(known, deviation, 0.0)
             squared = np.where(known.all(axis=-1), ((kept @ self.precision) * kept).sum(axis=-1), np.inf)
-        result: Array = np.sqrt(np.maximum(squared, 0.0))
+        profile = self.profile[np.minimum(step, len(self.profile) - 1)]
+        result: Array = np.sqrt(np.maximum(squared, 0.0)) / profile
         return result
+
+    def scores_of(self, episode: Episode) -> Array:
+        """(T,) score of each step of an episode."""
+        return self.scores(episode.potentials, np.arange(len(episode)))
 
     def blame(self, potentials: npt.NDArray[np.floating[Any]]) -> str:
         """Name of the watched neuron that is furthest out at one step, potentials (U,): largest `outlyingness`."""
@@ -163,7 +182,13 @@ def fit_mahalanobis(circuit: Circuit, episodes: Sequence[Episode], *, margin: fl
 
 
 def fit_conformal(
-    circuit: Circuit, episodes: Sequence[Episode], *, alpha: float = 0.05, score: Score = "box", seed: int = 0
+    circuit: Circuit,
+    episodes: Sequence[Episode],
+    *,
+    alpha: float = 0.05,
+    score: Score = "mahalanobis",
+    profiled: bool = True,
+    seed: int = 0,
 ) -> Envelope:
     """An envelope with a promised false-alarm rate per episode; the module's docstring says what is promised.
 
@@ -174,6 +199,7 @@ def fit_conformal(
         episodes: Clean ones, exchangeable with those to come.
         alpha: False-alarm rate per episode.
         score: Which score.
+        profiled: Divide the score by its profile.
         seed: Of the split.
 
     Raises:
@@ -186,9 +212,11 @@ def fit_conformal(
             f"one to fit, {n_calibration + 1} in all, got {len(episodes)}; record more, or take a larger alpha."
         )
     fitting, calibrating = split_episodes(len(episodes), n_calibration, seed)
-    return calibrate(
-        _fit(circuit, [episodes[i] for i in fitting], score), [episodes[i] for i in calibrating], alpha=alpha
-    )
+    known = [episodes[i] for i in fitting]
+    envelope = _fit(circuit, known, score)
+    if profiled:
+        envelope = replace(envelope, profile=_profile([envelope.scores_of(episode) for episode in known]))
+    return calibrate(envelope, [episodes[i] for i in calibrating], alpha=alpha)
 
 
 def calibrate(envelope: Envelope, episodes: Sequence[Episode], *, alpha: float) -> Envelope:
@@ -200,7 +228,7 @@ def calibrate(envelope: Envelope, episodes: Sequence[Episode], *, alpha: float) 
     n, needed = len(episodes), episodes_needed(alpha)
     if n < needed:
         raise ValueError(f"alpha = {alpha:g} needs at least {needed} episodes to calibrate, got {n}.")
-    maxima = np.sort([envelope.scores(episode.potentials).max() for episode in episodes])
+    maxima = np.sort([envelope.scores_of(episode).max() for episode in episodes])
     threshold = float(maxima[conformal_rank(n, alpha) - 1])
     return replace(envelope, threshold=threshold, alpha=alpha, n_calibration=n, calibration=maxima)
 
@@ -232,12 +260,27 @@ def _fit(circuit: Circuit, episodes: Sequence[Episode], score: Score) -> Envelop
         estimate = LedoitWolf().fit(potentials)
         centre = estimate.location_
         precision = np.linalg.inv(estimate.covariance_ + _SMALLEST_MOVE**2 * np.eye(len(centre)))
-    seconds = circuit.ltc.elapsed_time
-    return Envelope(watched, score, centre, low, high, precision, np.inf, None, len(episodes), 0, np.empty(0), seconds)
+    seconds, flat = circuit.ltc.elapsed_time, np.ones(1)
+    return Envelope(
+        watched, score, centre, low, high, precision, flat, np.inf, None, len(episodes), 0, np.empty(0), seconds
+    )
+
+
+def _profile(scores: Sequence[Array]) -> Array:
+    """(P,) as the module's docstring says, from the scores (T,) of fitting episodes; at least 1 % of its largest."""
+    half = int(np.median([len(one) for one in scores]))
+    by_step = np.zeros((len(scores), max(len(one) for one in scores)))
+    for row, one in zip(by_step, scores, strict=True):
+        row[: len(one)] = one
+    largest = by_step.max(axis=0)
+    largest = np.append(largest[: half - 1], largest[half - 1 :].max())
+    around = np.pad(largest, _WINDOW, mode="edge")
+    profile: Array = np.lib.stride_tricks.sliding_window_view(around, 2 * _WINDOW + 1).max(axis=1)
+    return np.maximum(profile, 0.01 * profile.max()) if profile.any() else np.ones(1)
 
 
 def _widened(envelope: Envelope, episodes: Sequence[Episode], margin: float) -> Envelope:
     if not margin >= 0:
         raise ValueError(f"margin must not be negative, got {margin}.")
-    largest = max(float(envelope.scores(episode.potentials).max()) for episode in episodes)
+    largest = max(float(envelope.scores_of(episode).max()) for episode in episodes)
     return replace(envelope, threshold=(1 + margin) * largest)

@@ -62,7 +62,7 @@ def watch(envelope: Envelope, episodes: Sequence[Episode]) -> list[Watch]:
     """A pass over recorded episodes: the scores of all steps, and each episode's first alarm."""
     watches = []
     for episode in episodes:
-        scores = envelope.scores(episode.potentials)
+        scores = envelope.scores_of(episode)
         step = _first(scores > envelope.threshold)
         alarm = None if step is None else _alarm(envelope, episode, step, float(scores[step]))
         watches.append(Watch(episode.index, episode.time, scores, alarm))
@@ -116,7 +116,7 @@ class LiveMonitor:
         self._count(len(potentials), episode_starts)
         self._time += self.envelope.elapsed_time if elapsed_time is None else np.asarray(elapsed_time).reshape(-1)
         self._step += 1
-        self.scores = self.envelope.scores(potentials)
+        self.scores = self.envelope.scores(potentials, self._step)
         new = (self.scores > self.envelope.threshold) & ~self._alarmed
         self._alarmed |= new
         raised = [self._alarm(int(env), potentials[env]) for env in np.flatnonzero(new)]
@@ -355,7 +355,7 @@ def audit_monitor(
     clean: Sequence[Episode],
     *,
     alpha: float = 0.1,
-    score: Score = "box",
+    score: Score = "mahalanobis",
     faults: dict[str, tuple[Sequence[Episode], Sequence[int]]] | None = None,
     seed: int = 0,
 ) -> MonitorAudit:

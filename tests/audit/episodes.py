@@ -124,7 +124,7 @@ def time_constants(
         for i, j, (w, sigma, mu, _) in zip(
             synapses.source, synapses.destination, parameters.detach().numpy().T, strict=True
         ):
-            conductance[:, j] += w / (1 + np.exp(-sigma * (v[:, i] - mu)))
+            conductance[:, j] += w * (1 + np.tanh(sigma * (v[:, i] - mu) / 2)) / 2
     tau: npt.NDArray[np.float32] = (cm / conductance).astype(np.float32)
     return tau
 

@@ -41,7 +41,7 @@ CLEAN = held([[-1, 0], [1, 2], [0, 1]])
 def test_box_by_hand() -> None:
     envelope = fit_box(CIRCUIT, [CLEAN], margin=0.5)
     np.testing.assert_allclose(envelope.centre, [0, 1])
-    np.testing.assert_allclose(envelope.scores(held([[0, 1], [0.5, 1], [0.5, 3]]).potentials), [0, 0.5, 2])
+    np.testing.assert_allclose(envelope.scores_of(held([[0, 1], [0.5, 1], [0.5, 3]])), [0, 0.5, 2])
     assert envelope.threshold == pytest.approx(1.5)
     assert watch(envelope, [CLEAN])[0].alarm is None
     (watched,) = watch(envelope, [held([[0, 1], [1.4, 1], [0, -0.6], [3, 3]], index=7)])
@@ -55,12 +55,12 @@ def test_mahalanobis_by_hand() -> None:
     envelope = fit_mahalanobis(CIRCUIT, [CLEAN])
     covariance = np.array([[2.0, 1.0], [1.0, 1.0]])
     envelope = replace(envelope, centre=np.zeros(2), precision=np.linalg.inv(covariance))
-    potentials = held([[1, 2], [3, 3]]).potentials
+    one = held([[1, 2], [3, 3]])
     # [1, 2] inverse(covariance) [1, 2]' = 1 - 4 + 8.
-    np.testing.assert_allclose(envelope.scores(potentials)[0] ** 2, 5.0)
+    np.testing.assert_allclose(envelope.scores_of(one)[0] ** 2, 5.0)
     # What neuron j adds to what the other alone would give: d^2 - v_other^2 / var_other.
-    np.testing.assert_allclose(envelope.outlyingness(potentials)[0], [5 - 4 / 1, 5 - 1 / 2])
-    assert envelope.blame(potentials[0]) == "command_1"
+    np.testing.assert_allclose(envelope.outlyingness(one.potentials)[0], [5 - 4 / 1, 5 - 1 / 2])
+    assert envelope.blame(one.potentials[0]) == "command_1"
 
 
 def test_a_neuron_that_never_moved_raises_no_alarm_by_rounding() -> None:
@@ -94,6 +94,29 @@ def test_conformal_threshold_by_hand() -> None:
     assert calibrate(envelope, calibration[:19], alpha=0.05).threshold == pytest.approx(1.8)
     with pytest.raises(ValueError, match=r"alpha = 0.05 needs at least 19 episodes to calibrate, got 18"):
         calibrate(envelope, calibration[:18], alpha=0.05)
+
+
+def test_what_is_usual_in_one_phase_is_an_alarm_in_another() -> None:
+    # command_0 moves between -1 and 1 for ten steps, then between -0.1 and 0.1.
+    moves = [[(-1) ** t * (1.0 if t < 10 else 0.1), 0.0] for t in range(32)]
+    odd = [held([*moves[:t], [0.5, 0], *moves[t + 1 :]]) for t in (5, 25)]
+    flat = fit_conformal(CIRCUIT, [held(moves)] * 6, alpha=0.5, score="box", profiled=False)
+    assert [watched.alarm for watched in watch(flat, odd)] == [None, None]
+    profiled = fit_conformal(CIRCUIT, [held(moves)] * 6, alpha=0.5, score="box")
+    np.testing.assert_allclose(profiled.profile, [1.0] * 15 + [0.1] * 17, rtol=1e-6)
+    early, late = watch(profiled, odd)
+    assert early.alarm is None and late.alarm is not None
+    assert (late.alarm.step, late.alarm.neuron) == (25, "command_0")
+    assert late.alarm.score == pytest.approx(5.0)
+
+
+def test_steps_that_few_episodes_reach_share_a_profile() -> None:
+    # Of three episodes in four 10 steps, of the others 40; what comes late is as usual as the largest of it.
+    short = [[(-1.0) ** t, 0.0] for t in range(10)]
+    long = [*short, *([(-1.0) ** t * (0.2 if t < 30 else 0.4), 0.0] for t in range(10, 40))]
+    envelope = fit_conformal(CIRCUIT, [held(long), *[held(short)] * 3] * 4, alpha=0.5, score="box", seed=1)
+    assert len(envelope.profile) == 10
+    assert watch(envelope, [held(long)])[0].alarm is None
 
 
 def test_too_few_episodes_say_how_many() -> None:

@@ -102,7 +102,7 @@ def certify(circuit: Circuit, *, min_elapsed_time: float | None = None) -> Certi
     if violations:
         nowhere, no_action = (Range(*np.full((2, n), np.nan)) for n in (cell.units, len(circuit.bias)))
         return Certificate(circuit, violations, nowhere, nowhere, no_action, nowhere.low, seconds)
-    box = _box(cell)
+    box = invariant_box(cell)
     rounding = _rounding(cell, box, seconds)
     inside = _invariant(cell, box, rounding)
     return Certificate(circuit, (), _widened(box, rounding), inside, _action(circuit, inside), rounding, seconds)
@@ -138,8 +138,8 @@ def provoke(circuit: Circuit, *, n_steps: int = 40, n_starts: int = 64, rounds: 
     return Range(*(bound.double().cpu().numpy() for bound in (low, high)))
 
 
-def _box(cell: Cell) -> Range:
-    """Smallest and largest of 0, the leak potential and the reversal potentials, (U,) each."""
+def invariant_box(cell: Cell) -> Range:
+    """Smallest and largest of 0, the leak potential and the reversal potentials, (U,) each; rounding is not in it."""
     low, high = np.minimum(cell.vleak, 0.0), np.maximum(cell.vleak, 0.0)
     for synapses in (cell.synapses, cell.sensory):
         np.minimum.at(low, synapses.destination, synapses.erev)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import networkx as nx
 import numpy as np
@@ -24,6 +24,8 @@ import numpy.typing as npt
 from sklearn.decomposition import PCA
 
 from ncp_rl.audit.cell import Array, Cell
+from ncp_rl.audit.certify import invariant_box
+from ncp_rl.audit.intervals import Range
 from ncp_rl.audit.neurons import Watched, listed
 from ncp_rl.audit.verdict import Verdict
 from ncp_rl.circuit import Circuit
@@ -34,39 +36,18 @@ from ncp_rl.wiring import Wiring
 #: A synapse is saturated where its activation s is below this, or above 1 minus this.
 SATURATED = 0.02
 
-#: A neuron is silent where the standard deviation of its potential is below this share of its invariant range.
+#: A neuron is silent where the standard deviation of its potential is below this share of its box.
 SILENT = 1e-3
 
 # float32 rounding of a time constant, relative.
 _ROUNDING = 1e-5
 
 
-class Bounds(NamedTuple):
-    """A lower and an upper bound per neuron, each (U,)."""
-
-    low: Array
-    high: Array
-
-
-def tau_bounds(circuit: Circuit) -> Bounds:
+def tau_bounds(circuit: Circuit) -> Range:
     """(U,) seconds, least and greatest time constant for any input; formula in the module's docstring."""
     cell = Cell.of(circuit)
     between, from_senses = (part.total(part.w, cell.units) for part in (cell.synapses, cell.sensory))
-    return Bounds(cell.cm / (cell.gleak + between + from_senses + EPSILON), cell.cm / (cell.gleak + EPSILON))
-
-
-def invariant_range(circuit: Circuit) -> Bounds:
-    """(U,) range that no potential leaves from a start at zero, for any input: [min, max] of 0, vleak and all erev.
-
-    A substep gives a weighted mean of the potential before, vleak and the erev of the neuron's synapses (epsilon pulls
-    towards 0), with weights that are not negative.
-    """
-    cell = Cell.of(circuit)
-    low, high = np.minimum(cell.vleak, 0.0), np.maximum(cell.vleak, 0.0)
-    for part in (cell.synapses, cell.sensory):
-        np.minimum.at(low, part.destination, part.erev)
-        np.maximum.at(high, part.destination, part.erev)
-    return Bounds(low, high)
+    return Range(cell.cm / (cell.gleak + between + from_senses + EPSILON), cell.cm / (cell.gleak + EPSILON))
 
 
 def disconnected(wiring: Wiring) -> npt.NDArray[np.bool_]:
@@ -176,21 +157,21 @@ class Dynamics:
         names: (U,)
         tau_bounds: Least and greatest possible time constants, seconds; see `tau_bounds`.
         tau_low, tau_median, tau_high: (U,) seconds, recorded at the ends of the steps.
-        invariant_range: See `invariant_range`.
+        box: No potential leaves it; see `ncp_rl.audit.certify`.
         mean, std, low, high: (U,), of the potentials over all steps.
         saturation: (U,); see `saturation`.
-        silent: (U,) bool, std below `SILENT` times the width of the invariant range.
+        silent: (U,) bool, std below `SILENT` times the width of the box.
         disconnected: (U,) bool; see `disconnected`.
         components: Principal components of the command neurons.
         slopes: Of the actions over the command neurons.
     """
 
     names: tuple[str, ...]
-    tau_bounds: Bounds
+    tau_bounds: Range
     tau_low: Array
     tau_median: Array
     tau_high: Array
-    invariant_range: Bounds
+    box: Range
     mean: Array
     std: Array
     low: Array
@@ -272,7 +253,7 @@ def audit_dynamics(circuit: Circuit, episodes: Sequence[Episode]) -> Dynamics:
     components = principal_components(circuit, episodes)  # Checks the episodes.
     potentials = np.concatenate([episode.potentials for episode in episodes]).astype(np.float64)
     tau = np.concatenate([episode.tau for episode in episodes]).astype(np.float64)
-    bounds = invariant_range(circuit)
+    box = invariant_box(Cell.of(circuit))
     std = potentials.std(axis=0)
     return Dynamics(
         circuit.wiring.names,
@@ -280,13 +261,13 @@ def audit_dynamics(circuit: Circuit, episodes: Sequence[Episode]) -> Dynamics:
         tau.min(axis=0),
         np.median(tau, axis=0),
         tau.max(axis=0),
-        bounds,
+        box,
         potentials.mean(axis=0),
         std,
         potentials.min(axis=0),
         potentials.max(axis=0),
         saturation(circuit, episodes),
-        std < SILENT * (bounds.high - bounds.low),
+        std < SILENT * (box.high - box.low),
         disconnected(circuit.wiring),
         components,
         action_slopes(circuit, episodes),

@@ -15,7 +15,6 @@ from ncp_rl.audit.dynamics import (
     action_slopes,
     audit_dynamics,
     disconnected,
-    invariant_range,
     principal_components,
     saturation,
     tau_bounds,
@@ -50,13 +49,6 @@ def test_a_time_constant_outside_its_bounds_fails() -> None:
         verdict = audit_dynamics(circuit, [replace(recorded, tau=wrong)]).verdict()
         assert not verdict.passed and verdict.figures["dynamics_tau_violations"] >= 1
         assert "outside the bounds in" in verdict.sentence
-
-
-def test_invariant_range_by_hand() -> None:
-    circuit = built([[0, 0], [1, 0]], [[1, 0]], erev=-1.5, sensory_erev=0.7, vleak=[0.2, -0.1])
-    low, high = invariant_range(circuit)
-    np.testing.assert_allclose(low, [-1.5, -0.1], rtol=1e-6)
-    np.testing.assert_allclose(high, [0.7, 0.0], rtol=1e-6)
 
 
 def test_saturation_by_hand() -> None:
@@ -171,7 +163,7 @@ def test_real_episodes(recipe: Any) -> None:
     circuit = Circuit.from_policy(model.policy)  # type: ignore[arg-type]
     episodes = roll_out(model, venv, 8)
     dynamics = audit_dynamics(circuit, episodes)
-    low, high = dynamics.invariant_range
+    low, high = dynamics.box
     assert (low <= dynamics.low).all() and (dynamics.high <= high).all()
     assert dynamics.components.projections.shape == (480, 3)
     assert dynamics.components.explained.sum() == pytest.approx(1.0)

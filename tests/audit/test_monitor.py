@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from ncp_rl.audit.envelope import Alarm, Envelope, calibrate, episodes_needed, f
 from ncp_rl.audit.monitor import LiveMonitor, MonitoredModel, audit_monitor, detect, false_alarms, watch
 from ncp_rl.circuit import Circuit
 from ncp_rl.encoder import ELAPSED_TIME
-from ncp_rl.recording import Episode
+from ncp_rl.recording import Episode, Recording, record_rollouts
 from tests.audit.episodes import Observations, built, episode, pendulum, roll_out, small_model
 from tests.random_env import TIMED, RandomEnv, box
 
@@ -264,6 +265,24 @@ def test_a_watched_model_stands_wherever_a_model_does(clean: tuple[Circuit, list
         (0, 1, 0),
         (1, 1, 0),
     ]
+
+
+def test_live_alarms_are_those_of_a_recorded_file(tmp_path: Path) -> None:
+    venv = pendulum(n_envs=3, n_steps=40)
+    model = small_model(venv)
+    recording = Recording(record_rollouts(model, venv, tmp_path / "clean.mcap", n_episodes=15, progress_bar=False))
+    episodes = list(recording)
+    envelope = fit_conformal(recording.circuit, episodes, alpha=0.5)
+    expected = [watched.alarm for watched in watch(envelope, episodes) if watched.alarm]
+    watched = MonitoredModel(model, envelope)
+    venv.seed(0)
+    evaluate_policy(watched, venv, n_eval_episodes=15)
+
+    def key(alarm: Alarm) -> tuple[int, int, str, float]:
+        return alarm.env_index, alarm.step, alarm.neuron, round(alarm.time, 4)
+
+    assert 2 < len(expected) < 13
+    assert sorted(map(key, watched.monitor.alarms)) == sorted(map(key, expected))
 
 
 def test_elapsed_times_are_seen() -> None:

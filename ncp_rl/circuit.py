@@ -126,7 +126,7 @@ class Circuit:
                 into = torch.zeros(len(w), self.wiring.units)
                 into[torch.arange(len(w)), torch.from_numpy(synapses.destination).long()] = w
                 conductance = conductance + open_ @ into
-            return np.asarray(cm / conductance)
+            return np.asarray((cm / conductance).numpy())
 
     def run(self, sensory: Floats, start: Floats, elapsed_time: Floats, *, width: int = 1) -> Floats:
         """Potentials (T, U) after each step.
@@ -145,7 +145,7 @@ class Circuit:
         inputs, state, elapsed = (operand.to(self.ltc.cm.device) for operand in operands)
         with torch.no_grad():
             potentials, _ = self.ltc(inputs, state, None, elapsed)
-        return np.asarray(potentials[:, 0].cpu())
+        return np.asarray(potentials[:, 0].cpu().numpy())
 
     def action_means(self, potentials: Floats) -> Floats:
         """Potentials (..., U) -> action means (..., A), before any squashing or clipping."""
@@ -191,4 +191,4 @@ def _affine(action_net: nn.Module) -> tuple[Floats, Floats]:
         for layer in layers[1:]:
             assert isinstance(layer, nn.Linear)
             weight, bias = layer.weight @ weight, layer(bias)
-    return np.array(weight.detach().cpu()), np.array(bias.detach().cpu())
+    return np.array(weight.detach().cpu().numpy()), np.array(bias.detach().cpu().numpy())

@@ -332,6 +332,58 @@ LEVEL_UNITS: dict[str, str] = {
 }
 
 
+#: name -> levels that a sweep tries.
+LEVELS: dict[str, tuple[float, ...]] = {
+    "sensor_noise": (0.0, 0.05, 0.1, 0.2),
+    "sensor_bias": (0.0, 0.05, 0.1, 0.2),
+    "sensor_dropout": (0.0, 0.1, 0.3, 0.5),
+    "observation_delay": (0.0, 1.0, 2.0, 4.0),
+    "action_noise": (0.0, 0.1, 0.2, 0.4),
+    "action_delay": (0.0, 1.0, 2.0, 4.0),
+    "action_gain_error": (0.0, 0.1, 0.2, 0.4),
+    "sticky_action": (0.0, 0.1, 0.25, 0.5),
+}
+
+
+class Fault(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
+    """A disturbance that begins in mid-episode, to see whether a monitor notices."""
+
+    def __init__(self, env: gym.Env[Any, Any], disturbance: str, level: float, onset: int) -> None:
+        """Wrap `env`.
+
+        Args:
+            env: The environment.
+            disturbance: Name of a `Disturbance`.
+            level: Of the disturbance, from the onset on.
+            onset: Step of each episode whose action and observation are the first to be disturbed, from 1 on.
+
+        Raises:
+            ValueError: No such disturbance, or no such step.
+        """
+        RecordConstructorArgs.__init__(self, disturbance=disturbance, level=level, onset=onset)
+        disturbed = DISTURBANCES[disturbance](env, level) if disturbance in DISTURBANCES else None
+        if not isinstance(disturbed, Disturbance):
+            known = [name for name, make in DISTURBANCES.items() if make is not sticky_action]
+            raise ValueError(f"disturbance must be one of {', '.join(known)}, got {disturbance!r}.")
+        if onset < 1:
+            raise ValueError(f"onset must be a step from 1 on, got {onset}.")
+        super().__init__(disturbed)
+        self._disturbed, self._level, self._onset = disturbed, level, onset
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Reset the environment; all is well at first."""
+        self._disturbed.level, self._step = 0, 0
+        return super().reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        """Step, disturbed from the onset on."""
+        self._step += 1
+        if self._step == self._onset:
+            self._disturbed.level = self._level
+            self._disturbed.begin()
+        return super().step(action)
+
+
 def sizes(box: spaces.Box, scale: Any = None) -> Array:
     """Size of each quantity of a Box, in its shape: half its range, or 1 where that says nothing; or `scale`.
 

@@ -118,7 +118,7 @@ class Perturbation:
         loss = -worst.return_change.mean / max(abs(nominal), 1e-9)
         sentence = (
             f"{policy}: return {nominal:.1f}; worst under {worst.condition} at {worst.level:g}: "
-            f"{worst.mean_return.mean:.1f} ({worst.return_change.low:+.1f} to {worst.return_change.high:+.1f}), "
+            f"{worst.mean_return.mean:.1f} (change {worst.return_change.low:+.1f} to {worst.return_change.high:+.1f}), "
             f"{worst.failure_rate.mean:.0%} of episodes fail."
         )
         if self.level_zero_is_nominal is False:

@@ -173,7 +173,7 @@ class _PolicyReplay:
         expected = recording.manifest["policy"]["sha256"]
         if digest != expected:
             raise RecordingError(
-                f"The recording is of a policy with SHA-256 {expected}; this one, with its normalisation, has {digest}. "
+                f"The recording is of a policy with SHA-256 {expected}; this one has {digest}, normalisation included. "
                 "Load the run that was recorded, best or last, with its environments."
             )
 

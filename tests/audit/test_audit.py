@@ -1,0 +1,137 @@
+import json
+import subprocess
+import sys
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+from ncp_envs.disturbance import DISTURBANCES
+from ncp_envs.disturbance import Fault as FaultWrapper
+
+from ncp_rl.audit.audit import Audit
+from ncp_rl.audit.sources import Fault, Plan, audit_sources, failures
+from ncp_rl.recording import Recording, RecordingError
+from ncp_rl.runs import RunConfig, RunError, train
+
+ENV = "ncp_envs:ncp/PendulumNoVel-v1"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "audit.py"
+SCHEMA = json.loads(files("ncp_rl.audit").joinpath("audit.schema.json").read_text())
+
+
+def small_run(folder: Path, policy: str | None = None) -> Path:
+    kwargs: dict[str, Any] = dict(wiring=dict(units=12)) if policy is None else {}
+    hyperparams = dict(n_envs=2, n_steps=32, n_timesteps=128, normalize=True, policy_kwargs=kwargs, policy=policy)
+    train(RunConfig(ENV, hyperparams), folder, n_eval_episodes=1, n_evaluations=1, progress_bar=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_run(tmp_path_factory.mktemp("runs") / "ncp")
+
+
+@pytest.fixture(scope="module")
+def audited(run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Audit, Path]:
+    folder = tmp_path_factory.mktemp("audit")
+    baseline = small_run(folder / "mlp", "MlpPolicy")
+    plan = Plan(
+        n_episodes=14,
+        faults={"bias": Fault(FaultWrapper, dict(disturbance="sensor_bias", level=0.5, onset=20), 20)},
+        n_fault_episodes=2,
+        disturbances={"action_delay": (DISTURBANCES["action_delay"], (0.0, 3.0))},
+        n_perturb_episodes=2,
+        max_loss=np.inf,
+    )
+    return audit_sources([run, baseline], folder / "out", plan), folder / "out"
+
+
+def test_every_question_has_a_verdict(audited: tuple[Audit, Path]) -> None:
+    audit, _ = audited
+    checks = [verdict.check for verdict in audit.verdicts]
+    asked = ["chain", "replay", "explain", "certificate", "sensitivity", "monitor", "dynamics", "trees"]
+    assert checks == [*asked, "perturbation", "perturbation"]
+    assert {verdict.check: verdict.passed for verdict in audit.verdicts} | {"trees": True} == dict.fromkeys(
+        checks, True
+    )
+    replay = audit.subjects[0].verdicts[1]
+    assert "Replay equal bit for bit, 14 episodes" in replay.sentence and replay.figures["max_difference"] == 0.0
+    assert audit.subjects[0].monitor is not None and set(audit.subjects[0].monitor.detection) == {"bias"}
+    for verdict in audit.verdicts:
+        assert verdict.sentence[0].isupper() or verdict.check == "perturbation"
+        assert verdict.sentence.endswith(".") and np.isfinite(list(verdict.figures.values())).all()
+    assert audit.lines()[0] == "ncp: 14 episodes" and audit.lines()[1].startswith("pass  chain         Intact")
+
+
+def test_audit_json_keeps_its_schema(audited: tuple[Audit, Path]) -> None:
+    audit, out = audited
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    written = json.loads((out / "audit.json").read_text())
+    jsonschema.validate(written, SCHEMA)
+    assert written["passed"] == audit.passed and written["format_version"] == 1
+    assert written["subjects"][0]["verdicts"][3]["sentence"] == audit.subjects[0].verdicts[3].sentence
+    assert [point["condition"] for point in written["perturbation"]["points"]] == ["action_delay"] * 4
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(written | {"format_version": 2}, SCHEMA)
+
+
+def test_thresholds(audited: tuple[Audit, Path]) -> None:
+    audit, _ = audited
+    assert failures(audit, ["chain", "certificate.width<0.0"]) == []
+    (found,) = failures(audit, ["certificate.width > 1e-9"])
+    assert found.startswith("certificate.width > 1e-9: it is ")
+    with pytest.raises(ValueError, match="there are max_difference"):
+        failures(audit, ["replay.widht>1"])
+    with pytest.raises(ValueError, match="asks for what was not audited; there are certificate, chain"):
+        failures(audit, ["chains"])
+    with pytest.raises(ValueError, match="A condition is `check` or"):
+        failures(audit, ["chain > 3"])
+
+
+def script(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPT), *map(str, arguments), "--no-progress-bar"]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_script_audits_a_file_and_fails_where_it_was_changed(audited: tuple[Audit, Path], tmp_path: Path) -> None:
+    _, out = audited
+    recording = out / "ncp.mcap"
+    result = script(recording, "--out", tmp_path / "good", "--alpha", "0.05")
+    assert result.returncode == 0, result.stderr
+    assert "pass  replay" in result.stdout and "skip  monitor" in result.stdout
+    assert f"audit: {tmp_path / 'good' / 'audit.json'}" in result.stdout
+    jsonschema.validate(json.loads((tmp_path / "good" / "audit.json").read_text()), SCHEMA)
+    data = bytearray(recording.read_bytes())
+    data[-20] ^= 1  # In the footer: the content can still be read.
+    changed = tmp_path / "changed.mcap"
+    changed.write_bytes(data)
+    result = script(changed, "--out", tmp_path / "bad")
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert "FAIL  chain" in result.stdout and "failed: chain" in result.stderr
+    strict = script(recording, "--out", tmp_path / "strict", "--fail-on", "certificate.width>0")
+    assert strict.returncode == 1 and "failed: certificate.width>0: it is" in strict.stderr
+
+
+def test_errors(run: Path, tmp_path: Path) -> None:
+    result = script(run, "--disturbances", "rain")
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert "error: There is no 'rain'; there are sensor_noise" in result.stderr
+    for sources, out, message in (
+        ([tmp_path / "none"], tmp_path / "a", "There is no run folder or recording"),
+        ([run], tmp_path, "exists and is left as it is"),
+    ):
+        with pytest.raises(RunError, match=message):
+            audit_sources(sources, out)
+    with pytest.raises(RecordingError):
+        audit_sources([SCRIPT], tmp_path / "b")
+
+
+def test_several_recordings_keep_apart(audited: tuple[Audit, Path], tmp_path: Path) -> None:
+    _, out = audited
+    copy = tmp_path / "ncp.mcap"
+    copy.write_bytes((out / "ncp.mcap").read_bytes())
+    audit = audit_sources([out / "ncp.mcap", copy], tmp_path / "two")
+    assert [subject.name for subject in audit.subjects] == ["ncp_0", "ncp_1"]
+    assert isinstance(audit.subjects[0].recording, Recording)

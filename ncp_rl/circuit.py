@@ -191,4 +191,4 @@ def _affine(action_net: nn.Module) -> tuple[Floats, Floats]:
         for layer in layers[1:]:
             assert isinstance(layer, nn.Linear)
             weight, bias = layer.weight @ weight, layer(bias)
-    return np.array(weight.detach().cpu().numpy()), np.array(bias.detach().cpu().numpy())
+    return weight.detach().cpu().numpy().copy(), bias.detach().cpu().numpy().copy()

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -356,7 +356,7 @@ def audit_monitor(
     *,
     alpha: float = 0.1,
     score: Score = "mahalanobis",
-    faults: dict[str, tuple[Sequence[Episode], Sequence[int]]] | None = None,
+    faults: Mapping[str, tuple[Sequence[Episode], Sequence[int]]] | None = None,
     seed: int = 0,
 ) -> MonitorAudit:
     """Fit envelopes on some clean episodes, count the alarms of the others, and those of faults.

@@ -129,7 +129,7 @@ def real() -> tuple[Circuit, list[Episode]]:
 def test_real_episodes(real: tuple[Circuit, list[Episode]]) -> None:
     found = audit_trees(*real)
     assert [tree.neuron for tree in found.trees] == list(found.watched.names)
-    assert 0.5 < found.r2 <= 1
+    assert 0.3 < found.r2 <= 1
     assert 0 <= found.mutual_information_gap <= 1 and 0 <= found.modularity <= 1
     for tree in found.trees:
         assert len(tree.rules) <= 8

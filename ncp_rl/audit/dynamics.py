@@ -205,8 +205,8 @@ class Dynamics:
         return Verdict(
             "dynamics",
             not wrong,
-            f"time constants from {self.tau_low.min():.3g} to {self.tau_high.max():.3g} s, {where}; {idle}; {moving} "
-            f"of {n_directions} directions hold 95 % of the variance of the {self.components.watched}",
+            f"Time constants from {self.tau_low.min():.3g} to {self.tau_high.max():.3g} s, {where}; {idle}; {moving} "
+            f"of {n_directions} directions hold 95 % of the variance of the {self.components.watched}.",
             {
                 "dynamics_tau_violations": float(len(wrong)),
                 "dynamics_dead_neurons": float(len(dead)),

@@ -325,7 +325,7 @@ class MonitorAudit:
             "monitor",
             counted.p_value >= _SIGNIFICANCE,
             f"{counted.n_alarms} of {counted.n_episodes} held-out clean episodes raise an alarm over the "
-            f"{self.conformal.watched}, at most {counted.alpha:.1%} promised (p = {counted.p_value:.2g}){found}",
+            f"{self.conformal.watched}, at most {counted.alpha:.1%} promised (p = {counted.p_value:.2g}){found}.",
             {
                 "monitor_alpha": counted.alpha,
                 "monitor_false_alarm_rate": counted.rate,

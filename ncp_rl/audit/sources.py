@@ -121,7 +121,7 @@ def failures(audit: Audit, conditions: Sequence[str]) -> list[str]:
     Args:
         audit: The audit.
         conditions: `check`, failed where a verdict of that check is, or `check.figure>number` (or `<`), failed where
-            the figure of any verdict of that check is beyond the number.
+            the figure of any verdict of that check is beyond the number. What was skipped fails nothing.
 
     Raises:
         ValueError: A condition that is none, or names a check or figure that the audit does not have.
@@ -132,6 +132,8 @@ def failures(audit: Audit, conditions: Sequence[str]) -> list[str]:
         if parts is None:
             raise ValueError(f"A condition is `check` or `check.figure>number`, got {condition!r}.")
         verdicts = [verdict for verdict in audit.verdicts if verdict.check == parts["check"]]
+        if not verdicts and any(parts["check"] in subject.skipped for subject in audit.subjects):
+            continue
         figure: str | None = parts["figure"]
         figures = sorted({name for verdict in verdicts for name in verdict.figures})
         if not verdicts or (figure is not None and figure not in figures):

@@ -211,14 +211,14 @@ class TreeAudit:
         }
         moving = [tree for tree in self.trees if not math.isnan(tree.r2)]
         if not moving:
-            return Verdict("trees", False, f"no rules: none of the {self.watched} moves in held-out episodes", {})
+            return Verdict("trees", False, f"No rules: none of the {self.watched} moves in held-out episodes.", {})
         worst = min(moving, key=lambda tree: tree.r2)
         most = max(len(tree.rules) for tree in self.trees)
         return Verdict(
             "trees",
             self.r2 >= MIN_R2,
-            f"rules with at most {most} cases a neuron tell {self.r2:.0%} of the variance of the {self.watched} in "
-            f"held-out episodes (least: {worst.neuron}, {max(worst.r2, 0.0):.0%})",
+            f"Rules with at most {most} cases a neuron tell {self.r2:.0%} of the variance of the {self.watched} in "
+            f"held-out episodes (least: {worst.neuron}, {max(worst.r2, 0.0):.0%}).",
             {name: value for name, value in figures.items() if math.isfinite(value)},
         )
 

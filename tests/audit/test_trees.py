@@ -54,7 +54,7 @@ def test_known_rules_are_found() -> None:
     assert found.mutual_information_gap > 0.9 and found.modularity > 0.95
     verdict = found.verdict()
     assert verdict.passed and verdict.figures["trees_r2"] == found.r2
-    assert "rules with at most 2 cases a neuron tell" in verdict.sentence
+    assert "Rules with at most 2 cases a neuron tell" in verdict.sentence
 
 
 def test_without_differences_motion_is_not_seen() -> None:

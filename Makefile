@@ -23,8 +23,10 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 .PHONY: train
-train: setup  ## Train an NCP on ncp/PendulumNoVel-v1 and evaluate it.
-	$(BIN)/python scripts/train.py $(ARGS)
+train: RUN := runs/pendulum__$(shell date +%s)
+train: setup  ## Train an NCP on ncp/PendulumNoVel-v1, evaluate, record and audit it.
+	$(BIN)/python scripts/train.py --out $(RUN) $(ARGS)
+	$(BIN)/python scripts/audit.py $(RUN) --out $(RUN)/audit --processes 2
 
 .PHONY: test
 test: setup  ## Check style, types, imports and behaviour.

@@ -172,11 +172,11 @@ def rollouts() -> tuple[Tensor, Tensor, Tensor]:
 def test_knowing_the_time_predicts_better(rollouts: tuple[Tensor, Tensor, Tensor], seed: int) -> None:
     """The velocity is an angle by a time: an LTC that is told the time finds it, one that is told a constant less so.
 
-    Mean squared errors on episodes not trained on, true time against constant, seeds 0 to 4: 0.016 to 0.025 against
-    0.029 to 0.046; the target's variance is 0.19.
+    Mean squared errors on episodes not trained on, true time against constant, seeds 0 to 4: 0.017 to 0.020 against
+    0.044 to 0.064, 2.6 to 3.3 times as much.
     """
     true, constant = (prediction_error(*rollouts, seed=seed, timed=timed) for timed in (True, False))
-    assert true < 0.03 and constant > 1.4 * true
+    assert true < 0.03 and constant > 1.7 * true
 
 
 def prediction_error(inputs: Tensor, seconds: Tensor, target: Tensor, *, seed: int, timed: bool) -> float:

@@ -9,6 +9,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils.env_match import check_environments_match
 from ncp_envs import (
     DISTURBANCES,
@@ -95,7 +96,7 @@ def test_a_level_disturbs_by_the_seed_and_is_rebuilt_from_the_spec(name: str, en
     env = DISTURBANCES[name](gym.make(env_id), LEVELS[name])
     seen = run(env, 60)
     assert env.spec is not None
-    rebuilt = gym.make(env.spec)
+    rebuilt = gym.make(EnvSpec.from_json(env.spec.to_json()))
     assert all(map(same, seen, run(rebuilt, 60)))
     assert not all(map(same, seen, run(gym.make(env_id), 60)))
     rebuilt.reset(seed=0)

@@ -3,6 +3,7 @@
 from ncp_rl.recording.chain import generate_key, read_private_key, read_public_key
 from ncp_rl.recording.episode import Episode
 from ncp_rl.recording.errors import RecordingError
+from ncp_rl.recording.export import to_pandas, write_minari, write_parquet
 from ncp_rl.recording.reader import RecordedImage, Recording
 from ncp_rl.recording.recorder import NeuronRecorder, record_rollouts
 from ncp_rl.recording.replay import Comparison, Divergence, Replay, replay
@@ -25,6 +26,9 @@ __all__ = [
     "read_public_key",
     "record_rollouts",
     "replay",
+    "to_pandas",
     "trace_neurons",
     "verify",
+    "write_minari",
+    "write_parquet",
 ]

@@ -44,7 +44,8 @@ LIBRARY = "ncp_rl recording 1"
 
 EPISODE_CHANNEL = 1
 STEP_CHANNELS = (2, 3, 4)
-IMAGE_CHANNEL = 5
+END_CHANNEL = 5
+IMAGE_CHANNEL = 6
 
 
 @dataclass
@@ -158,7 +159,8 @@ class Container:
 
 def channel_topics(layout: Layout) -> dict[int, Topic]:
     """Topics of a layout by channel id; images, whose messages are Foxglove's, are none of them."""
-    return dict(zip((EPISODE_CHANNEL, *STEP_CHANNELS), (layout.episode_topic, *layout.topics), strict=True))
+    channels = (EPISODE_CHANNEL, *STEP_CHANNELS, END_CHANNEL)
+    return dict(zip(channels, (layout.episode_topic, *layout.topics, layout.end_topic), strict=True))
 
 
 def _schema(number: int, name: str, schema: dict[str, Any]) -> Schema:

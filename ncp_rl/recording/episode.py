@@ -34,6 +34,8 @@ class Episode:
         log_prob: (T,) float32, of the action as the distribution gave it, `sample`.
         elapsed_time: (T,) float32, seconds since the observation before.
         sample: (T, A) float32, the action as the distribution gave it, before clipping; None where unknown.
+        final_observation: (D,) that the episode ended with, after the last step; None where the recording stopped
+            before. Where observations were normalised it is computed back, with rounding, from the normalised one.
     """
 
     index: int
@@ -54,6 +56,7 @@ class Episode:
     log_prob: Floats
     elapsed_time: Floats
     sample: Floats | None = None
+    final_observation: npt.NDArray[Any] | None = None
 
     def __len__(self) -> int:
         """Number of steps T."""

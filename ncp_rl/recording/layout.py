@@ -214,6 +214,12 @@ class Layout:
         return Topic("/episode", (*where, Field("start", size=self.units)))
 
     @cached_property
+    def end_topic(self) -> Topic:
+        """The channel of the observations with which episodes end, after their last step."""
+        where = (Field("env", "integer"), Field("episode", "integer"))
+        return Topic("/end", (*where, Field("observation", self.observation_kind, len(self.observation_names))))
+
+    @cached_property
     def columns(self) -> dict[str, slice]:
         """Where each field stands in a row that holds all fields of a step once."""
         found: dict[str, slice] = {}

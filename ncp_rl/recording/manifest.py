@@ -7,6 +7,7 @@ import hashlib
 import json
 import platform
 import subprocess
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from importlib.metadata import version
 from typing import Any
@@ -106,7 +107,8 @@ def make_manifest(model: RecurrentPPO, env: VecEnv, layout: Layout, **settings: 
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         **settings,
         "environment": _environment(env),
-        "action_space": _describe(env.action_space),
+        "observation_space": describe_space(raw_observation_space(env)),
+        "action_space": describe_space(env.action_space),
         "policy": {
             "sha256": policy_digest(policy, unwrap_vec_normalize(env)),
             "class": type(policy).__name__,
@@ -152,11 +154,10 @@ def _statistics(normalize: VecNormalize | None) -> dict[str, np.ndarray[Any, Any
     if normalize is None:
         return {}
     found = {"normalize.limits": np.array([normalize.epsilon, normalize.clip_obs, normalize.norm_obs])}
-    if not normalize.norm_obs:
-        return found
-    statistics = normalize.obs_rms if isinstance(normalize.obs_rms, dict) else {"": normalize.obs_rms}
-    for key, part in statistics.items():
-        found[f"normalize.{key}.mean"], found[f"normalize.{key}.var"] = part.mean, part.var
+    if normalize.norm_obs:  # Without it VecNormalize keeps no statistics of observations.
+        statistics = normalize.obs_rms if isinstance(normalize.obs_rms, dict) else {"": normalize.obs_rms}
+        for key, part in statistics.items():
+            found[f"normalize.{key}.mean"], found[f"normalize.{key}.var"] = part.mean, part.var
     return found
 
 
@@ -180,12 +181,51 @@ def _environment(env: VecEnv) -> dict[str, Any]:
     return found
 
 
-def _describe(space: spaces.Space[Any]) -> dict[str, Any]:
-    described: dict[str, Any] = {"type": type(space).__name__, "text": str(space), "shape": list(space.shape or ())}
+def describe_space(space: spaces.Space[Any]) -> dict[str, Any]:
+    """A space as JSON; `read_space` reads it back."""
+    described: dict[str, Any] = {"type": type(space).__name__}
+    if isinstance(space, spaces.Dict):
+        return described | {"spaces": {key: describe_space(part) for key, part in space.spaces.items()}}
     if isinstance(space, spaces.Box):
-        described["low"] = [str(x) for x in space.low.flatten().tolist()]
-        described["high"] = [str(x) for x in space.high.flatten().tolist()]
-    return described
+        bounds = {name: getattr(space, name).flatten() for name in ("low", "high")}
+        # One number where all are equal; as text, since JSON has no infinity.
+        texts = {name: [str(x) for x in (b[:1] if (b == b[0]).all() else b).tolist()] for name, b in bounds.items()}
+        return described | {"shape": list(space.shape), "dtype": str(space.dtype)} | texts
+    if isinstance(space, spaces.Discrete):
+        return described | {"n": int(space.n), "start": int(space.start)}
+    if isinstance(space, spaces.MultiDiscrete):
+        return described | {"nvec": space.nvec.tolist()}
+    if isinstance(space, spaces.MultiBinary):
+        return described | {"n": list(space.shape)}
+    raise RecordingError(f"Spaces must be Box, Discrete, MultiDiscrete, MultiBinary or Dict of such, got {space}.")
+
+
+def read_space(described: Any) -> spaces.Space[Any]:
+    """The space that `describe_space` described.
+
+    Raises:
+        RecordingError: It is none.
+    """
+    try:
+        return _READERS[described["type"]](described)
+    except (AssertionError, KeyError, OverflowError, TypeError, ValueError) as error:
+        raise RecordingError(f"The manifest describes no space: {error!r}.") from error
+
+
+def _read_box(described: Mapping[str, Any]) -> spaces.Box:
+    shape, dtype = tuple(described["shape"]), np.dtype(described["dtype"])
+    bounds = (np.array([float(x) for x in described[name]]).astype(dtype) for name in ("low", "high"))
+    low, high = (np.broadcast_to(b, shape) if len(b) == 1 else b.reshape(shape) for b in bounds)
+    return spaces.Box(low, high, shape, dtype.type)
+
+
+_READERS: dict[str, Callable[[Any], spaces.Space[Any]]] = {
+    "Box": _read_box,
+    "Dict": lambda described: spaces.Dict({key: read_space(part) for key, part in described["spaces"].items()}),
+    "Discrete": lambda described: spaces.Discrete(described["n"], start=described["start"]),
+    "MultiDiscrete": lambda described: spaces.MultiDiscrete(described["nvec"]),
+    "MultiBinary": lambda described: spaces.MultiBinary(described["n"]),
+}
 
 
 @functools.cache

@@ -20,7 +20,7 @@ from mcap.opcode import Opcode
 from PIL import Image
 
 from ncp_rl.circuit import Circuit
-from ncp_rl.recording.container import EPISODE_CHANNEL, IMAGE_CHANNEL, STEP_CHANNELS, channel_topics
+from ncp_rl.recording.container import END_CHANNEL, EPISODE_CHANNEL, IMAGE_CHANNEL, STEP_CHANNELS, channel_topics
 from ncp_rl.recording.encode import MESSAGE_HEADER, Messages
 from ncp_rl.recording.episode import Episode
 from ncp_rl.recording.errors import RecordingError
@@ -144,6 +144,7 @@ class Recording:
                     rows[channel].append(topics[channel].parse(text))
         counts = {channel: len(found) for channel, found in rows.items()}
         expected = {channel: span.n_steps for channel in STEP_CHANNELS} | {EPISODE_CHANNEL: 1}
+        expected[END_CHANNEL] = min(counts[END_CHANNEL], 1)  # None where the recording stopped before.
         if counts != expected:
             raise RecordingError(
                 f"Episode {index} must have {expected} messages by channel, got {counts}; see verify for what happened."
@@ -199,6 +200,8 @@ class Recording:
             np.concatenate([fields[f"{kind}.{layer}"] for layer in layers], axis=1) for kind in ("potentials", "tau")
         )
         start = rows[EPISODE_CHANNEL][0, topics[EPISODE_CHANNEL].slices["start"]]
+        ends = rows[END_CHANNEL]
+        final = ends[0, topics[END_CHANNEL].slices["observation"]] if len(ends) else ends
         std = np.full_like(fields["action_mean"], np.nan) if self.layout.discrete else fields["action_std"]
         dtype = np.result_type(np.float32, *(part.dtype for part in self.layout.observed if part.names))
         wanted = dtype if self.layout.observation_kind == "float64" else np.float32
@@ -215,6 +218,7 @@ class Recording:
             index=index,
             env_index=env_index,
             observation=fields["observation"].astype(wanted),
+            final_observation=final.astype(wanted) if len(final) else None,
             observation_names=self.layout.observation_names,
             terminated=bool(fields["terminated"][-1, 0]),
             truncated=bool(fields["truncated"][-1, 0]),
@@ -243,6 +247,18 @@ class Recording:
                 f"Manifest and circuit of {self.path} do not fit: sensory, motor, command, all neurons and outputs are "
                 f"{expected} and {found}."
             )
+
+
+def observation_parts(layout: Layout, observations: npt.NDArray[Any]) -> Any:
+    """(T, D) as the environment gave them, (T, ...) or a dict of such; observed images are left out."""
+    found: dict[str | None, npt.NDArray[Any]] = {}
+    start = 0
+    for part in layout.observed:
+        if part.names:
+            stop = start + len(part.names)
+            found[part.key] = observations[:, start:stop].astype(part.dtype).reshape(len(observations), *part.shape)
+            start = stop
+    return found.get(None, found)
 
 
 @contextmanager

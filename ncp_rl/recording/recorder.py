@@ -102,7 +102,7 @@ def _rollout(policy: NCPPolicy, env: VecEnv, camera: _Camera | None, determinist
             sample = drawn.cpu().numpy()
             action = to_environment(policy, sample)
             observation, reward, starts, infos = env.step(action)
-            yield _step(tap, raw, sample, action, _raw_reward(reward, normalize), starts, infos, images)
+            yield _step(tap, normalize, raw, sample, action, _raw_reward(reward, normalize), starts, infos, images)
     finally:
         tap.close()
 
@@ -118,6 +118,7 @@ def to_environment(policy: NCPPolicy, sample: Array) -> Array:
 
 def _step(
     tap: PolicyTap,
+    normalize: VecNormalize | None,
     observation: Any,
     sample: Array,
     action: Array,
@@ -127,10 +128,15 @@ def _step(
     images: dict[str, Array],
 ) -> Step:
     assert tap.seen is not None
-    truncated = None
-    if done.any():
-        truncated = np.array([bool(info.get("TimeLimit.truncated", False)) for info in infos])
-    return Step(observation, tap.seen, sample, action, reward, done, truncated, None, images)
+    if not done.any():
+        return Step(observation, tap.seen, sample, action, reward, done, None, None, {}, images)
+    truncated = np.array([bool(info.get("TimeLimit.truncated", False)) for info in infos])
+    ended = np.flatnonzero(done).tolist()
+    final = {n: infos[n]["terminal_observation"] for n in ended if "terminal_observation" in infos[n]}
+    if normalize is not None:
+        # VecNormalize has put the normalised one in the place of the one that the environment gave.
+        final = {n: normalize.unnormalize_obs(last) for n, last in final.items()}
+    return Step(observation, tap.seen, sample, action, reward, done, truncated, None, final, images)
 
 
 def _raw_observation(observation: Any, normalize: VecNormalize | None) -> Any:
@@ -236,7 +242,9 @@ class NeuronRecorder(BaseCallback):
         reward = _raw_reward(rollout["rewards"], self._normalize).copy()
         actions = rollout["actions"], rollout["clipped_actions"]
         ended = rollout["dones"], rollout["infos"]
-        self._writer.append(_step(self._tap, self._observation, *actions, reward, *ended, self._pictures))
+        self._writer.append(
+            _step(self._tap, self._normalize, self._observation, *actions, reward, *ended, self._pictures)
+        )
         self._observation = _raw_observation(rollout["new_obs"], self._normalize)
         if self._camera:
             self._pictures = self._camera.look(self._observation)

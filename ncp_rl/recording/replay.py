@@ -23,11 +23,14 @@ from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from ncp_rl.recording.episode import Episode
 from ncp_rl.recording.errors import RecordingError
 from ncp_rl.recording.manifest import describe_platform, ncp_policy, policy_digest
-from ncp_rl.recording.reader import Recording
+from ncp_rl.recording.reader import Recording, observation_parts
 from ncp_rl.recording.recorder import record_rollouts, to_environment
 from ncp_rl.recording.trace import PolicyTap
 
 Array = npt.NDArray[Any]
+
+# Before the names of quantities of a rollout that was run again.
+_AGAIN = "run again: "
 
 #: Allowed on another platform, absolute up to 1 and relative beyond.
 TOLERANCE = 1e-5
@@ -110,7 +113,9 @@ class Replay:
         bitwise = all(comparison.bitwise for comparison in self.comparisons)
         greatest = max((comparison.max_difference for comparison in self.comparisons), default=0.0)
         how = "bit for bit" if bitwise else f"within {greatest:.1e}"
-        what = ", ".join(comparison.what for comparison in self.comparisons)
+        whats = [comparison.what for comparison in self.comparisons]
+        what = ", ".join(what for what in whats if not what.startswith(_AGAIN))
+        what += ", the rollout run again" if any(what.startswith(_AGAIN) for what in whats) else ""
         return f"replay equal {how}, {self.n_episodes} episodes, {self.n_steps} steps: {what}{notes}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -173,7 +178,7 @@ class _PolicyReplay:
         expected = recording.manifest["policy"]["sha256"]
         if digest != expected:
             raise RecordingError(
-                f"The recording is of a policy with SHA-256 {expected}; this one has {digest}, normalisation included. "
+                f"The recorded policy has the SHA-256 {expected}; this one, with its normalisation, has {digest}. "
                 "Load the run that was recorded, best or last, with its environments."
             )
 
@@ -229,16 +234,11 @@ class _PolicyReplay:
 
     def _observations(self, episode: Episode) -> Any:
         """(T, ...) or a dict of such, normalised; None where images are missing."""
-        parts, start = {}, 0
-        for part in self._recording.layout.observed:
-            if not part.names:
-                self._note("encoder and actions are not replayed: observed images are no part of the messages")
-                return None
-            stop = start + len(part.names)
-            columns = episode.observation[:, start:stop].astype(part.dtype)
-            parts[part.key] = columns.reshape(len(episode), *part.shape)
-            start = stop
-        observations: Any = parts[None] if None in parts else parts
+        layout = self._recording.layout
+        if any(not part.names for part in layout.observed):
+            self._note("encoder and actions are not replayed: observed images are no part of the messages")
+            return None
+        observations = observation_parts(layout, episode.observation)
         return observations if self._normalize is None else self._normalize.normalize_obs(observations)
 
     def _note(self, text: str) -> None:
@@ -274,13 +274,13 @@ def _run_again(recording: Recording, model: RecurrentPPO, env: VecEnv, tally: _T
 def _compare_episodes(episode: Episode, again: Episode | None, tally: _Tally) -> None:
     """All that was recorded of an episode, where the repetition is as long."""
     length = 0 if again is None or again.env_index != episode.env_index else len(again)
-    tally.add_numbers(episode, "lengths of the rollout run again", len(episode), length)
+    tally.add_numbers(episode, _AGAIN + "length", len(episode), length)
     if again is None or length != len(episode):
         return
     for name in ("observation", "action", "reward", "sensory", "potentials", "value", "log_prob"):
-        tally.add(episode, f"{name} of the rollout run again", getattr(episode, name), getattr(again, name))
+        tally.add(episode, _AGAIN + name, getattr(episode, name), getattr(again, name))
     for name in ("terminated", "truncated"):
-        tally.add_numbers(episode, f"{name} of the rollout run again", getattr(episode, name), getattr(again, name))
+        tally.add_numbers(episode, _AGAIN + name, getattr(episode, name), getattr(again, name))
 
 
 class _Tally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from ncp_rl.circuit import Circuit
-from ncp_rl.recording.container import EPISODE_CHANNEL, IMAGE_CHANNEL, STEP_CHANNELS
+from ncp_rl.recording.container import END_CHANNEL, EPISODE_CHANNEL, IMAGE_CHANNEL, STEP_CHANNELS
 from ncp_rl.recording.encode import Messages, RowEncoder, message_text
 from ncp_rl.recording.layout import Layout
 from ncp_rl.recording.trace import Seen
@@ -41,6 +41,8 @@ class Step(NamedTuple):
     """(N,) bool, or None where none is"""
     keep: Array | None
     """(N,) bool, which environments are recorded; None for all"""
+    final: dict[int, Any]
+    """By environment, where one ended an episode: the observation that it ended with, before normalisation"""
     images: dict[str, Array]
     """Frames (N, H, W, 3) or (N, H, W) uint8 by name; none unless asked for"""
 
@@ -93,6 +95,8 @@ class StepEncoder:
         if not parts:
             return None
         count = sum(map(len, parts))
+        parts += self._end_messages(steps, keep, places, sequence + count)
+        count = sum(map(len, parts))
         parts += _image_messages([s.images for s in steps], keep, places.log_time, sequence + count)
         return EncodedSteps(Messages.join(parts), _episode_spans(places, keep))
 
@@ -132,6 +136,25 @@ class StepEncoder:
             found.append(Messages.single(EPISODE_CHANNEL, sequence + len(found), time, text))
         return found
 
+    def _end_messages(self, steps: list[Step], keep: Array, places: _Places, sequence: int) -> list[Messages]:
+        """A message for each episode that ended with an observation."""
+        found: list[Messages] = []
+        for k, step in enumerate(steps):
+            for n, observation in step.final.items():
+                if keep[k, n]:
+                    batch = [_add_axis(observation)]
+                    values = observations_of(batch, replace(self._layout, n_envs=1))[0, 0]
+                    numbers = [float(n), float(places.episode[k, n]), *map(float, values)]
+                    text, time = message_text(self._layout.end_topic, numbers), int(places.log_time[k, n])
+                    found.append(Messages.single(END_CHANNEL, sequence + len(found), time, text))
+        return found
+
+
+def _add_axis(observation: Any) -> Any:
+    if isinstance(observation, dict):
+        return {key: np.asarray(part)[None] for key, part in observation.items()}
+    return np.asarray(observation)[None]
+
 
 def _fields(steps: list[Step], layout: Layout, circuit: Circuit) -> dict[str, Array]:
     """Every field of the messages but for the counts: (K, N, ...)."""
@@ -141,7 +164,7 @@ def _fields(steps: list[Step], layout: Layout, circuit: Circuit) -> dict[str, Ar
     done = np.stack([s.done for s in steps])
     truncated = np.stack([np.zeros(layout.n_envs, bool) if s.truncated is None else s.truncated for s in steps])
     fields: dict[str, Array] = {
-        "observation": _observations([s.observation for s in steps], layout),
+        "observation": observations_of([s.observation for s in steps], layout),
         "action": np.stack([s.action for s in steps]),
         "sample": np.stack([s.sample for s in steps]),
         "reward": np.stack([s.reward for s in steps]),
@@ -162,7 +185,7 @@ def _fields(steps: list[Step], layout: Layout, circuit: Circuit) -> dict[str, Ar
     return fields
 
 
-def _observations(observations: list[Any], layout: Layout) -> Array:
+def observations_of(observations: list[Any], layout: Layout) -> Array:
     """(K, N, D), the parts side by side, images left out."""
     n = layout.n_envs
     parts: list[Array] = [np.empty((len(observations), n, 0), np.float32)]

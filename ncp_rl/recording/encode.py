@@ -204,7 +204,7 @@ def _copy(text: Any, start: int, stop: int, out: Any, position: int) -> int:
 
 
 @inlined
-def _rounded_product(a: float, high: float, low: float) -> Any:
+def _exact_product(a: float, high: float, low: float) -> Any:
     """The nearest integer to a (high + low), below 2^62; by Dekker's exact product (Numerische Mathematik 18, 1971)."""
     product = a * high
     c = 134217729.0 * a
@@ -215,38 +215,49 @@ def _rounded_product(a: float, high: float, low: float) -> Any:
     b_low = high - b_high
     rest = ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low + a * low
     whole = np.int64(product)
-    rounded: Any = whole + np.int64(np.rint((product - np.float64(whole)) + rest))
-    return rounded
+    return np.uint64(whole + np.int64(np.rint((product - np.float64(whole)) + rest)))
 
 
 @inlined
-def _write_digits(number: int, n_digits: int, exponent: int, out: Any, position: int) -> int:
+def _write_digits(number: Any, n_digits: int, exponent: int, out: Any, position: int) -> int:
     """`number`, of n_digits digits, as d.ddd times 10^exponent, without trailing zeros."""
-    while number % 10 == 0:
-        number //= 10
-        n_digits -= 1
     fixed = -5 <= exponent < 17
-    if fixed and exponent < 0:
+    small = fixed and exponent < 0
+    # The digits stand where a small number has them, or one place to the right, so that a point fits in.
+    start = position + (1 - exponent if small else 1)
+    _write_pairs(number, n_digits, out, start)
+    while out[start + n_digits - 1] == 48:
+        n_digits -= 1
+    if small:
         for i in range(1 - exponent):
             out[position + i] = 46 if i == 1 else 48
-        position += 1 - exponent
-        point = -1
+        return start + n_digits
+    point = exponent + 1 if fixed else 1
+    for i in range(min(point, n_digits)):
+        out[position + i] = out[start + i]
+    if point < n_digits:
+        out[position + point] = 46
+        end = start + n_digits
     else:
-        point = exponent + 1 if fixed else 1
-    # Digits come out last first.
-    end = position + n_digits + (0 < point < n_digits)
-    at = end
-    for i in range(n_digits - 1, -1, -1):
-        at -= 1
-        out[at] = 48 + number % 10
-        number //= 10
-        if i == point and i > 0:
-            at -= 1
-            out[at] = 46
-    for _ in range(n_digits, point):
-        out[end] = 48
-        end += 1
+        for i in range(n_digits, point):
+            out[position + i] = 48
+        end = position + point
     return end if fixed else _write_exponent(exponent, out, end)
+
+
+@inlined
+def _write_pairs(number: Any, n_digits: int, out: Any, start: int) -> None:
+    """All digits of `number`, last first, two for each division: n_digits is odd."""
+    hundred, ten = np.uint64(100), np.uint64(10)
+    at = start + n_digits
+    for _ in range(n_digits // 2):
+        quotient = number // hundred
+        pair = number - quotient * hundred
+        number = quotient
+        at -= 2
+        out[at] = np.uint8(np.uint64(48) + pair // ten)
+        out[at + 1] = np.uint8(np.uint64(48) + pair % ten)
+    out[start] = np.uint8(np.uint64(48) + number)
 
 
 @inlined
@@ -269,28 +280,28 @@ def _write_exponent(exponent: int, out: Any, position: int) -> int:
 
 @inlined
 def _write_number(value: float, n_digits: int, high: Any, low: Any, out: Any, position: int) -> int:
-    """`value`, finite and within 1e+-280 or zero, with `n_digits` significant digits."""
+    """`value`, zero or from 1e-280 to 1e280, with `n_digits` significant digits."""
+    a = abs(value)
     if math.copysign(1.0, value) < 0:
         out[position] = 45
         position += 1
-    a = abs(value)
     if a == 0:
         out[position] = 48
-        if value == 0 and math.copysign(1.0, value) < 0:
+        if math.copysign(1.0, value) < 0:
             out[position + 1], out[position + 2] = 46, 48
             return position + 3
         return position + 1
-    exponent = math.floor(math.log10(a))
-    at = n_digits - 1 - exponent + 300
-    number = _rounded_product(a, high[at], low[at])
-    if number < 10 ** np.int64(n_digits - 1):
-        # The logarithm was rounded up to a power of ten.
-        exponent -= 1
-        number = _rounded_product(a, high[at + 1], low[at + 1])
-    if number >= 10 ** np.int64(n_digits):
-        # The logarithm was rounded down, or the digits up.
+    # floor(log10 a), from the exponent to the base of 2: too low by one at most.
+    exponent = ((math.frexp(a)[1] - 1) * 78913) >> 18
+    if a >= high[exponent + 301]:
         exponent += 1
-        number = _rounded_product(a, high[at - 1], low[at - 1]) if number > 10 ** np.int64(n_digits) else number // 10
+    at = n_digits - 1 - exponent + 300
+    # Nine digits need no more than a rounded product; 17 do.
+    number = np.uint64(a * high[at] + 0.5) if n_digits == 9 else _exact_product(a, high[at], low[at])
+    if number >= (np.uint64(1000000000) if n_digits == 9 else np.uint64(100000000000000000)):
+        # Rounded up to a power of ten.
+        exponent += 1
+        number //= np.uint64(10)
     return _write_digits(number, n_digits, exponent, out, position)
 
 

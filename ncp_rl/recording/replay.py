@@ -221,10 +221,8 @@ class _PolicyReplay:
                     sample = _as_drawn(episode.sample[t], drawn)
                     log_prob = policy.action_dist.log_prob(sample)
                 assert tap.seen is not None
-                computed = tap.seen._asdict() | {
-                    "log_prob": log_prob,
-                    "action": to_environment(policy, drawn.cpu().numpy()),
-                }
+                computed = tap.seen._asdict() | {"sensory": tap.seen.sensory[0], "log_prob": log_prob}
+                computed["action"] = to_environment(policy, drawn.cpu().numpy())
                 for name in ("sensory", "action_mean", "action_std", "value", "log_prob", "action"):
                     if computed[name] is not None:
                         rows.setdefault(name, []).append(np.asarray(computed[name])[episode.env_index])

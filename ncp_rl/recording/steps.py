@@ -81,7 +81,7 @@ class StepEncoder:
         """Messages of K steps, the first with number `sequence`; None where no environment is recorded."""
         fields = _fields(steps, self._layout, self._circuit)
         keep = np.stack([np.ones(self._layout.n_envs, bool) if s.keep is None else s.keep for s in steps])
-        starts = _host([s.seen.episode_starts for s in steps]) != 0
+        starts = _host_steps([s.seen.episode_starts for s in steps]) != 0
         before = np.where(starts[0][:, None], 0, _host([steps[0].seen.before])[0])
         if not self._begun:
             starts[0] = True
@@ -159,7 +159,7 @@ def _add_axis(observation: Any) -> Any:
 def _fields(steps: list[Step], layout: Layout, circuit: Circuit) -> dict[str, Array]:
     """Every field of the messages but for the counts: (K, N, ...)."""
     seen = [s.seen for s in steps]
-    sensory, potentials = _host([s.sensory for s in seen]), _host([s.potentials for s in seen])
+    sensory, potentials = _host_steps([s.sensory for s in seen]), _host_steps([s.potentials for s in seen])
     tau = circuit.time_constants(sensory, potentials)
     done = np.stack([s.done for s in steps])
     truncated = np.stack([np.zeros(layout.n_envs, bool) if s.truncated is None else s.truncated for s in steps])
@@ -200,13 +200,18 @@ def _seconds(elapsed: list[Tensor | None], layout: Layout, circuit: Circuit) -> 
     """Elapsed times (K, N), the policy's constant where none were given."""
     given = [seconds for seconds in elapsed if seconds is not None]
     if given:
-        return _host(given)
+        return _host_steps(given)
     return np.full((len(elapsed), layout.n_envs), circuit.ltc.elapsed_time, np.float32)
 
 
 def _host(tensors: list[Tensor]) -> Array:
-    """Tensors of the same shape (...) as one array (K, ...)."""
+    """K tensors of the same shape (N, ...) as one array (K, N, ...)."""
     return np.asarray(torch.stack(tensors).cpu())
+
+
+def _host_steps(tensors: list[Tensor]) -> Array:
+    """K tensors of the same shape (1, N, ...) as one array (K, N, ...)."""
+    return np.asarray(torch.cat(tensors).cpu())
 
 
 def _episode_spans(places: _Places, keep: Array) -> list[tuple[int, int, int, int]]:

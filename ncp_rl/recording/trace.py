@@ -76,18 +76,18 @@ def _neuron_trace(circuit: Circuit, sensory: Floats, potentials: Floats) -> Neur
 
 
 class Seen(NamedTuple):
-    """What a policy computed for one step of N environments; tensors on its device."""
+    """What a policy computed for one step of N environments; tensors on its device, uncut: an index takes 4 us."""
 
     sensory: Tensor
-    """(N, S)"""
+    """(1, N, S)"""
     before: Tensor
     """(N, U), potentials before the step, still without resets"""
     episode_starts: Tensor
-    """(N,)"""
+    """(1, N)"""
     elapsed_time: Tensor | None
-    """(N,) seconds, or None for the policy's constant"""
+    """(1, N) seconds, or None for the policy's constant"""
     potentials: Tensor
-    """(N, U), after the step"""
+    """(1, N, U), after the step"""
     action_mean: Tensor
     """(N, A), or logits"""
     action_std: Tensor | None
@@ -129,20 +129,10 @@ class PolicyTap:
         self._mean = output
 
     def _on_forward(self, module: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        sensory, before, starts, elapsed, potentials = self._core
         _, value, log_prob, _ = output
         assert self._mean is not None
-        self.seen = Seen(
-            sensory[0],
-            before,
-            starts[0],
-            None if elapsed is None else elapsed[0],
-            potentials[0],
-            self._mean,
-            _deviation(self._policy.action_dist),
-            value,
-            log_prob,
-        )
+        deviation = _deviation(self._policy.action_dist)
+        self.seen = Seen(*self._core, self._mean, deviation, value, log_prob)
 
 
 def _deviation(distribution: Distribution) -> Tensor | None:

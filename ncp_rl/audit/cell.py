@@ -84,12 +84,8 @@ class Cell:
         """Number of neurons U."""
         return len(self.cm)
 
-    def conductance(self, potentials: Array, sensory: Array) -> Array:
-        """Leak and open synapses together, (..., U), for potentials (..., U) and sensory inputs (..., S)."""
-        return self.conductance_of(self.synapses.openness(potentials), self.sensory.openness(sensory))
-
-    def conductance_of(self, opened: Array, sensory_opened: Array) -> Array:
-        """The same for synapses open by `opened` (..., E) and `sensory_opened` (..., E_s)."""
+    def conductance(self, opened: Array, sensory_opened: Array) -> Array:
+        """Leak and synapses together, (..., U), with synapses open by `opened` (..., E) and `sensory_opened` (..., E_s)."""
         between = self.synapses.total(self.synapses.w * opened, self.units)
         from_senses = self.sensory.total(self.sensory.w * sensory_opened, self.units)
         total: Array = self.gleak + between + from_senses + EPSILON

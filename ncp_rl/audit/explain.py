@@ -253,7 +253,7 @@ def _substeps(cell: Cell, start: Array, inputs: Array, elapsed_time: Array) -> I
     sensory_open, potentials = cell.sensory.openness(inputs), start
     for _ in range(cell.ode_unfolds):
         opened = cell.synapses.openness(potentials)
-        denominator = cell.cm + delta * cell.conductance_of(opened, sensory_open)
+        denominator = cell.cm + delta * cell.conductance(opened, sensory_open)
         kept, share = cell.cm / denominator, delta / denominator
         synaptic = share[:, cell.synapses.destination] * cell.synapses.w * opened * cell.synapses.erev
         sensory = share[:, cell.sensory.destination] * cell.sensory.w * sensory_open * cell.sensory.erev

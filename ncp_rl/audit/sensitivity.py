@@ -207,7 +207,7 @@ def _denominator(cell: Cell, potentials: Range, sensory: Range, delta: float) ->
     """Range (U,) of D = cm + delta (gleak + sum w s + epsilon): conductances rise with each openness."""
     ends = []
     for pick in (np.minimum, np.maximum):
-        conductance = cell.conductance_of(
+        conductance = cell.conductance(
             *(
                 pick(synapses.openness(source.low), synapses.openness(source.high))
                 for synapses, source in ((cell.synapses, potentials), (cell.sensory, sensory))

@@ -85,7 +85,7 @@ class Cell:
         return len(self.cm)
 
     def conductance(self, opened: Array, sensory_opened: Array) -> Array:
-        """Leak and synapses together, (..., U), with synapses open by `opened` (..., E) and `sensory_opened` (..., E_s)."""
+        """Leak and synapses together, (..., U), these open by `opened` (..., E) and `sensory_opened` (..., E_s)."""
         between = self.synapses.total(self.synapses.w * opened, self.units)
         from_senses = self.sensory.total(self.sensory.w * sensory_opened, self.units)
         total: Array = self.gleak + between + from_senses + EPSILON

@@ -39,6 +39,8 @@ class Args:
     """Episodes to record of each run."""
     seed: int = 30_000
     """Of recorded and perturbed episodes."""
+    images: bool = False
+    """Record what the environments of runs render, and show it in the report."""
     alpha: float = 0.1
     """False-alarm rate per episode that the monitor promises."""
     epsilon: float = 0.01
@@ -97,6 +99,7 @@ def plan(args: Args) -> Plan:
         alpha=args.alpha,
         epsilon=args.epsilon,
         seed=args.seed,
+        images=args.images,
         faults={
             name: Fault(FaultWrapper, dict(disturbance=name, level=FAULTS[name], onset=args.onset), args.onset)
             for name in args.faults

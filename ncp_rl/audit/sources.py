@@ -43,6 +43,7 @@ class Plan:
         alpha: False-alarm rate per episode that the monitor promises.
         epsilon: By which share of its range each observation moves.
         seed: Of recorded and of perturbed episodes.
+        images: Record what the environments of runs render, for the report.
         faults: By name, for the monitor to find in runs.
         n_fault_episodes: Recorded under each fault.
         disturbances: By name, with the levels to sweep for runs; none leaves the sweep out.
@@ -55,6 +56,7 @@ class Plan:
     alpha: float = 0.1
     epsilon: float = 0.01
     seed: int = 30_000
+    images: bool = False
     faults: Mapping[str, Fault] = field(default_factory=dict)
     n_fault_episodes: int = 10
     disturbances: Mapping[str, tuple[Disturbance, Sequence[float]]] = field(default_factory=dict)
@@ -152,7 +154,7 @@ def failures(audit: Audit, conditions: Sequence[str]) -> list[str]:
 def _audit_run(run: Path, name: str, out: Path, plan: Plan, progress_bar: bool) -> Subject:
     """Record a run, replay it with its model and environments, and ask."""
     path = out / f"{name}.mcap"
-    _record(run, path, plan.n_episodes, plan.seed, progress_bar)
+    _record(run, path, plan.n_episodes, plan.seed, progress_bar, images=plan.images)
     # The replay's model and environments are loaded anew: it shares nothing with the recording but the files.
     model, venv = load_run(run, n_envs=min(plan.n_episodes, _N_ENVS))
     assert isinstance(model, RecurrentPPO)
@@ -170,10 +172,13 @@ def _audit_run(run: Path, name: str, out: Path, plan: Plan, progress_bar: bool) 
     return _ask(recording, name, plan, truth, progress_bar, faults)
 
 
-def _record(run: Path, path: Path, n_episodes: int, seed: int, progress_bar: bool, **wrap: Any) -> None:
-    model, venv = load_run(run, n_envs=min(n_episodes, _N_ENVS), **wrap)
+def _record(
+    run: Path, path: Path, n_episodes: int, seed: int, progress_bar: bool, *, images: bool = False, **wrap: Any
+) -> None:
+    render = dict(env_kwargs=dict(render_mode="rgb_array")) if images else {}
+    model, venv = load_run(run, n_envs=min(n_episodes, _N_ENVS), **render, **wrap)
     assert isinstance(model, RecurrentPPO)
-    record_rollouts(model, venv, path, n_episodes=n_episodes, seed=seed, progress_bar=progress_bar)
+    record_rollouts(model, venv, path, n_episodes=n_episodes, seed=seed, images=images, progress_bar=progress_bar)
     venv.close()
 
 

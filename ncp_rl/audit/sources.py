@@ -164,7 +164,7 @@ def _audit_run(run: Path, name: str, out: Path, plan: Plan, progress_bar: bool) 
     faults: dict[str, tuple[Sequence[Episode], Sequence[int]]] = {}
     for fault_name, fault in plan.faults.items():
         fault_path = out / f"{name}__{fault_name}.mcap"
-        wrap = dict(wrapper_class=fault.wrapper, wrapper_kwargs=dict(fault.arguments))
+        wrap: dict[str, Any] = dict(wrapper_class=fault.wrapper, wrapper_kwargs=dict(fault.arguments))
         _record(run, fault_path, plan.n_fault_episodes, plan.seed + plan.n_episodes, progress_bar, **wrap)
         faulty = [episode for episode in Recording.open(fault_path) if len(episode) >= fault.onset]
         if faulty:
@@ -175,7 +175,7 @@ def _audit_run(run: Path, name: str, out: Path, plan: Plan, progress_bar: bool) 
 def _record(
     run: Path, path: Path, n_episodes: int, seed: int, progress_bar: bool, *, images: bool = False, **wrap: Any
 ) -> None:
-    render = dict(env_kwargs=dict(render_mode="rgb_array")) if images else {}
+    render: dict[str, Any] = dict(env_kwargs=dict(render_mode="rgb_array")) if images else {}
     model, venv = load_run(run, n_envs=min(n_episodes, _N_ENVS), **render, **wrap)
     assert isinstance(model, RecurrentPPO)
     record_rollouts(model, venv, path, n_episodes=n_episodes, seed=seed, images=images, progress_bar=progress_bar)

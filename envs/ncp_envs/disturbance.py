@@ -3,8 +3,9 @@
     env = DISTURBANCES["sensor_noise"](gymnasium.make("ncp_envs:ncp/PendulumNoVel-v1"), 0.1)
 
 Every wrapper has a random stream of its own that follows the seed of `reset`: under one seed, the environment beneath
-draws the same numbers at every level, so that runs compare in pairs. Disturbed observations and actions stay in their
-spaces. In Dict observations every Box is disturbed except `elapsed_time`, the controller's own clock.
+draws the same numbers at every level, so that runs compare in pairs (all but `sticky_action`). Disturbed observations
+and actions stay in their spaces. In Dict observations every Box is disturbed except `elapsed_time`, the controller's
+own clock.
 
 The size of an observed or commanded quantity is half the range of its Box. Quantities without bounds, or with bounds
 of a thousand and more that stand for none, have size 1: the level is then in their own unit. `scale` sets other sizes,

@@ -52,3 +52,9 @@ register(
     entry_point="ncp_envs.irregular_time:make_lane_keeping_irregular",
     max_episode_steps=500,
 )
+
+register(
+    id="ncp/LaneKeeping-v0",
+    entry_point="ncp_envs.lane_keeping.env:LaneKeepingEnv",
+    max_episode_steps=1000,
+)

@@ -56,5 +56,6 @@ register(
 register(
     id="ncp/LaneKeeping-v0",
     entry_point="ncp_envs.lane_keeping.env:LaneKeepingEnv",
+    vector_entry_point="ncp_envs.lane_keeping.vector:LaneKeepingVectorEnv",
     max_episode_steps=1000,
 )

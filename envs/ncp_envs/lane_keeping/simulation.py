@@ -9,6 +9,7 @@ from gymnasium import spaces
 from ncp_envs.lane_keeping import road
 from ncp_envs.lane_keeping.dynamics import (
     ACCELERATION,
+    ERROR,
     HEADING_ERROR,
     LATERAL_ERROR,
     N_COLUMNS,
@@ -52,6 +53,7 @@ class Simulation:
         scenes: (N,) uint64, from which the picture of a camera draws what is random in it.
         observations: (N, 6) float32.
         outcome: (5, N) float64, rows as in `dynamics`.
+        steps: (N,) int64, since the start.
     """
 
     def __init__(self, n_cars: int, vehicle: Vehicle | None = None) -> None:
@@ -64,6 +66,7 @@ class Simulation:
         self.scenes = np.zeros(n_cars, dtype=np.uint64)
         self.observations = np.zeros((n_cars, len(OBSERVATION_NAMES)), dtype=np.float32)
         self.outcome = np.zeros((N_ROWS, n_cars))
+        self.steps = np.zeros(n_cars, dtype=np.int64)
 
     def start(self, index: int, rng: np.random.Generator) -> None:
         """Put car `index` at the start of a new road, with all that is random taken from `rng` in one draw."""
@@ -77,7 +80,8 @@ class Simulation:
         car[ACCELERATION] = lateral_acceleration(car, self.vehicle)
         self.scenes[index] = int(draws[n_starts] * 2**53)
         self.outcome[:, index] = 0.0
-        self.outcome[1, index] = car[LATERAL_ERROR]
+        self.outcome[ERROR, index] = car[LATERAL_ERROR]
+        self.steps[index] = 0
         observe(car, self.curvatures[index], self.observations[index])
 
     def step(self, actions: npt.NDArray[np.floating], intervals: Floats) -> None:
@@ -99,3 +103,4 @@ class Simulation:
         )  # fmt: skip
         if bad >= 0:
             raise ValueError(f"Actions must be finite, got {actions[bad]} for car {bad}.")
+        self.steps += 1

@@ -1,0 +1,157 @@
+"""The lane keeping environments in batches: all cars in one simulation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium.utils import seeding
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from ncp_envs.lane_keeping.dynamics import CRASH, DISTANCE, ERROR, INTERVAL, JERK, REWARD, Vehicle
+from ncp_envs.lane_keeping.render import RENDER_FPS, BirdsEye
+from ncp_envs.lane_keeping.simulation import ACTION_SPACE, OBSERVATION_NAMES, OBSERVATION_SPACE, Simulation
+
+Bools = npt.NDArray[np.bool_]
+
+
+class LaneKeepingVectorEnv(VectorEnv[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]):
+    """`num_envs` of `ncp/LaneKeeping-v0`, with the trajectories of `SyncVectorEnv` under equal seeds and actions.
+
+        gym.make_vec("ncp_envs:ncp/LaneKeeping-v0", num_envs=64)
+
+    Attributes:
+        interval: (N,) float64, seconds from this observation to the next of each car, to be changed in place.
+    """
+
+    observation_names = OBSERVATION_NAMES
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        max_episode_steps: int | None = 1000,
+        render_mode: str | None = None,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        vehicle: Vehicle | None = None,
+    ) -> None:
+        """Make them.
+
+        Args:
+            num_envs: Number of cars.
+            max_episode_steps: Steps after which an episode is truncated; None: never.
+            render_mode: None or "rgb_array".
+            autoreset_mode: As in `SyncVectorEnv`; DISABLED leaves the resets to `options["reset_mask"]`.
+            vehicle: Parameters of the cars.
+        """
+        self.num_envs = num_envs
+        self.single_observation_space, self.single_action_space = OBSERVATION_SPACE, ACTION_SPACE
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.max_episode_steps = max_episode_steps
+        self.autoreset_mode = AutoresetMode(autoreset_mode)
+        self.render_mode = render_mode
+        self.metadata = dict(
+            render_modes=["rgb_array"], render_fps=RENDER_FPS, autoreset_mode=self.autoreset_mode
+        )
+        self.simulation = Simulation(num_envs, vehicle)
+        self.interval = np.full(num_envs, INTERVAL)
+        self._done = np.zeros(num_envs, dtype=np.bool_)
+        self._generators: list[np.random.Generator] = []
+
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[npt.NDArray[Any], dict[str, Any]]:
+        """Start all cars, or those of `options["reset_mask"]`, on new roads; car i from seed + i."""
+        mask = self._reset_mask(options)
+        seeds = [None] * self.num_envs if seed is None else seed
+        seeds = [seeds + i for i in range(self.num_envs)] if isinstance(seeds, int) else seeds
+        if len(seeds) != self.num_envs:
+            raise ValueError(f"seed must be one number or {self.num_envs} of them, got {len(seeds)}.")
+        if not self._generators:
+            self._generators = [seeding.np_random(None)[0] for _ in seeds]
+        for i in np.flatnonzero(mask).tolist():
+            if seeds[i] is not None:
+                self._generators[i] = seeding.np_random(seeds[i])[0]
+        self._start(mask)
+        self._done[mask] = False
+        infos = self._infos()
+        if not mask.all():
+            infos = {name: np.where(mask, values, values.dtype.type(0)) for name, values in infos.items()}
+        return self._observations(), infos
+
+    def step(
+        self, actions: npt.NDArray[Any]
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64], Bools, Bools, dict[str, Any]]:
+        """Steer all cars for their intervals."""
+        simulation, waiting = self.simulation, self._done
+        if not self._generators:
+            raise RuntimeError("The cars have not been started; call reset first.")
+        if self.autoreset_mode == AutoresetMode.DISABLED and waiting.any():
+            raise RuntimeError(f"Cars {np.flatnonzero(waiting).tolist()} are done; reset them first (reset_mask).")
+        simulation.step(actions, self.interval)
+        if self.autoreset_mode == AutoresetMode.NEXT_STEP and waiting.any():
+            # What these cars did after their episode's end is overwritten.
+            self._start(waiting)
+        rewards = simulation.outcome[REWARD].copy()
+        terminations = simulation.outcome[CRASH] != 0.0
+        limit = self.max_episode_steps
+        truncations = np.zeros_like(terminations) if limit is None else simulation.steps >= limit
+        observations, infos = self._observations(), self._infos()
+        self._done = terminations | truncations
+        if self.autoreset_mode == AutoresetMode.SAME_STEP and self._done.any():
+            observations, infos = self._restart(self._done, observations, infos)
+        return observations, rewards, terminations, truncations, infos
+
+    def render(self) -> tuple[npt.NDArray[np.uint8], ...] | None:
+        """A frame for each car."""
+        if self.render_mode is None:
+            return None
+        return tuple(BirdsEye(self.simulation, i).frame() for i in range(self.num_envs))
+
+    def _reset_mask(self, options: dict[str, Any] | None) -> Bools:
+        mask = (options or {}).get("reset_mask")
+        if mask is None:
+            return np.ones(self.num_envs, dtype=np.bool_)
+        if not (isinstance(mask, np.ndarray) and mask.shape == (self.num_envs,) and mask.dtype == np.bool_):
+            raise ValueError(f"reset_mask must be a bool array of shape {(self.num_envs,)}, got {mask!r}.")
+        return mask
+
+    def _restart(
+        self, done: Bools, last: npt.NDArray[Any], last_info: dict[str, Any]
+    ) -> tuple[npt.NDArray[Any], dict[str, Any]]:
+        """Start the cars that are done; what they saw last goes into the infos, in the form of `SyncVectorEnv`."""
+        final_obs = np.full(self.num_envs, None, dtype=object)
+        for i in np.flatnonzero(done).tolist():
+            final_obs[i] = last[i]
+        final_info = {
+            name: done.copy() if name.startswith("_") else np.where(done, values, values.dtype.type(0))
+            for name, values in last_info.items()
+        }
+        self._start(done)
+        infos = self._infos() | dict(
+            final_obs=final_obs, _final_obs=done.copy(), final_info=final_info, _final_info=done.copy()
+        )
+        return self._observations(), infos
+
+    def _start(self, mask: Bools) -> None:
+        for i in np.flatnonzero(mask).tolist():
+            self.simulation.start(i, self._generators[i])
+
+    def _observations(self) -> npt.NDArray[Any]:
+        return self.simulation.observations.copy()
+
+    def _infos(self) -> dict[str, Any]:
+        outcome, all_cars = self.simulation.outcome, np.ones(self.num_envs, dtype=np.bool_)
+        return {
+            "lateral_error": outcome[ERROR].copy(),
+            "_lateral_error": all_cars,
+            "lateral_jerk": outcome[JERK].copy(),
+            "_lateral_jerk": all_cars,
+            "crash": outcome[CRASH] != 0.0,
+            "_crash": all_cars,
+            "distance": outcome[DISTANCE].copy(),
+            "_distance": all_cars,
+        }

@@ -56,7 +56,7 @@ class BirdsEye:
 
     def remember(self) -> None:
         """Add where the car is now to its trace; a car that has just started has none."""
-        car = self.simulation.cars[self.index]
+        car = self.simulation.cars[:, self.index]
         if self.simulation.steps[self.index] == 0:
             self._trace.clear()
         self._trace.append((float(car[STATION]), float(car[LATERAL_ERROR])))
@@ -122,7 +122,7 @@ class BirdsEye:
     def _course(self) -> tuple[Floats, Floats]:
         """Stations, and x, y and heading of the centreline there, seen from the point beside the car."""
         simulation, i = self.simulation, slice(self.index, self.index + 1)
-        station = float(simulation.cars[self.index, STATION])
+        station = float(simulation.cars[STATION, self.index])
         stations = np.arange(np.floor(station) - _BEHIND, station + _AHEAD)
         x, y, heading = road.course(simulation.curvatures[i], simulation.headings[i], stations[None])
         line = np.stack([x[0], y[0], heading[0]], axis=1)
@@ -137,7 +137,7 @@ class BirdsEye:
         pygame.draw.polygon(self._canvas, color, self._pixels(outline).tolist())
 
     def _draw_car(self) -> None:
-        car = self.simulation.cars[self.index]
+        car = self.simulation.cars[:, self.index]
         at, heading = np.array([0.0, car[LATERAL_ERROR]]), float(car[HEADING_ERROR])
         for axle in _AXLES:
             turned = float(car[STEERING]) if axle > 0 else 0.0
@@ -169,7 +169,7 @@ class BirdsEye:
         )
 
     def _draw_figures(self, view: pygame.Surface) -> None:
-        car, outcome = self.simulation.cars[self.index], self.simulation.outcome[:, self.index]
+        car, outcome = self.simulation.cars[:, self.index], self.simulation.outcome[:, self.index]
         text = (
             f"{car[SPEED]:4.1f} m/s    lateral error {car[LATERAL_ERROR]:+5.2f} m    "
             f"steering {np.degrees(car[STEERING]):+5.1f} deg    {outcome[DISTANCE]:5.0f} m"

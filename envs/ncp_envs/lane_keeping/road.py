@@ -21,12 +21,11 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from ncp_envs.lane_keeping.dynamics import KNOT_SPACING
+from ncp_envs.lane_keeping.dynamics import KNOT_SPACING, N_KNOTS
 
 Floats = npt.NDArray[np.float64]
 
-LENGTH = 1000.0
-N_KNOTS = int(LENGTH / KNOT_SPACING)
+LENGTH = N_KNOTS * KNOT_SPACING
 MIN_CURVATURE, MAX_CURVATURE = 0.004, 0.02
 MIN_WIDTH, MAX_WIDTH, MAX_WAVE, MAX_WAVES = 3.0, 4.0, 0.2, 8
 MAX_HEADING = math.pi / 2
@@ -54,8 +53,12 @@ def lay(draws: Floats, curvature: Floats, heading: Floats, width: Floats) -> Non
     wave = MAX_WAVE * draws[0]
     middle = MIN_WIDTH + wave + draws[1] * (MAX_WIDTH - MIN_WIDTH - 2.0 * wave)
     waves, phase = 1 + int(draws[2] * MAX_WAVES), 2.0 * math.pi * draws[3]
+    # Sines of evenly spaced angles, each from the two before it.
+    step = 2.0 * math.pi * waves / N_KNOTS
+    before, now = math.sin(phase - step), math.sin(phase)
     for k in range(N_KNOTS):
-        width[k] = middle + wave * math.sin(2.0 * math.pi * waves * k / N_KNOTS + phase)
+        width[k] = middle + wave * now
+        before, now = now, 2.0 * math.cos(step) * now - before
 
     curvature[:] = 0.0
     knot, draw, course, bend = START, 4, 0.0, 0.0

@@ -8,20 +8,13 @@ from gymnasium import spaces
 
 from ncp_envs.lane_keeping import road
 from ncp_envs.lane_keeping.dynamics import (
-    ACCELERATION,
-    ERROR,
-    HEADING_ERROR,
-    LATERAL_ERROR,
-    N_COLUMNS,
+    N_OUTCOMES,
     N_ROWS,
     OBSERVED_ERROR,
-    OFFSET,
     PREVIEWS,
-    SPEED,
     Vehicle,
+    begin,
     drive,
-    lateral_acceleration,
-    observe,
 )
 
 Floats = npt.NDArray[np.float64]
@@ -31,22 +24,15 @@ _HIGH = np.array([OBSERVED_ERROR, OBSERVED_ERROR, *(1.0 for _ in PREVIEWS)], dty
 OBSERVATION_SPACE = spaces.Box(-_HIGH, _HIGH, dtype=np.float32)
 ACTION_SPACE = spaces.Box(-1.0, 1.0, (1,), dtype=np.float32)
 
-#: What is drawn uniformly at the start of an episode: column of the car, lowest, highest; m/s, rad, m, rad.
-STARTS = (
-    (SPEED, 8.0, 18.0),
-    (OFFSET, -0.03, 0.03),
-    (LATERAL_ERROR, -0.5, 0.5),
-    (HEADING_ERROR, -0.05, 0.05),
-)
-#: One draw for each of these, one for what a camera sees, the rest for the road.
-N_DRAWS = len(STARTS) + 1 + road.N_DRAWS
+#: Uniform draws at the start of an episode: four for the car, one for what a camera sees, the rest for the road.
+N_DRAWS = 5 + road.N_DRAWS
 
 
 class Simulation:
     """The cars, their roads, and what the last step brought.
 
     Attributes:
-        cars: (N, 9) float64, the state; columns as in `dynamics`.
+        cars: (9, N) float64, the state; rows as in `dynamics`.
         curvatures: (N, K) float64, 1/m at the knots of each car's road.
         headings: (N, K + 1) float64, rad.
         widths: (N, K) float64, m.
@@ -59,30 +45,24 @@ class Simulation:
     def __init__(self, n_cars: int, vehicle: Vehicle | None = None) -> None:
         """Make room for `n_cars`; each waits for its `start`."""
         self.vehicle = vehicle or Vehicle()
-        self.cars = np.zeros((n_cars, N_COLUMNS))
+        self.cars = np.zeros((N_ROWS, n_cars))
         self.curvatures = np.zeros((n_cars, road.N_KNOTS))
         self.headings = np.zeros((n_cars, road.N_KNOTS + 1))
         self.widths = np.zeros((n_cars, road.N_KNOTS))
         self.scenes = np.zeros(n_cars, dtype=np.uint64)
         self.observations = np.zeros((n_cars, len(OBSERVATION_NAMES)), dtype=np.float32)
-        self.outcome = np.zeros((N_ROWS, n_cars))
+        self.outcome = np.zeros((N_OUTCOMES, n_cars))
         self.steps = np.zeros(n_cars, dtype=np.int64)
 
     def start(self, index: int, rng: np.random.Generator) -> None:
         """Put car `index` at the start of a new road, with all that is random taken from `rng` in one draw."""
         draws = rng.random(N_DRAWS)
-        n_starts = len(STARTS)
-        road.lay(draws[n_starts + 1 :], self.curvatures[index], self.headings[index], self.widths[index])
-        car = self.cars[index]
-        car[:] = 0.0
-        for (column, low, high), draw in zip(STARTS, draws[:n_starts].tolist(), strict=True):
-            car[column] = low + (high - low) * draw
-        car[ACCELERATION] = lateral_acceleration(car, self.vehicle)
-        self.scenes[index] = int(draws[n_starts] * 2**53)
-        self.outcome[:, index] = 0.0
-        self.outcome[ERROR, index] = car[LATERAL_ERROR]
+        road.lay(draws[5:], self.curvatures[index], self.headings[index], self.widths[index])
+        begin(
+            draws, index, self.vehicle, self.cars, self.curvatures[index], self.outcome, self.observations[index]
+        )
+        self.scenes[index] = draws[4] * 2**53
         self.steps[index] = 0
-        observe(car, self.curvatures[index], self.observations[index])
 
     def step(self, actions: npt.NDArray[np.floating], intervals: Floats) -> None:
         """Drive all cars.
@@ -95,8 +75,8 @@ class Simulation:
             ValueError: Actions of another shape, or not finite.
         """
         actions = np.asarray(actions, dtype=np.float64)
-        if actions.shape != (len(self.cars), 1):
-            raise ValueError(f"Actions must have the shape {(len(self.cars), 1)}, got {actions.shape}.")
+        if actions.shape != (self.cars.shape[1], 1):
+            raise ValueError(f"Actions must have the shape {(self.cars.shape[1], 1)}, got {actions.shape}.")
         bad = drive(
             self.cars, self.curvatures, self.widths, actions[:, 0], intervals, self.vehicle,
             self.outcome, self.observations,
@@ -104,3 +84,4 @@ class Simulation:
         if bad >= 0:
             raise ValueError(f"Actions must be finite, got {actions[bad]} for car {bad}.")
         self.steps += 1
+

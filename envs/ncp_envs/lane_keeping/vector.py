@@ -75,17 +75,29 @@ class LaneKeepingVectorEnv(VectorEnv[npt.NDArray[Any], npt.NDArray[Any], npt.NDA
         for i in np.flatnonzero(mask).tolist():
             if seeds[i] is not None:
                 self._generators[i] = seeding.np_random(seeds[i])[0]
-        self._start(mask)
+        self.start(mask)
         self._done[mask] = False
         infos = self._infos()
         if not mask.all():
-            infos = {name: np.where(mask, values, values.dtype.type(0)) for name, values in infos.items()}
-        return self._observations(), infos
+            infos = _where(mask, infos)
+        return self.observations(), infos
 
     def step(
         self, actions: npt.NDArray[Any]
     ) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64], Bools, Bools, dict[str, Any]]:
         """Steer all cars for their intervals."""
+        rewards, terminations, truncations = self.advance(actions)
+        observations, infos = self.observations(), self._infos()
+        if self.autoreset_mode == AutoresetMode.SAME_STEP and self._done.any():
+            observations, infos = self._restart(self._done, observations, infos)
+        return observations, rewards, terminations, truncations, infos
+
+    def advance(self, actions: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float64], Bools, Bools]:
+        """What `step` does before it looks at the cars and, in the same step, starts those that are done.
+
+        Returns:
+            (N,) rewards, terminations and truncations.
+        """
         simulation, waiting = self.simulation, self._done
         if not self._generators:
             raise RuntimeError("The cars have not been started; call reset first.")
@@ -94,16 +106,21 @@ class LaneKeepingVectorEnv(VectorEnv[npt.NDArray[Any], npt.NDArray[Any], npt.NDA
         simulation.step(actions, self.interval)
         if self.autoreset_mode == AutoresetMode.NEXT_STEP and waiting.any():
             # What these cars did after their episode's end is overwritten.
-            self._start(waiting)
-        rewards = simulation.outcome[REWARD].copy()
+            self.start(waiting)
         terminations = simulation.outcome[CRASH] != 0.0
         limit = self.max_episode_steps
         truncations = np.zeros_like(terminations) if limit is None else simulation.steps >= limit
-        observations, infos = self._observations(), self._infos()
         self._done = terminations | truncations
-        if self.autoreset_mode == AutoresetMode.SAME_STEP and self._done.any():
-            observations, infos = self._restart(self._done, observations, infos)
-        return observations, rewards, terminations, truncations, infos
+        return simulation.outcome[REWARD].copy(), terminations, truncations
+
+    def start(self, mask: Bools) -> None:
+        """Put the cars of (N,) `mask` at the start of new roads."""
+        for i in mask.nonzero()[0].tolist():
+            self.simulation.start(i, self._generators[i])
+
+    def observations(self) -> npt.NDArray[Any]:
+        """What all cars see now."""
+        return self.simulation.observations.copy()
 
     def render(self) -> tuple[npt.NDArray[np.uint8], ...] | None:
         """A frame for each car."""
@@ -126,22 +143,10 @@ class LaneKeepingVectorEnv(VectorEnv[npt.NDArray[Any], npt.NDArray[Any], npt.NDA
         final_obs = np.full(self.num_envs, None, dtype=object)
         for i in np.flatnonzero(done).tolist():
             final_obs[i] = last[i]
-        final_info = {
-            name: done.copy() if name.startswith("_") else np.where(done, values, values.dtype.type(0))
-            for name, values in last_info.items()
-        }
-        self._start(done)
-        infos = self._infos() | dict(
-            final_obs=final_obs, _final_obs=done.copy(), final_info=final_info, _final_info=done.copy()
-        )
-        return self._observations(), infos
-
-    def _start(self, mask: Bools) -> None:
-        for i in np.flatnonzero(mask).tolist():
-            self.simulation.start(i, self._generators[i])
-
-    def _observations(self) -> npt.NDArray[Any]:
-        return self.simulation.observations.copy()
+        final_info = _where(done, last_info)
+        self.start(done)
+        infos = self._infos() | dict(final_obs=final_obs, _final_obs=done, final_info=final_info, _final_info=done)
+        return self.observations(), infos
 
     def _infos(self) -> dict[str, Any]:
         outcome, all_cars = self.simulation.outcome, np.ones(self.num_envs, dtype=np.bool_)
@@ -155,3 +160,8 @@ class LaneKeepingVectorEnv(VectorEnv[npt.NDArray[Any], npt.NDArray[Any], npt.NDA
             "distance": outcome[DISTANCE].copy(),
             "_distance": all_cars,
         }
+
+
+def _where(mask: Bools, infos: dict[str, Any]) -> dict[str, Any]:
+    """Infos of the cars in `mask` alone, zeros for the others."""
+    return {name: mask if name.startswith("_") else values * mask for name, values in infos.items()}

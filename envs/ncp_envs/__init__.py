@@ -59,3 +59,10 @@ register(
     vector_entry_point="ncp_envs.lane_keeping.vector:LaneKeepingVectorEnv",
     max_episode_steps=1000,
 )
+
+register(
+    id="ncp/LaneKeepingCamera-v0",
+    entry_point="ncp_envs.lane_keeping.env:LaneKeepingCameraEnv",
+    vector_entry_point="ncp_envs.lane_keeping.vector:LaneKeepingCameraVectorEnv",
+    max_episode_steps=1000,
+)

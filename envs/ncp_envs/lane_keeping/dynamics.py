@@ -258,7 +258,8 @@ def substep(
 def lateral_acceleration(v_y: float, r: float, wheel: float, speed: float, vehicle: Vehicle) -> float:
     """m/s^2 at the centre of gravity, to the left."""
     front, rear = lateral_forces(v_y, r, wheel, speed, vehicle)
-    return (front + rear) / vehicle.mass
+    acceleration: float = (front + rear) / vehicle.mass
+    return acceleration
 
 
 @_inlined
@@ -275,7 +276,8 @@ def reward(distance: float, speed: float, interval: float, lateral_error: float,
     progress = min(max(distance / (speed * interval), 0.0), 1.0)
     centring = 1.0 / (1.0 + (lateral_error / CENTRING_SCALE) ** 2)
     comfort = 1.0 / (1.0 + (lateral_jerk / COMFORT_SCALE) ** 2)
-    return progress * centring * comfort * interval / INTERVAL
+    value: float = progress * centring * comfort * interval / INTERVAL
+    return value
 
 
 @_compiled
@@ -324,6 +326,35 @@ def begin(
     for row in range(N_OUTCOMES):
         outcome[row, car] = 0.0
     outcome[ERROR, car] = cars[LATERAL_ERROR, car]
+    observe(cars, car, curvature, observation)
+
+
+@_inlined
+def arrive(
+    cars: Floats,
+    car: int,
+    lanes: Floats,
+    lane: int,
+    elapsed: float,
+    curvature: Floats,
+    width: Floats,
+    vehicle: Vehicle,
+    outcome: Floats,
+    observation: npt.NDArray[np.float32],
+) -> None:
+    """Take a car from its lane of the computation to its column of `cars`, and say what came of the step."""
+    driven, before = lanes[STATION, lane] - cars[STATION, car], cars[ACCELERATION, car]
+    for row in range(N_STATES):
+        cars[row, car] = lanes[row, lane]
+    speed, error, station = cars[SPEED, car], cars[LATERAL_ERROR, car], cars[STATION, car]
+    acceleration = lateral_acceleration(
+        cars[LATERAL_VELOCITY, car], cars[YAW_RATE, car], cars[STEERING, car] + cars[OFFSET, car], speed, vehicle
+    )
+    jerk = (acceleration - before) / elapsed
+    cars[ACCELERATION, car] = acceleration
+    outcome[REWARD, car] = reward(driven, speed, elapsed, error, jerk)
+    outcome[ERROR, car], outcome[JERK, car], outcome[DISTANCE, car] = error, jerk, station
+    outcome[CRASH, car] = abs(error) > 0.5 * along(width, station)
     observe(cars, car, curvature, observation)
 
 
@@ -384,20 +415,5 @@ def drive(
                     h[j] = 0.0
         for j in range(min(LANES, n_cars - first)):
             i = first + j
-            distance = lanes[STATION, j] - cars[STATION, i]
-            before = cars[ACCELERATION, i]
-            for row in range(N_STATES):
-                cars[row, i] = lanes[row, j]
-            cars[ACCELERATION, i] = lateral_acceleration(
-                lanes[LATERAL_VELOCITY, j], lanes[YAW_RATE, j], lanes[STEERING, j] + lanes[OFFSET, j],
-                lanes[SPEED, j], vehicle,
-            )  # fmt: skip
-            outcome[ERROR, i] = lanes[LATERAL_ERROR, j]
-            outcome[JERK, i] = (cars[ACCELERATION, i] - before) / elapsed[j]
-            outcome[DISTANCE, i] = lanes[STATION, j]
-            outcome[CRASH, i] = abs(lanes[LATERAL_ERROR, j]) > 0.5 * along(widths[i], lanes[STATION, j])
-            outcome[REWARD, i] = reward(
-                distance, lanes[SPEED, j], elapsed[j], lanes[LATERAL_ERROR, j], outcome[JERK, i]
-            )
-            observe(cars, i, curvatures[i], observations[i])
+            arrive(cars, i, lanes, j, elapsed[j], curvatures[i], widths[i], vehicle, outcome, observations[i])
     return -1

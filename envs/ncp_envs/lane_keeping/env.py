@@ -1,27 +1,28 @@
-"""`ncp/LaneKeeping-v0`."""
+"""`ncp/LaneKeeping-v0` and `ncp/LaneKeepingCamera-v0`."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from abc import ABC, abstractmethod
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 
+from ncp_envs.lane_keeping import camera
 from ncp_envs.lane_keeping.dynamics import CRASH, DISTANCE, ERROR, INTERVAL, JERK, REWARD, Vehicle
 from ncp_envs.lane_keeping.render import RENDER_FPS, BirdsEye
 from ncp_envs.lane_keeping.simulation import ACTION_SPACE, OBSERVATION_NAMES, OBSERVATION_SPACE, Simulation
 
-Observation = npt.NDArray[np.float32]
+Observation = npt.NDArray[Any]
 Action = npt.NDArray[np.float32]
 
 
-class LaneKeepingEnv(gym.Env[Observation, Action]):
-    """A car keeps to its lane at a speed that it does not see, by steering alone."""
+class LaneKeepingBase(gym.Env[Observation, Action], ABC):
+    """A simulation of one car; what is observed of it is left to the environments."""
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array", "human"], "render_fps": RENDER_FPS}
-    observation_names = OBSERVATION_NAMES
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array", "human"], "render_fps": RENDER_FPS}  # noqa: RUF012
 
     def __init__(self, render_mode: str | None = None, vehicle: Vehicle | None = None) -> None:
         """Make it.
@@ -29,8 +30,15 @@ class LaneKeepingEnv(gym.Env[Observation, Action]):
         Args:
             render_mode: None, "rgb_array" or "human".
             vehicle: Parameters of the car.
+
+        Raises:
+            ValueError: No such render mode.
         """
-        self.observation_space, self.action_space = OBSERVATION_SPACE, ACTION_SPACE
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise ValueError(
+                f"render_mode must be None or one of {self.metadata['render_modes']}, got {render_mode!r}."
+            )
+        self.action_space = ACTION_SPACE
         self.render_mode = render_mode
         self.simulation = Simulation(1, vehicle)
         self._interval = np.full(1, INTERVAL)
@@ -64,7 +72,7 @@ class LaneKeepingEnv(gym.Env[Observation, Action]):
         info = self._info()
         return self._observation(), float(simulation.outcome[REWARD, 0]), info["crash"], False, info
 
-    def render(self) -> npt.NDArray[np.uint8] | None:  # type: ignore[override]
+    def render(self) -> npt.NDArray[np.uint8] | None:
         """The bird's eye view, where the render mode is "rgb_array"; "human" shows it by itself."""
         if self._view is None or self.render_mode == "human":
             return None
@@ -81,8 +89,8 @@ class LaneKeepingEnv(gym.Env[Observation, Action]):
             if self.render_mode == "human":
                 self._view.show(self._inset())
 
-    def _observation(self) -> npt.NDArray[Any]:
-        return self.simulation.observations[0].copy()
+    @abstractmethod
+    def _observation(self) -> Observation: ...
 
     def _inset(self) -> npt.NDArray[np.uint8] | None:
         """An image for the corner of the view."""
@@ -96,3 +104,138 @@ class LaneKeepingEnv(gym.Env[Observation, Action]):
             "crash": bool(outcome[CRASH]),
             "distance": outcome[DISTANCE],
         }
+
+
+class LaneKeepingEnv(LaneKeepingBase):
+    """A car is to keep to the middle of its lane, at a speed that it does not see, by steering alone.
+
+    ## Description
+
+    A cruise control holds a speed that is new in each episode. The front wheels follow the steering command with a
+    lag, and they are not quite straight when they should be: an offset, also new in each episode and not seen. The
+    tyres slip. No velocity is observed. A controller that remembers can find out the offset and the speed.
+
+    The car is a dynamic single-track model (Rajamani, Vehicle Dynamics and Control, chapter 2) on a road of straights,
+    clothoids and arcs: equations, parameters and limits are in `dynamics.py` and `road.py` of this folder.
+
+    ## Action Space
+
+    | Num | Action                                                | Min  | Max | Unit               |
+    |-----|-------------------------------------------------------|------|-----|--------------------|
+    | 0   | steering, commanded angle of the front wheels to the left | -1.0 | 1.0 | `max_steering`, 0.15 rad |
+
+    ## Observation Space
+
+    | Num | Observation                                 | Name          | Min  | Max | Unit    |
+    |-----|---------------------------------------------|---------------|------|-----|---------|
+    | 0   | offset to the left of the lane's middle     | lateral_error | -4.0 | 4.0 | 1 m     |
+    | 1   | heading against the road's, to the left     | heading_error | -4.0 | 4.0 | 0.2 rad |
+    | 2   | curvature of the road beside the car        | curvature_0m  | -1.0 | 1.0 | 0.02/m  |
+    | 3   | curvature 10 m ahead                        | curvature_10m | -1.0 | 1.0 | 0.02/m  |
+    | 4   | curvature 20 m ahead                        | curvature_20m | -1.0 | 1.0 | 0.02/m  |
+    | 5   | curvature 30 m ahead                        | curvature_30m | -1.0 | 1.0 | 0.02/m  |
+
+    `info` holds `lateral_error` in metres, `lateral_jerk` in m/s^3 (mean over the step), `crash`, and `distance` in
+    metres driven along the road.
+
+    ## Rewards
+
+    Progress times centring times comfort, each from 0 to 1, so that a return of 1000 is a perfect drive of 1000 steps:
+
+    - progress: distance along the road over what the speed allows;
+    - centring: 1 / (1 + (lateral error / 0.4 m)^2);
+    - comfort: 1 / (1 + (lateral jerk / 5 m/s^3)^2).
+
+    A step of another `interval` than 0.05 s counts in proportion. `baseline.py` holds a controller to compare with.
+
+    ## Starting State
+
+    Uniformly random: speed 8 to 18 m/s, wheel offset -0.03 to 0.03 rad, lateral error -0.5 to 0.5 m, heading error
+    -0.05 to 0.05 rad, and a new road.
+
+    ## Episode End
+
+    Terminated when the centre of gravity leaves the lane, half of its width from the middle. Truncated after 1000
+    steps.
+
+    ## Arguments
+
+    - `render_mode`: None, "rgb_array" or "human".
+    - `vehicle`: a `Vehicle` of other parameters.
+
+    The attribute `interval`, seconds from this observation to the next, is 0.05. It may be set to any time above 0
+    before a step: the next steps integrate exactly that time, in substeps of at most 0.025 s.
+
+    ## Version History
+
+    * v0: initial version.
+    """
+
+    observation_names = OBSERVATION_NAMES
+
+    def __init__(self, render_mode: str | None = None, vehicle: Vehicle | None = None) -> None:
+        """Make it; see `LaneKeepingBase`."""
+        super().__init__(render_mode, vehicle)
+        self.observation_space = OBSERVATION_SPACE
+
+    def _observation(self) -> Observation:
+        seen: Observation = self.simulation.observations[0].copy()
+        return seen
+
+
+class LaneKeepingCameraEnv(LaneKeepingBase):
+    """The drive of `ncp/LaneKeeping-v0`, seen through a camera that looks ahead.
+
+    ## Description
+
+    As `ncp/LaneKeeping-v0`, with the same drives under the same seeds. The camera is 1.3 m above the ground, looks 0.1
+    rad down and sees 83 degrees; each pixel is projected onto the ground plane (`camera.py`).
+
+    ## Action Space
+
+    | Num | Action                                                | Min  | Max | Unit               |
+    |-----|-------------------------------------------------------|------|-----|--------------------|
+    | 0   | steering, commanded angle of the front wheels to the left | -1.0 | 1.0 | `max_steering`, 0.15 rad |
+
+    ## Observation Space
+
+    | Num           | Observation                                    | Min | Max | Unit |
+    |---------------|------------------------------------------------|-----|-----|------|
+    | (48, 160, 3)  | image, uint8: rows from above, red green blue  | 0   | 255 | -    |
+
+    ## Rewards, Starting State, Episode End
+
+    Those of `ncp/LaneKeeping-v0`, and its `info` and `interval`.
+
+    ## Arguments
+
+    - `render_mode`: None, "rgb_array" or "human".
+    - `light`, `shadow`, `noise`, `missing_markings`: levels from 0, the plain picture, to 1; see
+      `camera.Disturbances`. These disturb the picture alone: the drive stays the same.
+    - `vehicle`: a `Vehicle` of other parameters.
+
+    ## Version History
+
+    * v0: initial version.
+    """
+
+    def __init__(
+        self,
+        render_mode: str | None = None,
+        light: float = 0.0,
+        shadow: float = 0.0,
+        noise: float = 0.0,
+        missing_markings: float = 0.0,
+        vehicle: Vehicle | None = None,
+    ) -> None:
+        """Make it; see `LaneKeepingBase` and `Disturbances`."""
+        super().__init__(render_mode, vehicle)
+        self.observation_space = camera.IMAGE_SPACE
+        self.disturbances = camera.Disturbances(light, shadow, noise, missing_markings)
+
+    def _observation(self) -> Observation:
+        seen: Observation = camera.look(self.simulation, self.disturbances)[0]
+        return seen
+
+    def _inset(self) -> npt.NDArray[np.uint8]:
+        return self._observation()

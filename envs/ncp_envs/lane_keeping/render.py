@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 import pygame
@@ -38,7 +36,14 @@ _CAR, _WHEEL = (4.5, 1.8), (0.7, 0.25)
 _AXLES = (1.10, -1.58)
 
 GRASS, ASPHALT, PAINT = (96, 128, 84), (84, 86, 92), (236, 236, 230)
-_LANE, _BODY, _GLASS, _TYRE, _TRAIL, _ALARM = (92, 95, 102), (66, 133, 244), (32, 44, 64), (24, 24, 26), (255, 196, 64), (222, 72, 60)
+_LANE, _BODY, _GLASS, _TYRE, _TRAIL, _ALARM = (
+    (92, 95, 102),
+    (66, 133, 244),
+    (32, 44, 64),
+    (24, 24, 26),
+    (255, 196, 64),
+    (222, 72, 60),
+)
 
 
 class BirdsEye:
@@ -99,11 +104,7 @@ class BirdsEye:
 
     def _draw_road(self) -> None:
         stations, line = self._course()
-        width = np.interp(
-            stations % road.LENGTH / road.KNOT_SPACING,
-            np.arange(road.N_KNOTS + 1),
-            np.append(self.simulation.widths[self.index], self.simulation.widths[self.index, 0]),
-        )
+        width = road.at(self.simulation.widths[self.index : self.index + 1], stations[None])[0]
         right, left = -0.5 * width, 0.5 * width
         self._band(ASPHALT, line, right - SHOULDER, left + width + SHOULDER)
         self._band(_LANE, line, right, left)
@@ -164,9 +165,7 @@ class BirdsEye:
     def _pixels(self, points: Floats) -> Floats:
         """(P, 2) metres, x ahead and y to the left of the point beside the car -> (P, 2) pixels of the canvas."""
         scale = PIXELS_PER_METRE * _OVERSAMPLING
-        return np.stack(
-            [(points[:, 0] + _CAR_AT) * scale, 0.5 * HEIGHT * _OVERSAMPLING - points[:, 1] * scale], axis=1
-        )
+        return np.stack([(points[:, 0] + _CAR_AT) * scale, 0.5 * HEIGHT * _OVERSAMPLING - points[:, 1] * scale], axis=1)
 
     def _draw_figures(self, view: pygame.Surface) -> None:
         car, outcome = self.simulation.cars[:, self.index], self.simulation.outcome[:, self.index]

@@ -40,7 +40,7 @@ START, END = 4, 9
 N_DRAWS = 4 + 4 * (N_KNOTS // (CLOTHOID[0] + ELEMENT[0]) + 1)
 
 
-@numba.njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@numba.njit(cache=True, error_model="numpy")
 def lay(draws: Floats, curvature: Floats, heading: Floats, width: Floats) -> None:
     """Lay a road.
 
@@ -88,6 +88,15 @@ def lay(draws: Floats, curvature: Floats, heading: Floats, width: Floats) -> Non
     heading[0] = 0.0
     for k in range(N_KNOTS):
         heading[k + 1] = heading[k] + 0.5 * (curvature[k] + curvature[(k + 1) % N_KNOTS]) * KNOT_SPACING
+
+
+def at(values: Floats, stations: Floats) -> Floats:
+    """Curvature or width of N roads, each at M stations of its own: (N, N_KNOTS) and (N, M) -> (N, M)."""
+    knots = np.mod(stations, LENGTH) / KNOT_SPACING
+    left = np.minimum(knots.astype(np.int64), N_KNOTS - 1)
+    start, end = np.take_along_axis(values, left, 1), np.take_along_axis(values, (left + 1) % N_KNOTS, 1)
+    linear: Floats = start + (end - start) * (knots - left)
+    return linear
 
 
 def headings_at(curvatures: Floats, headings: Floats, stations: Floats) -> Floats:

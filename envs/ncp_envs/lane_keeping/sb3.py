@@ -13,7 +13,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
 from ncp_envs.lane_keeping.dynamics import ERROR
-from ncp_envs.lane_keeping.vector import LaneKeepingVectorEnv
+from ncp_envs.lane_keeping.vector import LaneKeepingVectorBase
 
 
 class LaneKeepingVecEnv(VecEnv):
@@ -31,7 +31,7 @@ class LaneKeepingVecEnv(VecEnv):
             **kwargs: Of the environment.
         """
         vector = gym.make_vec(env_id, n_envs, "vector_entry_point", autoreset_mode=AutoresetMode.SAME_STEP, **kwargs)
-        if not isinstance(vector, LaneKeepingVectorEnv):
+        if not isinstance(vector, LaneKeepingVectorBase):
             raise ValueError(f"env_id must name a lane keeping environment, got {env_id!r}.")
         self.vector = vector
         self._actions: npt.NDArray[Any] = np.zeros((n_envs, 1), dtype=np.float32)
@@ -111,7 +111,8 @@ class LaneKeepingVecEnv(VecEnv):
         """
         raise AttributeError(f"All cars are in one simulation: no single environment has a method {method_name!r}.")
 
-    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None) -> list[bool]:
+    def env_is_wrapped(
+        self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None
+    ) -> list[bool]:
         """None is."""
         return [False for _ in self._get_indices(indices)]
-

@@ -8,6 +8,7 @@ from gymnasium import spaces
 
 from ncp_envs.lane_keeping import road
 from ncp_envs.lane_keeping.dynamics import (
+    N_KNOTS,
     N_OUTCOMES,
     N_ROWS,
     OBSERVED_ERROR,
@@ -46,9 +47,9 @@ class Simulation:
         """Make room for `n_cars`; each waits for its `start`."""
         self.vehicle = vehicle or Vehicle()
         self.cars = np.zeros((N_ROWS, n_cars))
-        self.curvatures = np.zeros((n_cars, road.N_KNOTS))
-        self.headings = np.zeros((n_cars, road.N_KNOTS + 1))
-        self.widths = np.zeros((n_cars, road.N_KNOTS))
+        self.curvatures = np.zeros((n_cars, N_KNOTS))
+        self.headings = np.zeros((n_cars, N_KNOTS + 1))
+        self.widths = np.zeros((n_cars, N_KNOTS))
         self.scenes = np.zeros(n_cars, dtype=np.uint64)
         self.observations = np.zeros((n_cars, len(OBSERVATION_NAMES)), dtype=np.float32)
         self.outcome = np.zeros((N_OUTCOMES, n_cars))
@@ -58,9 +59,7 @@ class Simulation:
         """Put car `index` at the start of a new road, with all that is random taken from `rng` in one draw."""
         draws = rng.random(N_DRAWS)
         road.lay(draws[5:], self.curvatures[index], self.headings[index], self.widths[index])
-        begin(
-            draws, index, self.vehicle, self.cars, self.curvatures[index], self.outcome, self.observations[index]
-        )
+        begin(draws, index, self.vehicle, self.cars, self.curvatures[index], self.outcome, self.observations[index])
         self.scenes[index] = draws[4] * 2**53
         self.steps[index] = 0
 
@@ -84,4 +83,3 @@ class Simulation:
         if bad >= 0:
             raise ValueError(f"Actions must be finite, got {actions[bad]} for car {bad}.")
         self.steps += 1
-

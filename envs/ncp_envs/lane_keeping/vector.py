@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from gymnasium import spaces
 from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from ncp_envs.lane_keeping import camera
 from ncp_envs.lane_keeping.dynamics import CRASH, DISTANCE, ERROR, INTERVAL, JERK, REWARD, Vehicle
 from ncp_envs.lane_keeping.render import RENDER_FPS, BirdsEye
 from ncp_envs.lane_keeping.simulation import ACTION_SPACE, OBSERVATION_NAMES, OBSERVATION_SPACE, Simulation
@@ -18,16 +21,16 @@ from ncp_envs.lane_keeping.simulation import ACTION_SPACE, OBSERVATION_NAMES, OB
 Bools = npt.NDArray[np.bool_]
 
 
-class LaneKeepingVectorEnv(VectorEnv[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]):
-    """`num_envs` of `ncp/LaneKeeping-v0`, with the trajectories of `SyncVectorEnv` under equal seeds and actions.
+class LaneKeepingVectorBase(VectorEnv[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]], ABC):
+    """Many cars in one simulation, with the trajectories of `SyncVectorEnv` under equal seeds and actions.
 
         gym.make_vec("ncp_envs:ncp/LaneKeeping-v0", num_envs=64)
+
+    What is observed of the cars is left to the environments.
 
     Attributes:
         interval: (N,) float64, seconds from this observation to the next of each car, to be changed in place.
     """
-
-    observation_names = OBSERVATION_NAMES
 
     def __init__(
         self,
@@ -47,15 +50,13 @@ class LaneKeepingVectorEnv(VectorEnv[npt.NDArray[Any], npt.NDArray[Any], npt.NDA
             vehicle: Parameters of the cars.
         """
         self.num_envs = num_envs
-        self.single_observation_space, self.single_action_space = OBSERVATION_SPACE, ACTION_SPACE
+        self.single_observation_space, self.single_action_space = self._space(), ACTION_SPACE
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.max_episode_steps = max_episode_steps
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.render_mode = render_mode
-        self.metadata = dict(
-            render_modes=["rgb_array"], render_fps=RENDER_FPS, autoreset_mode=self.autoreset_mode
-        )
+        self.metadata = dict(render_modes=["rgb_array"], render_fps=RENDER_FPS, autoreset_mode=self.autoreset_mode)
         self.simulation = Simulation(num_envs, vehicle)
         self.interval = np.full(num_envs, INTERVAL)
         self._done = np.zeros(num_envs, dtype=np.bool_)
@@ -118,9 +119,13 @@ class LaneKeepingVectorEnv(VectorEnv[npt.NDArray[Any], npt.NDArray[Any], npt.NDA
         for i in mask.nonzero()[0].tolist():
             self.simulation.start(i, self._generators[i])
 
+    @abstractmethod
     def observations(self) -> npt.NDArray[Any]:
         """What all cars see now."""
-        return self.simulation.observations.copy()
+
+    @abstractmethod
+    def _space(self) -> spaces.Box:
+        """Of one car's observation."""
 
     def render(self) -> tuple[npt.NDArray[np.uint8], ...] | None:
         """A frame for each car."""
@@ -160,6 +165,43 @@ class LaneKeepingVectorEnv(VectorEnv[npt.NDArray[Any], npt.NDArray[Any], npt.NDA
             "distance": outcome[DISTANCE].copy(),
             "_distance": all_cars,
         }
+
+
+class LaneKeepingVectorEnv(LaneKeepingVectorBase):
+    """`num_envs` of `ncp/LaneKeeping-v0`."""
+
+    observation_names = OBSERVATION_NAMES
+
+    def observations(self) -> npt.NDArray[Any]:
+        """Errors and curvatures, (N, 6) float32."""
+        return self.simulation.observations.copy()
+
+    def _space(self) -> spaces.Box:
+        return OBSERVATION_SPACE
+
+
+class LaneKeepingCameraVectorEnv(LaneKeepingVectorBase):
+    """`num_envs` of `ncp/LaneKeepingCamera-v0`."""
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        light: float = 0.0,
+        shadow: float = 0.0,
+        noise: float = 0.0,
+        missing_markings: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        """Make them; see `LaneKeepingVectorBase` and `camera.Disturbances`."""
+        super().__init__(num_envs, **kwargs)
+        self.disturbances = camera.Disturbances(light, shadow, noise, missing_markings)
+
+    def observations(self) -> npt.NDArray[Any]:
+        """Pictures, (N, 48, 160, 3) uint8."""
+        return camera.look(self.simulation, self.disturbances)
+
+    def _space(self) -> spaces.Box:
+        return camera.IMAGE_SPACE
 
 
 def _where(mask: Bools, infos: dict[str, Any]) -> dict[str, Any]:

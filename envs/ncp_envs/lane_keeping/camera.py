@@ -1,0 +1,272 @@
+"""The forward camera: every pixel is projected onto the ground plane, and painted by where on the road it falls.
+
+The camera looks ahead and a little down. The ray through the middle of pixel (u, v), in metres ahead, to the left and
+up, is
+
+    (cos p, 0, -sin p) + (u + 1/2 - c_u) / f (0, -1, 0) + (v + 1/2 - c_v) / f (-sin p, 0, -cos p)
+
+with the pitch p, the focal length f and the image's centre (c_u, c_v) in pixels; it meets the ground where it has
+fallen by the camera's height. What lies there follows from the station along the road and the offset from the lane's
+middle, found from the nearest point of the centreline. Edges are softened over a pixel's width on the ground.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import astuple, dataclass
+from typing import Any
+
+import numba
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+
+from ncp_envs.lane_keeping import road
+from ncp_envs.lane_keeping.dynamics import HEADING_ERROR, LATERAL_ERROR, STATION
+from ncp_envs.lane_keeping.simulation import Simulation
+
+Floats = npt.NDArray[np.float64]
+Images = npt.NDArray[np.uint8]
+
+HEIGHT, WIDTH = 48, 160
+#: Pixels, radians, and metres above the ground and ahead of the centre of gravity.
+FOCAL, PITCH, CAMERA_HEIGHT, CAMERA_AHEAD = 90.0, 0.1, 1.3, 1.0
+#: Metres of road along which ground is painted as road, from behind the car, sampled at every metre.
+BEHIND, AHEAD, SAMPLE = 6.0, 95.0, 1.0
+#: Metres: a line's width, asphalt beyond the outer lines, a dash of the middle line and its period.
+LINE, SHOULDER, DASH, PERIOD = 0.15, 0.4, 4.0, 10.0
+#: Lines at -1/2, 1/2 and 3/2 of the lane's width from its middle; the middle one is dashed.
+RIGHT, MIDDLE, LEFT = range(3)
+#: Metres of the pieces in which lines are missing or shadows lie, and of the stripes of the grass.
+PIECE, SHADE, STRIPE = 15.0, 9.0, 8.0
+#: Share of the pieces of ground that lie in shadow; slope of a ray that still counts as meeting the ground.
+SHADED, MIN_FALL = 0.4, 0.01
+#: Samples that the search for the nearest one passes at most, from one pixel to the next.
+MAX_WALK = 16
+#: Metres over which haze takes all but 1/e of the colour.
+HAZE = 160.0
+#: Red, green, blue.
+GRASS, ASPHALT, PAINT = (92.0, 124.0, 74.0), (92.0, 94.0, 100.0), (240.0, 240.0, 232.0)
+HORIZON, ZENITH = (206.0, 216.0, 226.0), (120.0, 160.0, 214.0)
+
+IMAGE_SPACE = spaces.Box(0, 255, (HEIGHT, WIDTH, 3), np.uint8)
+
+
+@dataclass(frozen=True)
+class Disturbances:
+    """Levels from 0, which leaves the picture as it is, to 1; what they do is drawn anew for each episode."""
+
+    light: float = 0.0
+    """Brightness is multiplied by a factor between 1 - 0.8 light and 1 + 0.8 light."""
+    shadow: float = 0.0
+    """Bands of shadow across the road take up to 0.8 shadow of its light."""
+    noise: float = 0.0
+    """Of each pixel and colour, nearly normal, with a standard deviation of 64 noise of 255."""
+    missing_markings: float = 0.0
+    """Share of the pieces of lane lines that are missing."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is no level."""
+        for name, level in vars(self).items():
+            if not 0.0 <= level <= 1.0:
+                raise ValueError(f"{name} must be a level from 0 to 1, got {level}.")
+
+
+def look(simulation: Simulation, disturbances: Disturbances) -> Images:
+    """What the cameras of all cars see.
+
+    Returns:
+        (N, HEIGHT, WIDTH, 3) uint8, red, green, blue.
+    """
+    state, curvatures = simulation.cars, simulation.curvatures
+    stations = state[STATION][:, None] + np.arange(-BEHIND, AHEAD + SAMPLE, SAMPLE)
+    x, y, heading = road.course(curvatures, simulation.headings, stations)
+    # From the first sample's frame to the car's, which is beside sample `at`, to the left and turned.
+    at = round(BEHIND / SAMPLE)
+    turn = state[HEADING_ERROR] + heading[:, at]
+    left = heading[:, at]
+    car_x = x[:, at] - state[LATERAL_ERROR] * np.sin(left)
+    car_y = y[:, at] + state[LATERAL_ERROR] * np.cos(left)
+    x, y = x - car_x[:, None], y - car_y[:, None]
+    sine, cosine = np.sin(turn)[:, None], np.cos(turn)[:, None]
+    course = np.stack(
+        [
+            cosine * x + sine * y,
+            cosine * y - sine * x,
+            heading - turn[:, None],
+            road.at(curvatures, stations),
+            road.at(simulation.widths, stations),
+            stations,
+        ],
+        axis=1,
+    )
+    images = np.empty((len(stations), HEIGHT, WIDTH, 3), dtype=np.uint8)
+    levels = tuple(map(float, astuple(disturbances)))
+    paint(course, simulation.scenes, simulation.steps, levels, images)
+    return images
+
+
+def _compiled(function: Any) -> Any:
+    return numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "arcp", "nsz"})(function)
+
+
+@_compiled
+def soft(inside: float, pixel: float) -> float:
+    """How much of a pixel is covered, whose middle lies `inside` metres within an edge; `pixel` is its size."""
+    return min(max(inside / pixel + 0.5, 0.0), 1.0)
+
+
+@_compiled
+def mix(scene: np.uint64, a: np.uint64, b: np.uint64) -> np.uint64:
+    """64 bits that look random: the finalizer of SplitMix64 (Steele, Lea, Flood, 2014) over a scene and two numbers."""
+    z = scene + a * np.uint64(0x9E3779B97F4A7C15) + b * np.uint64(0xD1B54A32D192ED03)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+@_compiled
+def uniform(scene: np.uint64, a: int, b: int) -> float:
+    """A number in [0, 1) that belongs to a scene and two integers."""
+    return float(mix(scene, np.uint64(a), np.uint64(b)) >> np.uint64(11)) / 2.0**53
+
+
+@_compiled
+def line_cover(
+    scene: np.uint64, line: int, inside: float, pixel: float, station: float, length: float, missing: float
+) -> float:
+    """How much of a pixel a lane line covers, `inside` metres within it; 0 where this piece of it is missing.
+
+    The pixel is `pixel` metres wide across the line and `length` metres long along it.
+    """
+    # A pixel that is wider than the line holds all of it.
+    cover = soft(inside, pixel) * min(1.0, LINE / pixel)
+    if line == MIDDLE:
+        phase = station - PERIOD * math.floor(station / PERIOD)
+        cover *= soft(min(phase, DASH - phase), length)
+    return 0.0 if uniform(scene, 1 + line, math.floor(station / PIECE)) < missing else cover
+
+
+@_compiled
+def paint_sky(pixels: Images, fall: float, gain: float) -> None:
+    """Fill a row of pixels, (WIDTH, 3), whose rays rise by -fall for each metre ahead."""
+    blend = min(max(-fall / 0.2, 0.0), 1.0)
+    for u in range(WIDTH):
+        for c in range(3):
+            pixels[u, c] = int(min(gain * (HORIZON[c] + blend * (ZENITH[c] - HORIZON[c])), 255.0) + 0.5)
+
+
+@_compiled
+def nearest(course: Floats, sample: int, ahead: float, side: float) -> int:
+    """The sample of the centreline that is nearest to a point; beyond the middle of a bend there is none."""
+    x, y, heading, last = course[0], course[1], course[2], course.shape[1] - 1
+    for _ in range(MAX_WALK):
+        forth = (ahead - x[sample]) * math.cos(heading[sample]) + (side - y[sample]) * math.sin(heading[sample])
+        following = sample + 1 if forth > 0.0 else sample - 1
+        if abs(forth) <= 0.5 * SAMPLE or following < 0 or following > last:
+            break
+        sample = following
+    return sample
+
+
+@_compiled
+def paint_ground(
+    pixel: npt.NDArray[np.uint8],
+    course: Floats,
+    sample: int,
+    ahead: float,
+    side: float,
+    across: float,
+    length: float,
+    scene: np.uint64,
+    gain: float,
+    shadow: float,
+    missing: float,
+) -> None:
+    """Fill (3,) of a pixel that is `across` by `length` metres of ground, `ahead` of the car and to its left."""
+    sine, cosine, kappa = math.sin(course[2, sample]), math.cos(course[2, sample]), course[3, sample]
+    dx, dy = ahead - course[0, sample], side - course[1, sample]
+    offset = dy * cosine - dx * sine
+    # From the tangent at the sample to the arc.
+    along = (dx * cosine + dy * sine) / (1.0 - kappa * offset)
+    offset -= 0.5 * kappa * along * along * (1.0 - kappa * offset)
+    station, half = course[5, sample] + along, 0.5 * course[4, sample]
+    # The pixel's size across the lines.
+    size = across * abs(cosine) + length * abs(side / ahead * cosine - sine)
+    road_cover = 0.0
+    if abs(along) <= SAMPLE:
+        road_cover = soft(3.0 * half + SHOULDER - offset, across) * soft(offset + half + SHOULDER, across)
+    lines = line_cover(scene, RIGHT, 0.5 * LINE - abs(offset + half), size, station, length, missing)
+    lines += line_cover(scene, MIDDLE, 0.5 * LINE - abs(offset - half), size, station, length, missing)
+    lines += line_cover(scene, LEFT, 0.5 * LINE - abs(offset - 3.0 * half), size, station, length, missing)
+    marked = road_cover * min(lines, 1.0)
+    stripe = 0.04 if math.floor(station / STRIPE) % 2 == 0 else -0.04
+    dark = 1.0
+    if uniform(scene, 4, math.floor((station + 0.4 * offset) / SHADE)) < SHADED:
+        dark = 1.0 - 0.8 * shadow
+    haze = 1.0 - math.exp(-ahead / HAZE)
+    for c in range(3):
+        color = GRASS[c] * (1.0 + stripe)
+        color += road_cover * (ASPHALT[c] - color)
+        color += marked * (PAINT[c] - color)
+        color *= dark
+        color += haze * (HORIZON[c] - color)
+        pixel[c] = int(min(gain * color, 255.0) + 0.5)
+
+
+@_compiled
+def paint(
+    courses: Floats,
+    scenes: npt.NDArray[np.uint64],
+    steps: npt.NDArray[np.int64],
+    disturbances: tuple[float, ...],
+    images: Images,
+) -> None:
+    """Paint N pictures.
+
+    Args:
+        courses: (N, 6, M) float64: x, y and heading of the centreline seen from the car, its curvature, the lane's
+            width and the station, sampled along the road.
+        scenes: (N,) uint64, whatever is random in a picture follows from it.
+        steps: (N,) int64, since the start of the episode: noise is new at each.
+        disturbances: Levels of light, shadow, noise and missing markings.
+        images: (N, HEIGHT, WIDTH, 3) uint8, filled.
+    """
+    light, shadow, noise, missing = disturbances
+    for n in range(courses.shape[0]):
+        scene, start = scenes[n], 0
+        gain = 1.0 + 0.8 * light * (2.0 * uniform(scene, 0, 0) - 1.0)
+        for v in range(HEIGHT - 1, -1, -1):
+            slope = (v + 0.5 - 0.5 * HEIGHT) / FOCAL
+            fall = math.sin(PITCH) + slope * math.cos(PITCH)
+            if fall <= MIN_FALL:
+                paint_sky(images[n, v], fall, gain)
+                continue
+            depth = CAMERA_HEIGHT / fall
+            ahead = CAMERA_AHEAD + depth * (math.cos(PITCH) - slope * math.sin(PITCH))
+            # A pixel's size on the ground, to the side and ahead.
+            across, length = depth / FOCAL, depth * depth / (CAMERA_HEIGHT * FOCAL)
+            sample = start
+            for u in range(WIDTH):
+                side = -across * (u + 0.5 - 0.5 * WIDTH)
+                sample = nearest(courses[n], sample, ahead, side)
+                start = sample if u == 0 else start
+                paint_ground(
+                    images[n, v, u], courses[n], sample, ahead, side, across, length, scene, gain, shadow, missing
+                )
+        if noise > 0.0:
+            add_noise(images[n], scene, steps[n], 64.0 * noise)
+
+
+@_compiled
+def add_noise(image: Images, scene: np.uint64, step: int, deviation: float) -> None:
+    """Add noise to each pixel and colour: sums of four uniform numbers of ten bits, nearly normal."""
+    unit = deviation / math.sqrt(4.0 * (1024.0**2 - 1.0) / 12.0)
+    ten = np.uint64(1023)
+    for v in range(HEIGHT):
+        for u in range(WIDTH):
+            for c in range(3):
+                bits = mix(scene, np.uint64(5 + step), np.uint64((v * WIDTH + u) * 3 + c))
+                total = (bits & ten) + ((bits >> np.uint64(10)) & ten) + ((bits >> np.uint64(20)) & ten)
+                total += (bits >> np.uint64(30)) & ten
+                image[v, u, c] = int(min(max(image[v, u, c] + unit * (np.int64(total) - 2046), 0.0), 255.0) + 0.5)

@@ -1,0 +1,223 @@
+// The page's state, which is in the fragment of its address, and the plots, drawn when they come into view.
+
+const report = JSON.parse(document.getElementById("report").textContent);
+report.subjects.forEach(unpack);
+
+const state = { r: 0, e: 0, t: 0, a: 0, n: "", c: null };
+const panes = [];
+let playing = false, lastFrame = 0, due = 0, writing = 0;
+
+const byId = (id) => document.getElementById(id);
+const clamp = (x, last) => Math.min(Math.max(Math.trunc(x) || 0, 0), Math.max(last, 0));
+
+// #r=0&e=2&t=133&a=0&n=command_3&c=1.4: recording, episode, step, action, neuron, and what it is compared with.
+function readFragment() {
+  const given = new URLSearchParams(location.hash.slice(1));
+  if (!["r", "e", "t", "a", "n", "c"].some((key) => given.has(key))) return;
+  const pair = (r, e) => {
+    const recording = clamp(r, report.subjects.length - 1);
+    return [recording, clamp(e, report.subjects[recording].episodes.length - 1)];
+  };
+  [state.r, state.e] = pair(given.get("r"), given.get("e"));
+  state.t = clamp(given.get("t"), Infinity);
+  state.a = clamp(given.get("a"), report.subjects[state.r].actions.length - 1);
+  state.n = given.get("n") || "";
+  state.c = given.has("c") ? pair(...given.get("c").split(".")) : null;
+}
+
+function writeFragment() {
+  clearTimeout(writing);
+  // Browsers ration changes of the address: wait until the hand rests.
+  writing = setTimeout(() => {
+    const { r, e, t, a, n, c } = state, fields = { r, e, t };
+    if (a) fields.a = a;
+    if (n) fields.n = n;
+    if (c) fields.c = c.join(".");
+    history.replaceState(null, "", `#${new URLSearchParams(fields)}`);
+  }, 150);
+}
+
+const lastStep = () => Math.max(...panes.filter((pane) => pane.episode).map((pane) => pane.episode.steps)) - 1;
+
+function refresh() {
+  state.t = clamp(state.t, lastStep());
+  byId("slider").max = lastStep();
+  byId("slider").value = state.t;
+  byId("slider").setAttribute("aria-valuetext", panes[0].episode ? `step ${state.t}, ${fixed(panes[0].episode.time[Math.min(state.t, panes[0].episode.steps - 1)])} s` : "");
+  panes.forEach((pane) => pane.update(state));
+  if (!playing) writeFragment();
+}
+
+async function arrange() {
+  const wanted = [[state.r, state.e], ...(state.c ? [state.c] : [])];
+  while (panes.length > wanted.length) panes.pop().root.remove();
+  while (panes.length < wanted.length) {
+    byId("panes").append(byId("pane").content.cloneNode(true));
+    panes.push(new Pane(byId("panes").lastElementChild, callbacks));
+  }
+  const shown = new Set(wanted.map(([r]) => r));
+  document.querySelectorAll("[data-recording]").forEach((part) => { part.hidden = !shown.has(Number(part.dataset.recording)); });
+  byId("compare").setAttribute("aria-pressed", Boolean(state.c));
+  document.body.classList.toggle("comparing", Boolean(state.c));
+  await Promise.all(panes.map((pane, i) => pane.show(...wanted[i])));
+  if (panes.every((pane) => pane.episode)) refresh();
+}
+
+const callbacks = {
+  choose(pane, r, e) {
+    if (pane === panes[0]) [state.r, state.e] = [r, e];
+    else state.c = [r, e];
+    arrange();
+  },
+  select(name) { state.n = state.n === name ? "" : name; refresh(); },
+  seek(t) { state.t = t; refresh(); },
+  act(a) { state.a = a; refresh(); },
+};
+
+function toggleCompare() {
+  const { subjects } = report, next = (state.e + 1) % subjects[state.r].episodes.length;
+  state.c = state.c ? null : subjects.length > 1 ? [(state.r + 1) % subjects.length, 0] : [state.r, next];
+  arrange();
+}
+
+function play(on) {
+  playing = on;
+  byId("play").textContent = on ? "Pause" : "Play";
+  byId("play").setAttribute("aria-pressed", on);
+  document.querySelectorAll(".why").forEach((why) => why.setAttribute("aria-live", on ? "off" : "polite"));
+  if (!on) return writeFragment();
+  if (state.t >= lastStep()) state.t = 0;
+  lastFrame = performance.now();
+  due = 0;
+  requestAnimationFrame(tick);
+}
+
+// Simulated time follows the clock, times the speed.
+function tick(now) {
+  if (!playing) return;
+  due += ((now - lastFrame) / 1000) * Number(byId("speed").value);
+  lastFrame = now;
+  const { elapsed, steps } = panes.reduce((a, b) => (b.episode.steps > a.episode.steps ? b : a)).episode;
+  let t = state.t;
+  while (t < steps - 1 && due >= elapsed[t + 1]) due -= elapsed[++t];
+  if (t !== state.t) { state.t = t; refresh(); }
+  if (t >= steps - 1) play(false);
+  else requestAnimationFrame(tick);
+}
+
+function nextNeuron(direction) {
+  const { names, subject } = panes[0], units = subject.neurons.length;
+  const order = names.map((_, i) => (i + units) % names.length), at = order.indexOf(names.indexOf(state.n));
+  const next = order[(at + direction + order.length) % order.length];
+  state.n = names[next];
+  refresh();
+  if (document.activeElement.closest(".node")) panes[0].nodes[next].focus();
+}
+
+document.addEventListener("keydown", (event) => {
+  const tag = event.target.tagName, node = event.target.closest(".node");
+  if (event.ctrlKey || event.metaKey || event.altKey || tag === "SELECT" || tag === "TEXTAREA") return;
+  if (event.target.type === "range" && event.key !== " ") return;
+  const far = event.shiftKey ? 10 : 1;
+  const actions = {
+    ArrowRight: () => callbacks.seek(state.t + far),
+    ArrowLeft: () => callbacks.seek(state.t - far),
+    Home: () => callbacks.seek(0),
+    End: () => callbacks.seek(lastStep()),
+    ...(node ? { ArrowDown: () => nextNeuron(1), ArrowUp: () => nextNeuron(-1), Enter: () => node.dispatchEvent(new Event("click")) } : {}),
+    ...(tag === "BUTTON" || tag === "SUMMARY" || tag === "A" ? {} : { " ": () => play(!playing) }),
+  };
+  // Home and End move through the page unless the player has the focus.
+  if ((event.key === "Home" || event.key === "End") && !event.target.closest("#player")) return;
+  if (event.key in actions && panes[0].episode) {
+    event.preventDefault();
+    actions[event.key]();
+  }
+});
+
+// Plots. Their script is inflated once, when the first of them is near.
+const drawn = new Set();
+let plotly = null;
+
+function loadPlotly() {
+  plotly ||= inflated(byId("plotly").textContent).then((buffer) => {
+    document.head.append(make("script", {}, new TextDecoder().decode(buffer)));
+    return window.Plotly;
+  });
+  return plotly;
+}
+
+function css(name) { return getComputedStyle(document.documentElement).getPropertyValue(name).trim(); }
+
+function merge(base, own) {
+  for (const [key, value] of Object.entries(own)) {
+    const both = value && base[key] && typeof value === "object" && typeof base[key] === "object" && !Array.isArray(value);
+    base[key] = both ? merge(base[key], value) : value;
+  }
+  return base;
+}
+
+function themed(figure) {
+  const color = (key, value) => (key === "color" && typeof value === "string" && value.startsWith("--") ? css(value) : value);
+  const { data, layout } = JSON.parse(figure, color), text = css("--text"), grid = css("--line");
+  const axes = Object.fromEntries(["xaxis", "yaxis", ...Object.keys(layout).filter((key) => /^[xy]axis\d*$/.test(key))].map(
+    (key) => [key, { gridcolor: grid, zerolinecolor: css("--muted"), linecolor: grid, automargin: true, title: { standoff: 8 } }]));
+  const base = {
+    ...axes,
+    font: { family: css("--font"), size: 12, color: text },
+    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+    margin: { l: 56, r: 16, t: 24, b: 48 },
+    legend: { orientation: "h", yref: "container", y: 1, yanchor: "top", x: 0, font: { size: 12 } },
+    hoverlabel: { font: { family: css("--font") } },
+  };
+  const merged = merge(base, layout);
+  if (merged.coloraxis) {
+    merged.coloraxis.colorscale = [[0, css("--neg")], [0.5, css("--middle")], [1, css("--pos")]];
+  }
+  return { data, layout: merged };
+}
+
+async function drawPlot(place) {
+  const Plotly = await loadPlotly(), { data, layout } = themed(byId(place.dataset.figure).textContent);
+  await Plotly.react(place, data, layout, { displayModeBar: false, responsive: true });
+  if (drawn.has(place)) return;
+  drawn.add(place);
+  place.on("plotly_click", ({ points: [point] }) => {
+    if (!point.customdata) return;
+    const r = Number(place.closest("[data-recording]").dataset.recording), [index, t] = point.customdata;
+    const e = report.subjects[r].episodes.findIndex((episode) => episode.index === index);
+    if (e < 0) return;
+    Object.assign(state, { r, e, t });
+    arrange();
+    byId("player").scrollIntoView();
+  });
+}
+
+const seen = new IntersectionObserver((entries) => entries.forEach(({ isIntersecting, target }) => {
+  if (!isIntersecting) return;
+  seen.unobserve(target);
+  drawPlot(target);
+}), { rootMargin: "400px" });
+
+function listen() {
+  byId("slider").oninput = (event) => callbacks.seek(Number(event.target.value));
+  byId("play").onclick = () => play(!playing);
+  byId("compare").onclick = toggleCompare;
+  byId("back").onclick = () => callbacks.seek(state.t - 1);
+  byId("forward").onclick = () => callbacks.seek(state.t + 1);
+  window.onhashchange = () => { readFragment(); arrange(); };
+  document.querySelectorAll("[data-choose]").forEach((link) => link.addEventListener("click", () => {
+    const r = Number(link.dataset.choose);
+    if (r !== state.r && !(state.c && state.c[0] === r)) { Object.assign(state, { r, e: 0 }); arrange(); }
+  }));
+  matchMedia("(prefers-color-scheme: dark)").onchange = () => drawn.forEach(drawPlot);
+  document.querySelectorAll(".plot[data-figure]").forEach((place) => seen.observe(place));
+  // Nothing is drawn lazily on paper.
+  window.addEventListener("beforeprint", () => document.querySelectorAll(".plot[data-figure]").forEach((place) => {
+    if (!place.closest("[hidden]") && !drawn.has(place)) drawPlot(place);
+  }));
+}
+
+readFragment();
+listen();
+arrange().then(() => { document.documentElement.dataset.ready = String(Math.round(performance.now())); });

@@ -1,0 +1,403 @@
+// A pane of the player: one episode of one recording at one instant. The page's state is kept in page.js.
+
+const SVG = "http://www.w3.org/2000/svg";
+const LAYERS = ["sensory", "inter", "command", "motor"];
+const ROW_HEIGHT = 26;
+
+// An element with attributes and text; nothing is ever parsed as HTML.
+function make(tag, attributes = {}, text = null, space = null) {
+  const element = space ? document.createElementNS(space, tag) : document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  if (text !== null) element.textContent = text;
+  return element;
+}
+
+const draw = (tag, attributes, text) => make(tag, attributes, text, SVG);
+const digits = (x) => (Number.isFinite(x) ? Number(x.toPrecision(3)).toString() : "none");
+
+class Episode {
+  static cache = new Map();
+
+  static load(r, e) {
+    const id = `episode-${r}-${e}`;
+    if (!Episode.cache.has(id)) {
+      const packed = inflated(document.getElementById(id).textContent);
+      Episode.cache.set(id, packed.then((buffer) => new Episode(report.subjects[r], e, buffer, r)));
+    }
+    return Episode.cache.get(id);
+  }
+
+  constructor(subject, e, buffer, r) {
+    const T = subject.episodes[e].steps, units = subject.neurons.length;
+    let at = 0;
+    const take = (n) => new Float32Array(buffer, 4 * (at += n) - 4 * n, n);
+    this.subject = subject;
+    this.heading = subject.episodes[e];
+    this.steps = T;
+    this.start = take(units);
+    this.elapsed = take(T);
+    this.potentials = take(T * units);
+    this.sensory = take(T * subject.sensory_names.length);
+    this.observation = take(T * subject.observations.length);
+    this.action = take(T * subject.n_actions);
+    this.reward = take(T);
+    let seconds = 0;
+    this.time = Float64Array.from(this.elapsed, (dt) => (seconds += dt));
+    const pictures = document.getElementById(`pictures-${r}-${e}`);
+    this.pictures = pictures ? JSON.parse(pictures.textContent) : null;
+  }
+
+  row(name, t) {
+    const width = this[name].length / this.steps;
+    return this[name].subarray(t * width, (t + 1) * width);
+  }
+
+  // Values of column i at all steps.
+  column(name, i) {
+    const width = this[name].length / this.steps;
+    return Float64Array.from({ length: this.steps }, (_, t) => this[name][t * width + i]);
+  }
+
+  mean(action, t) {
+    const weights = readout(this.subject, action), potentials = this.row("potentials", t);
+    return weights.reduce((sum, w, j) => sum + w * potentials[j], this.subject.bias[action]);
+  }
+
+  explain(t) {
+    const previous = t ? this.row("potentials", t - 1) : this.start;
+    return explainStep(this.subject, previous, this.row("sensory", t), this.elapsed[t]);
+  }
+
+  // What rules speak of: observed quantities and their finite differences.
+  quantity(name, t) {
+    const names = this.subject.observations, i = names.indexOf(name);
+    if (i >= 0) return this.row("observation", t)[i];
+    const of = names.indexOf(name.replace(/^d_/, "").replace(/\/dt$/, ""));
+    if (of < 0) return NaN;
+    if (!t || !(this.elapsed[t] > 0)) return 0;
+    return (this.row("observation", t)[of] - this.row("observation", t - 1)[of]) / this.elapsed[t];
+  }
+
+  holds(rule, t) {
+    return rule.conditions.every(([name, low, high]) => {
+      const value = this.quantity(name, t);
+      return (low === null || value > low) && (high === null || value <= high);
+    });
+  }
+}
+
+class Pane {
+  constructor(root, callbacks) {
+    this.root = root;
+    this.callbacks = callbacks;
+    this.find = (selector) => root.querySelector(selector);
+    for (const [r, subject] of report.subjects.entries()) {
+      this.find(".recording").append(make("option", { value: r }, subject.name));
+    }
+    this.find(".recording").onchange = (event) => callbacks.choose(this, Number(event.target.value), 0);
+    this.find(".episode").onchange = (event) => callbacks.choose(this, this.r, Number(event.target.value));
+    this.find(".action").onchange = (event) => callbacks.act(Number(event.target.value));
+    new ResizeObserver(() => this.episode && this.resize()).observe(this.find(".wiring svg"));
+  }
+
+  async show(r, e) {
+    if (this.r === r && this.e === e) return;
+    const changed = this.r !== r;
+    [this.r, this.e] = [r, e];
+    const episode = await Episode.load(r, e);
+    if (this.r !== r || this.e !== e) return;
+    this.episode = episode;
+    this.subject = episode.subject;
+    this.names = [...this.subject.neurons, ...this.subject.sensory_names];
+    if (changed) this.offer();
+    this.find(".recording").value = r;
+    this.find(".episode").value = e;
+    this.buildTraces();
+    this.width = 0;
+    this.resize();
+  }
+
+  // The recording's episodes and actions.
+  offer() {
+    const list = this.subject.episodes.map((episode, e) =>
+      make("option", { value: e }, `${episode.index}: ${episode.steps} steps, return ${digits(episode.return)}`));
+    this.find(".episode").replaceChildren(...list);
+    this.find(".action").replaceChildren(...this.subject.actions.map((name, a) => make("option", { value: a }, name)));
+    this.find(".action-choice").hidden = this.subject.actions.length < 2;
+  }
+
+  resize() {
+    const width = Math.round(this.find(".wiring svg").getBoundingClientRect().width);
+    if (!width || width === this.width) return;
+    this.width = width;
+    this.buildWiring();
+    this.placeCursor();
+    if (this.state) this.update(this.state);
+  }
+
+  layer(node) {
+    const units = this.subject.neurons.length;
+    return node >= units ? "sensory" : LAYERS.find((name) => name in this.subject.layers && node >= this.subject.layers[name][0] && node < this.subject.layers[name][1]);
+  }
+
+  buildWiring() {
+    const svg = this.find(".wiring svg"), { subject, width } = this, units = subject.neurons.length;
+    const members = LAYERS.map((name) => this.names.map((_, node) => node).filter((node) => this.layer(node) === name));
+    const most = Math.max(...members.map((nodes) => nodes.length)), pitch = Math.max(12, Math.min(28, 560 / most));
+    const height = most * pitch + 34, radius = Math.min(9, 0.4 * pitch), phone = width < 480;
+    const left = phone ? 84 : 112, right = phone ? 50 : 74;
+    this.at = [];
+    this.radius = radius;
+    svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
+    svg.setAttribute("height", height);
+    const lines = draw("g", { class: "synapses" }), nodes = draw("g", { class: "nodes" });
+    svg.replaceChildren(lines, nodes);
+    members.forEach((group, column) => {
+      if (!group.length) return;
+      const x = left + (column * (width - left - right)) / 3;
+      const step = Math.min((height - 34) / group.length, 2.2 * pitch);
+      nodes.append(draw("text", { x, y: 12, class: "layer" }, LAYERS[column]));
+      group.forEach((node, i) => { this.at[node] = [x, 30 + (height - 34) / 2 + (i - (group.length - 1) / 2) * step - 2]; });
+    });
+    this.lines = ["sensory", "synapses"].flatMap((kind) => subject[kind].source.map((source, k) => {
+      const from = kind === "sensory" ? units + source : source, to = subject[kind].destination[k];
+      const line = draw("path", { d: this.curve(from, to) });
+      line.append(draw("title", {}, ""));
+      lines.append(line);
+      return { line, from, to, kind, k };
+    }));
+    this.nodes = this.names.map((name, node) => this.buildNode(nodes, name, node, radius));
+  }
+
+  buildNode(parent, name, node, radius) {
+    const [x, y] = this.at[node], sensory = this.layer(node) === "sensory";
+    const group = draw("g", { class: "node", role: "button", tabindex: -1, transform: `translate(${x} ${y})` });
+    group.append(draw("circle", { r: Math.max(12, radius), class: "target" }), draw("circle", { r: radius }));
+    group.append(draw("text", { class: "sign", y: 0.36 * radius + 1 }, ""));
+    const label = { class: "label", x: (sensory ? -1 : 1) * (radius + 4), y: 3.5, "text-anchor": sensory ? "end" : "start" };
+    group.append(draw("text", label, name), draw("title", {}, name));
+    group.addEventListener("click", () => this.callbacks.select(name));
+    parent.append(group);
+    return group;
+  }
+
+  curve(from, to) {
+    const [x, y] = this.at[from], [u, v] = this.at[to], r = this.radius;
+    if (from === to) return `M${x - 3} ${y - r}c-14 -20 20 -20 6 0`;
+    if (Math.abs(u - x) < 1) return `M${x + r} ${y}Q${x + r + 14 + 0.16 * Math.abs(v - y)} ${(y + v) / 2} ${u + r} ${v}`;
+    const side = u > x ? r : -r, bend = 0.4 * (u - x);
+    return `M${x + side} ${y}C${x + bend} ${y} ${u - bend} ${v} ${u - side} ${v}`;
+  }
+
+  buildTraces() {
+    const { subject, episode } = this, root = this.find(".traces"), [first, last] = subject.layers.command;
+    const watched = last > first ? [first, last] : [0, subject.neurons.length];
+    const groups = [
+      ["observation", subject.observations.slice(0, 24).map((name, i) => [name, episode.column("observation", i)])],
+      ["action", this.actionTraces()],
+      ["reward", [["reward", Float64Array.from(episode.reward)]]],
+      [last > first ? "command neurons: potential" : "neurons: potential", subject.neurons.slice(...watched).map(
+        (name, i) => [name, episode.column("potentials", watched[0] + i), true])],
+    ];
+    this.rows = [];
+    root.replaceChildren();
+    for (const [title, rows] of groups) {
+      if (rows.length) root.append(make("h4", {}, title));
+      for (const [name, values, isNeuron] of rows) root.append(this.buildRow(name, values, isNeuron));
+    }
+    const end = episode.time[episode.steps - 1], axis = make("div", { class: "time axis" });
+    [0, end / 2, end].forEach((seconds) => axis.append(make("span", {}, `${digits(seconds)} s`)));
+    this.cursor = make("div", { class: "cursor" });
+    root.append(axis, make("p", { class: "axis-title" }, "time since the start of the episode [s]"), this.cursor);
+  }
+
+  actionTraces() {
+    const { episode, subject } = this, steps = [...episode.time.keys()];
+    const sent = Array.from({ length: subject.n_actions }, (_, i) => [`sent ${i}`, episode.column("action", i)]);
+    return [...subject.actions.map((name, a) => [`${name} mean`, steps.map((t) => episode.mean(a, t))]), ...sent];
+  }
+
+  buildRow(name, values, isNeuron) {
+    const row = make("div", { class: "row" }), low = values.reduce((a, b) => Math.min(a, b)), high = values.reduce((a, b) => Math.max(a, b));
+    const label = make(isNeuron ? "button" : "span", { class: "name" }, name);
+    if (isNeuron) label.onclick = () => this.callbacks.select(name);
+    const plot = draw("svg", { class: "plot", "aria-hidden": "true", preserveAspectRatio: "none" });
+    const value = make("span", { class: "value" }), range = make("span", { class: "range" }, `${digits(low)} to ${digits(high)}`);
+    this.drawLine(plot, values, low, high, ROW_HEIGHT);
+    plot.addEventListener("pointerdown", (event) => this.drag(event, plot));
+    row.append(label, plot, value, range);
+    this.rows.push({ row, name, values, value, plot, isNeuron });
+    return row;
+  }
+
+  drawLine(plot, values, low, high, height) {
+    const { time, steps } = this.episode, span = high - low || 1, end = time[steps - 1] || 1;
+    const y = (v) => (height - 3 - ((v - low) / span) * (height - 6)).toFixed(2);
+    let path = "";
+    for (let t = 0; t < steps; t++) path += `${t ? "L" : "M"}${((1000 * time[t]) / end).toFixed(1)} ${y(values[t])}`;
+    plot.setAttribute("viewBox", `0 0 1000 ${height}`);
+    if (low < 0 && high > 0) plot.append(draw("path", { class: "zero", d: `M0 ${y(0)}H1000` }));
+    plot.append(draw("path", { d: path }));
+  }
+
+  // Seek by pointer: press or drag along a trace.
+  drag(event, plot) {
+    const seek = (at) => {
+      const box = plot.getBoundingClientRect(), { time, steps } = this.episode;
+      const seconds = ((at.clientX - box.left) / box.width) * time[steps - 1], next = time.findIndex((x) => x >= seconds);
+      this.callbacks.seek(next < 0 ? steps - 1 : next);
+    };
+    seek(event);
+    plot.setPointerCapture(event.pointerId);
+    plot.onpointermove = seek;
+    plot.onpointerup = plot.onpointercancel = () => { plot.onpointermove = null; };
+  }
+
+  placeCursor() {
+    const box = this.rows[0].plot.getBoundingClientRect(), root = this.find(".traces").getBoundingClientRect();
+    this.span = [box.left - root.left, box.width];
+  }
+
+  update(state) {
+    this.state = state;
+    if (!this.episode || !this.nodes) return;
+    const { episode, subject } = this, t = Math.min(state.t, episode.steps - 1);
+    const action = Math.min(state.a, subject.actions.length - 1);
+    this.t = t;
+    this.parts = episode.explain(t);
+    this.potentials = episode.row("potentials", t);
+    this.inputs = episode.row("sensory", t);
+    this.selected = this.names.indexOf(state.n);
+    this.find(".action").value = action;
+    this.find(".clock").textContent = `step ${t} of ${episode.steps - 1}, ${fixed(episode.time[t])} s`;
+    this.find(".why").textContent = `${sentence(subject, this.parts, this.potentials, episode.time[t], action)}.`;
+    this.paintNodes();
+    this.paintSynapses();
+    this.paintTraces();
+    this.paintPicture();
+    this.paintNeuron();
+  }
+
+  value(node) {
+    const units = this.subject.neurons.length;
+    return node < units ? this.potentials[node] : this.inputs[node - units];
+  }
+
+  paintNodes() {
+    const { bounds } = this.subject, units = this.subject.neurons.length;
+    this.nodes.forEach((group, node) => {
+      const value = this.value(node), reach = Math.max(Math.abs(bounds.low[node]), Math.abs(bounds.high[node]));
+      const full = node < units ? reach || 1 : this.episode.heading.sensory_scale;
+      const [, disc, sign, , title] = group.children, lit = Math.min(1, Math.abs(value) / full);
+      group.setAttribute("class", `node ${value < 0 ? "neg" : "pos"}${node === this.selected ? " selected" : ""}`);
+      group.setAttribute("tabindex", node === Math.max(this.selected, 0) ? 0 : -1);
+      group.setAttribute("aria-label", `${this.layer(node)} neuron ${this.names[node]}, ${fixed(value)}`);
+      group.setAttribute("aria-pressed", node === this.selected);
+      disc.setAttribute("fill-opacity", (0.08 + 0.92 * lit).toFixed(2));
+      sign.textContent = lit < 0.05 ? "" : value < 0 ? "−" : "+";
+      sign.setAttribute("class", lit > 0.55 ? "sign on" : "sign");
+      title.textContent = `${this.names[node]}: ${node < units ? "potential" : "input"} ${fixed(value)}`;
+    });
+  }
+
+  paintSynapses() {
+    const scale = this.episode.heading.scale, chosen = this.selected;
+    for (const { line, from, to, kind, k } of this.lines) {
+      const value = this.parts[kind][k], share = Math.min(1, Math.abs(value) / scale);
+      const own = chosen < 0 || from === chosen || to === chosen;
+      const hidden = share < 0.02 && !(own && chosen >= 0);
+      line.setAttribute("class", hidden ? "weak" : value < 0 ? "neg" : "pos");
+      if (hidden) continue;
+      line.setAttribute("stroke-width", (0.5 + 3.5 * share).toFixed(2));
+      line.setAttribute("stroke-opacity", (own ? 0.12 + 0.88 * share : 0.06 * share).toFixed(3));
+      line.firstChild.textContent = `${this.names[from]} to ${this.names[to]}: ${signed(value)}`;
+    }
+  }
+
+  paintTraces() {
+    const [left, width] = this.span, { time, steps } = this.episode;
+    this.cursor.style.transform = `translateX(${left + (width * time[this.t]) / (time[steps - 1] || 1)}px)`;
+    for (const { row, name, values, value, isNeuron } of this.rows) {
+      value.textContent = fixed(values[this.t]);
+      row.classList.toggle("selected", Boolean(isNeuron) && name === this.names[this.selected]);
+    }
+  }
+
+  paintPicture() {
+    const { pictures } = this.episode, figure = this.find(".picture");
+    figure.hidden = !pictures;
+    if (!pictures) return;
+    const i = Math.min(Math.floor(this.t / pictures.stride), pictures.files.length - 1), seconds = this.episode.time[i * pictures.stride];
+    if (this.shown === pictures.files[i]) return;
+    this.shown = pictures.files[i];
+    figure.querySelector("img").src = `data:image/webp;base64,${this.shown}`;
+    figure.querySelector("img").alt = `The environment at ${fixed(seconds)} s`;
+    figure.querySelector("figcaption").textContent = `environment at ${fixed(seconds)} s`;
+  }
+
+  paintNeuron() {
+    const root = this.find(".neuron"), node = this.selected, units = this.subject.neurons.length;
+    root.hidden = node < 0;
+    if (node < 0) return;
+    const layer = this.layer(node), sensory = node >= units;
+    this.find(".neuron h3").textContent = `${this.names[node]}, ${layer} neuron: ${sensory ? "input" : "potential"} ${fixed(this.value(node))}`;
+    if (this.traced !== `${this.r} ${this.e} ${node}`) this.buildNeuronTrace(node);
+    this.find(".neuron .trace .now").setAttribute("d", `M${(1000 * this.episode.time[this.t]) / (this.episode.time[this.episode.steps - 1] || 1)} 0V100`);
+    this.find(".tau").hidden = sensory;
+    if (!sensory) this.paintTau(node);
+    const into = this.lines.filter(({ to }) => to === node), out = this.lines.filter(({ from }) => from === node);
+    const value = ({ kind, k }) => this.parts[kind][k];
+    const rows = into.map((synapse) => [this.names[synapse.from], value(synapse)]);
+    if (!sensory) rows.push(["memory", this.parts.memory[node]], ["leak", this.parts.leak[node]]);
+    this.paintBars(".receives", rows);
+    this.paintBars(".gives", out.map((synapse) => [this.names[synapse.to], value(synapse)]));
+    this.paintRules(node);
+  }
+
+  buildNeuronTrace(node) {
+    const units = this.subject.neurons.length, figure = this.find(".neuron .trace"), plot = draw("svg", { class: "plot", preserveAspectRatio: "none", role: "img" });
+    const values = node < units ? this.episode.column("potentials", node) : this.episode.column("sensory", node - units);
+    const low = values.reduce((a, b) => Math.min(a, b)), high = values.reduce((a, b) => Math.max(a, b));
+    this.traced = `${this.r} ${this.e} ${node}`;
+    plot.setAttribute("aria-label", `${this.names[node]} over the episode, from ${digits(low)} to ${digits(high)}`);
+    this.drawLine(plot, values, low, high, 100);
+    plot.append(draw("path", { class: "now" }));
+    plot.addEventListener("pointerdown", (event) => this.drag(event, plot));
+    const title = node < units ? "potential [no unit]" : "sensory input [no unit]", end = this.episode.time[this.episode.steps - 1];
+    const axis = make("div", { class: "axis" });
+    axis.append(make("span", {}, "0 s"), make("span", {}, "time [s]"), make("span", {}, `${digits(end)} s`));
+    figure.replaceChildren(make("p", { class: "axis-title" }, `${title}, seen from ${digits(low)} to ${digits(high)}`), plot, axis);
+  }
+
+  // Where the time constant is between its bounds, on a logarithmic scale.
+  paintTau(node) {
+    const tau = timeConstants(this.subject, this.potentials, this.inputs)[node], { tau_low: low, tau_high: high } = this.subject.bounds;
+    const share = Math.log(tau / low[node]) / Math.log(high[node] / low[node] || 2);
+    this.find(".tau p").textContent = `time constant ${digits(tau)} s, possible ${digits(low[node])} to ${digits(high[node])} s`;
+    this.find(".tau .needle").setAttribute("x", 100 * Math.min(1, Math.max(0, share)) - 0.5);
+  }
+
+  paintBars(selector, rows) {
+    const top = rows.filter(([, value]) => value).sort((a, b) => Math.abs(b[1]) - Math.abs(a[1])).slice(0, 8);
+    const full = Math.max(...top.map(([, value]) => Math.abs(value)), 1e-9), root = this.find(selector);
+    root.hidden = !top.length;
+    const items = top.map(([name, value]) => {
+      const item = make("tr"), bar = draw("svg", { viewBox: "-50 0 100 10", preserveAspectRatio: "none", "aria-hidden": "true" });
+      const length = (50 * Math.abs(value)) / full, cell = make("td");
+      bar.append(draw("rect", { x: value < 0 ? -length : 0, y: 1, width: length, height: 8, class: value < 0 ? "neg" : "pos" }));
+      cell.append(bar);
+      item.append(make("th", { scope: "row" }, name), make("td", { class: "number" }, signed(value)), cell);
+      return item;
+    });
+    root.querySelector("tbody").replaceChildren(...items);
+  }
+
+  paintRules(node) {
+    const rules = this.subject.rules[this.names[node]] || [], root = this.find(".rules");
+    root.hidden = !rules.length;
+    root.querySelector("ul").replaceChildren(...rules.map((rule) => {
+      const holds = this.episode.holds(rule, this.t);
+      return make("li", holds ? { "aria-current": "true" } : {}, `${rule.text}${holds ? " (now)" : ""}`);
+    }));
+  }
+}

@@ -20,7 +20,6 @@ from ncp_rl.runs import RunConfig, make_envs, make_model
 
 ID = "ncp_envs:ncp/PendulumIrregular-v0"
 LANE = "ncp_envs:ncp/LaneKeepingIrregular-v0"
-needs_lane = pytest.mark.skipif("ncp/LaneKeeping-v0" not in gym.registry, reason="ncp/LaneKeeping-v0 is not here yet")
 
 
 class Falling(gym.Env[Any, Any]):
@@ -40,7 +39,7 @@ class Falling(gym.Env[Any, Any]):
         return {"height": np.array([self.height], np.float32)}, self.interval, False, False, {}
 
 
-@pytest.mark.parametrize("env_id", [ID, pytest.param(LANE, marks=needs_lane)])
+@pytest.mark.parametrize("env_id", [ID, LANE])
 def test_keeps_gymnasiums_and_sb3s_contracts(env_id: str) -> None:
     env = gym.make(env_id).unwrapped
     check_env(env)
@@ -97,7 +96,6 @@ def test_an_environment_with_an_interval_integrates_it() -> None:
     assert len(set(times)) == 201 and min(times[1:]) < 0.03 and max(times) > 0.29
 
 
-@needs_lane
 def test_the_car_drives_for_the_time_that_is_told() -> None:
     """Speed is constant: the distance over the time is the same at every observation, whatever the time."""
     env = gym.make(LANE)

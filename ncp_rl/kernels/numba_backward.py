@@ -10,8 +10,9 @@ and the sums over substeps, steps and sequences are its gradients: w of y; erev 
 -w sigma z; v_i of w sigma z. Sensory synapses receive the same from P and Q summed over the substeps of a step. The
 gradient with respect to delta is p (I - G v') = p cm slope.
 
-Two passes serve a step. `pull_back_*` run through its substeps from the last to the first and keep P, Q and the
-sigmoids; then `accumulate` sums over the substeps, synapse by synapse, in registers.
+Three passes serve a step. `solve` runs it again and keeps what a substep computes, the sigmoids above all; `pull_back_*`
+run through the substeps from the last to the first and keep P and Q; then `accumulate` sums over the substeps, synapse by
+synapse, in registers.
 """
 
 from __future__ import annotations
@@ -39,7 +40,6 @@ from ncp_rl.kernels.numba_forward import (
     W,
     bools,
     clear_started,
-    exponent,
     floats,
     gather,
     gather_delta,
@@ -60,11 +60,10 @@ from ncp_rl.kernels.numba_lanes import (
     broadcast,
     fold4,
     integer,
+    keep_apart,
     keep_first,
     load,
     load_sources,
-    logistics2,
-    prefetch,
     repeat,
     spread,
     store,
@@ -90,26 +89,13 @@ def add_gradient(grad: Floats, first: int, n_sequences: int, step: int, incoming
 
 
 @inlined
-def replay(delta: Floats, record: Floats, start: int, n_neurons: int, unfolded: Floats) -> None:
-    """The potentials before and after each substep, from the record that begins at row `start`."""
-    step = load(delta, 0)
-    for j in range(n_neurons):
-        store(unfolded, j, load(record, start + j))
-    for row in range(unfolded.shape[0] - n_neurons):
-        slope = load(record, start + n_neurons + row)
-        store(unfolded, n_neurons + row, load(unfolded, row) + step * slope)
-
-
-@inlined
 def pull_back_neurons(
     neuronal: Floats,
     delta: Floats,
     unfolded: Floats,
     before: int,
-    record: Floats,
-    slopes: int,
-    reciprocals: int,
-    record_rows: int,
+    slopes: Floats,
+    reciprocals: Floats,
     adjoint: Floats,
     currents: Floats,
     conductances: Floats,
@@ -124,15 +110,13 @@ def pull_back_neurons(
     `conductance_sums`; the shares of cm, gleak and vleak are added to three rows of `sums` per neuron, that of delta to
     `delta_sum`.
     """
+    keep_apart()
     n_neurons = neuronal.shape[1]
     step = load(delta, 0)
     delta_total = load(delta_sum, 0)
     for j in range(n_neurons):
-        # A step needs its record sooner than memory gives it: ask for that of the step before.
-        prefetch(record, slopes + j - record_rows)
-        prefetch(record, reciprocals + j - record_rows)
-        slope = load(record, slopes + j)
-        p = load(adjoint, j) * load(record, reciprocals + j)
+        slope = load(slopes, before + j)
+        p = load(adjoint, j) * load(reciprocals, before + j)
         current = step * p
         conductance = current * load(unfolded, before + n_neurons + j)
         remembered = p * neuronal[CM, j]
@@ -155,36 +139,25 @@ def pull_back_synapses(
     table: Floats,
     pointer: Integers,
     source: Integers,
-    presynaptics: Floats,
-    first_row: int,
     currents: Floats,
     conductances: Floats,
-    adjoint: Floats,
+    first_row: int,
     sigmoids: Floats,
     first_sigmoid: int,
+    adjoint: Floats,
 ) -> None:
-    """Add what reaches the presynaptic potentials to their adjoint, and keep the sigmoids.
-
-    The potentials are `presynaptics` from row `first_row` onwards, and so are P and Q in `currents`, `conductances`.
-    """
+    """Add what reaches the presynaptic potentials to their adjoint; P and Q are at row `first_row` onwards."""
+    keep_apart()
     for j in range(pointer.shape[0] - 1):
         current = load(currents, first_row + j)
         conductance = load(conductances, first_row + j)
         for e in range(integer(pointer, j), integer(pointer, j + 1), PAIR):
-            first, second = logistics2(
-                exponent(table, e, load_sources(presynaptics, first_row, source, e)),
-                exponent(table, e + 1, load_sources(presynaptics, first_row, source, e + 1)),
-            )
-            store(sigmoids, first_sigmoid + e, first)
-            store(sigmoids, first_sigmoid + e + 1, second)
-            row = e * COLUMNS
-            y = (current * broadcast(table, row + REVERSAL) - conductance) * first
-            z = y - y * first
-            add_to_sources(adjoint, source, e, z * broadcast(table, row + PULL))
-            row += COLUMNS
-            y = (current * broadcast(table, row + REVERSAL) - conductance) * second
-            z = y - y * second
-            add_to_sources(adjoint, source, e + 1, z * broadcast(table, row + PULL))
+            for vector in range(e, e + PAIR):
+                row = vector * COLUMNS
+                sigmoid = load(sigmoids, first_sigmoid + vector)
+                y = (current * broadcast(table, row + REVERSAL) - conductance) * sigmoid
+                z = y - y * sigmoid
+                add_to_sources(adjoint, source, vector, z * broadcast(table, row + PULL))
 
 
 @inlined
@@ -201,6 +174,7 @@ def accumulate(
     sums: Floats,
 ) -> None:
     """Add P s, y, z and z (v - mu), summed over the substeps of one step and folded, to one row per vector."""
+    keep_apart()
     n_neurons = pointer.shape[0] - 1
     n_vectors = integer(pointer, n_neurons)
     for j in range(n_neurons):
@@ -282,7 +256,6 @@ def backward_kernel(width: int) -> Callable[..., None]:
     def backward_blocks(
         grad_address: int,
         potentials_address: int,
-        saved_address: int,
         inputs_address: int,
         state_address: int,
         starts_address: int,
@@ -310,7 +283,7 @@ def backward_kernel(width: int) -> Callable[..., None]:
     ) -> None:
         """Blocks `first_block` to `last_block`, all steps; each block writes its own row of parameter gradients.
 
-        An address of 0 stands for an operand that is not there; without saved records, the steps are solved again.
+        An address of 0 stands for an operand that is not there.
         """
         n_samples = n_steps * n_sequences
         grad = floats(grad_address, n_samples, n_neurons)
@@ -340,8 +313,8 @@ def backward_kernel(width: int) -> Callable[..., None]:
 
         n_vectors = integer(pointer, n_neurons)
         n_sensory_vectors = integer(sensory_pointer, n_neurons)
-        record_rows = (2 * ode_unfolds + 1) * n_neurons
-        record = lane_rows(record_rows, width)
+        slopes = lane_rows(ode_unfolds * n_neurons, width)
+        reciprocals = lane_rows(ode_unfolds * n_neurons, width)
         unfolded = lane_rows((ode_unfolds + 1) * n_neurons, width)
         rows = lane_rows(n_inputs, width)
         delta = lane_rows(1, width)
@@ -357,15 +330,12 @@ def backward_kernel(width: int) -> Callable[..., None]:
         neuronal_totals = lane_rows(3 * n_neurons, width)
         currents = lane_rows(ode_unfolds * n_neurons, LANES)
         conductances = lane_rows(ode_unfolds * n_neurons, LANES)
-        sigmoids = lane_rows(max(ode_unfolds * n_vectors, n_sensory_vectors), LANES)
+        sigmoids = lane_rows(ode_unfolds * n_vectors, LANES)
+        sensory_sigmoids = lane_rows(n_sensory_vectors, LANES)
         delta_sum = lane_rows(1, width)
         partials = floats(partials_address, last_block, 4 * n_synapses + 4 * n_sensory + 3 * n_neurons)
         for block in range(first_block, last_block):
             first = block * width
-            start = 0
-            if saved_address:
-                n_rows = n_steps * record_rows
-                record = as_rows(floats(saved_address + block * n_rows * width * 4, n_rows, width), width)
             zero(adjoint)
             zero(synaptic_totals)
             zero(sensory_totals)
@@ -373,45 +343,48 @@ def backward_kernel(width: int) -> Callable[..., None]:
             for t in range(n_steps - 1, -1, -1):
                 gather(inputs, first, n_sequences, t, rows)
                 gather_delta(elapsed_time, t, first, ode_unfolds, delta)
-                if saved_address:
-                    start = t * record_rows
-                    replay(delta, record, start, n_neurons, unfolded)
+                if t > 0:
+                    gather(potentials, first, n_sequences, t - 1, unfolded)
                 else:
-                    if t > 0:
-                        gather(potentials, first, n_sequences, t - 1, unfolded)
-                    else:
-                        gather(state, first, n_sequences, 0, unfolded)
-                    clear_started(unfolded, n_neurons, starts, t, first)
-                    sensory_sums(sensory_table, sensory_pointer, sensory_source, rows, neuronal, current, conductance)
-                    solve(
-                        table,
-                        pointer,
-                        source,
-                        neuronal,
-                        delta,
-                        current,
-                        conductance,
-                        unfolded,
-                        record,
-                        0,
-                        ode_unfolds,
-                    )
+                    gather(state, first, n_sequences, 0, unfolded)
+                clear_started(unfolded, n_neurons, starts, t, first)
+                sensory_sums(
+                    sensory_table,
+                    sensory_pointer,
+                    sensory_source,
+                    rows,
+                    neuronal,
+                    current,
+                    conductance,
+                    sensory_sigmoids,
+                )
+                solve(
+                    table,
+                    pointer,
+                    source,
+                    neuronal,
+                    delta,
+                    current,
+                    conductance,
+                    unfolded,
+                    ode_unfolds,
+                    slopes,
+                    reciprocals,
+                    sigmoids,
+                )
                 add_gradient(grad, first, n_sequences, t, incoming, adjoint)
                 zero(current_sums)
                 zero(conductance_sums)
                 zero(delta_sum)
                 for k in range(ode_unfolds - 1, -1, -1):
                     before = k * n_neurons
-                    slopes = start + n_neurons + before
                     pull_back_neurons(
                         neuronal,
                         delta,
                         unfolded,
                         before,
-                        record,
                         slopes,
-                        slopes + ode_unfolds * n_neurons,
-                        record_rows,
+                        reciprocals,
                         adjoint,
                         currents,
                         conductances,
@@ -424,13 +397,12 @@ def backward_kernel(width: int) -> Callable[..., None]:
                         table,
                         pointer,
                         source,
-                        unfolded,
-                        before,
                         currents,
                         conductances,
-                        adjoint,
+                        before,
                         sigmoids,
                         k * n_vectors,
+                        adjoint,
                     )
                 accumulate(
                     table,
@@ -449,13 +421,12 @@ def backward_kernel(width: int) -> Callable[..., None]:
                     sensory_table,
                     sensory_pointer,
                     sensory_source,
-                    rows,
-                    0,
                     current_sums,
                     conductance_sums,
-                    inputs_adjoint,
-                    sigmoids,
                     0,
+                    sensory_sigmoids,
+                    0,
+                    inputs_adjoint,
                 )
                 accumulate(
                     sensory_table,
@@ -466,7 +437,7 @@ def backward_kernel(width: int) -> Callable[..., None]:
                     1,
                     current_sums,
                     conductance_sums,
-                    sigmoids,
+                    sensory_sigmoids,
                     sensory_totals,
                 )
                 scatter(inputs_adjoint, 0, first, n_sequences, t, inputs_gradient)

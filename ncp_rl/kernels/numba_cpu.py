@@ -49,11 +49,6 @@ def forward(
     width = _block_width(n_sequences)
     n_blocks = -(-n_sequences // width)
     potentials = inputs.new_empty((n_steps, n_sequences, n_neurons))
-    saved = _NOTHING
-    if save:
-        record_size = n_blocks * n_steps * (2 * ode_unfolds + 1) * n_neurons * width
-        if record_size * inputs.itemsize <= MEMORY_BUDGET:
-            saved = _records(record_size)
     # A policy calls this once per environment step: no loops, no generators, no more attributes than it takes.
     arguments = (
         inputs.data_ptr(),
@@ -68,7 +63,6 @@ def forward(
         synapses.sensory_pointer.data_ptr(),
         synapses.sensory_source.data_ptr(),
         potentials.data_ptr(),
-        saved.data_ptr(),
         n_steps,
         n_sequences,
         n_inputs,
@@ -81,7 +75,7 @@ def forward(
         forward_kernel(width)(*arguments, 0, 1)
     else:
         _run_blocks(forward_kernel(width), n_blocks, _n_sigmoids(params, inputs, ode_unfolds), arguments)
-    return potentials, saved
+    return potentials, _NOTHING
 
 
 def backward(
@@ -108,7 +102,6 @@ def backward(
     arguments = (
         grad.data_ptr(),
         potentials.data_ptr(),
-        saved.data_ptr(),
         inputs.data_ptr(),
         state.data_ptr(),
         0 if episode_starts is None else episode_starts.data_ptr(),

@@ -7,8 +7,8 @@ same as
 
     v <- v + delta slope,    slope = (I - G v) / (cm + delta G),
 
-which leaves v as it is where delta is 0, and loses no digits where delta is small. A step leaves a record behind for
-the backward pass: the U potentials before it, then ode_unfolds * U slopes, then as many reciprocals 1 / (cm + delta G).
+which leaves v as it is where delta is 0, and loses no digits where delta is small. Nothing is kept for the backward
+pass but the potentials after each step: it needs every sigmoid again, and with these it has all substeps anew.
 
 Every tensor arrives as the address of its data: Numba takes twenty integers in half a microsecond, and as many arrays
 in ten.
@@ -36,6 +36,7 @@ from ncp_rl.kernels.numba_lanes import (
     fold,
     int32_pointer,
     integer,
+    keep_apart,
     load,
     load_sources,
     logistics2,
@@ -238,15 +239,28 @@ def gather_delta(elapsed_time: Floats, step: int, first: int, ode_unfolds: int, 
 
 @inlined
 def synaptic_sums(
-    table: Floats, source: Integers, first_vector: int, last_vector: int, presynaptics: Floats, first_row: int
+    table: Floats,
+    source: Integers,
+    first_vector: int,
+    last_vector: int,
+    presynaptics: Floats,
+    first_row: int,
+    sigmoids: Floats | None,
+    first_sigmoid: int,
 ) -> Any:
-    """Current and conductance of the synapses of one neuron; row `first_row` is the first presynaptic potential."""
+    """Current and conductance of the synapses of one neuron; row `first_row` is the first presynaptic potential.
+
+    Their sigmoids go to `sigmoids`, where there is one.
+    """
     current = conductance = spread(_ZERO)
     for e in range(first_vector, last_vector, PAIR):
         first, second = logistics2(
             exponent(table, e, load_sources(presynaptics, first_row, source, e)),
             exponent(table, e + 1, load_sources(presynaptics, first_row, source, e + 1)),
         )
+        if sigmoids is not None:
+            store(sigmoids, first_sigmoid + e, first)
+            store(sigmoids, first_sigmoid + e + 1, second)
         row = e * COLUMNS
         current = current + first * broadcast(table, row + DRIVE)
         conductance = conductance + first * broadcast(table, row + WEIGHT)
@@ -265,45 +279,17 @@ def sensory_sums(
     neuronal: Floats,
     current: Floats,
     conductance: Floats,
+    sigmoids: Floats | None,
 ) -> None:
     """What holds still within a step, (U, width): the current and conductance of leak and sensory synapses."""
+    keep_apart()
     for j in range(neuronal.shape[1]):
         gleak = neuronal[GLEAK, j]
-        currents, conductances = synaptic_sums(table, source, integer(pointer, j), integer(pointer, j + 1), inputs, 0)
+        currents, conductances = synaptic_sums(
+            table, source, integer(pointer, j), integer(pointer, j + 1), inputs, 0, sigmoids, 0
+        )
         store(current, j, currents + gleak * neuronal[VLEAK, j])
         store(conductance, j, conductances + (gleak + _EPSILON))
-
-
-@inlined
-def unfold(
-    table: Floats,
-    pointer: Integers,
-    source: Integers,
-    neuronal: Floats,
-    delta: Floats,
-    current: Floats,
-    conductance: Floats,
-    unfolded: Floats,
-    before: int,
-    record: Floats,
-    slopes: int,
-    reciprocals: int,
-) -> None:
-    """One substep: from the potentials at row `before` of `unfolded` to those that follow them."""
-    n_neurons = neuronal.shape[1]
-    step = load(delta, 0)
-    for j in range(n_neurons):
-        currents, conductances = synaptic_sums(
-            table, source, integer(pointer, j), integer(pointer, j + 1), unfolded, before
-        )
-        current_sum = load(current, j) + currents
-        conductance_sum = load(conductance, j) + conductances
-        inverse = reciprocal(neuronal[CM, j] + step * conductance_sum)
-        potential = load(unfolded, before + j)
-        slope = (current_sum - potential * conductance_sum) * inverse
-        store(record, slopes + j, slope)
-        store(record, reciprocals + j, inverse)
-        store(unfolded, before + n_neurons + j, potential + step * slope)
 
 
 @inlined
@@ -316,32 +302,41 @@ def solve(
     current: Floats,
     conductance: Floats,
     unfolded: Floats,
-    record: Floats,
-    start: int,
     ode_unfolds: int,
+    slopes: Floats | None,
+    reciprocals: Floats | None,
+    sigmoids: Floats | None,
 ) -> None:
-    """All substeps of one step, from the first U rows of `unfolded`; the record begins at row `start`."""
+    """All substeps of one step: from the first U rows of `unfolded`, U rows after each.
+
+    What a backward pass needs beside these is kept where there is room for it, in the same order.
+    """
+    keep_apart()
     n_neurons = neuronal.shape[1]
-    slopes = start + n_neurons
-    reciprocals = slopes + ode_unfolds * n_neurons
-    for j in range(n_neurons):
-        store(record, start + j, load(unfolded, j))
+    n_vectors = integer(pointer, n_neurons)
+    step = load(delta, 0)
     for k in range(ode_unfolds):
-        rows = k * n_neurons
-        unfold(
-            table,
-            pointer,
-            source,
-            neuronal,
-            delta,
-            current,
-            conductance,
-            unfolded,
-            rows,
-            record,
-            slopes + rows,
-            reciprocals + rows,
-        )
+        before = k * n_neurons
+        for j in range(n_neurons):
+            currents, conductances = synaptic_sums(
+                table,
+                source,
+                integer(pointer, j),
+                integer(pointer, j + 1),
+                unfolded,
+                before,
+                sigmoids,
+                k * n_vectors,
+            )
+            current_sum = load(current, j) + currents
+            conductance_sum = load(conductance, j) + conductances
+            inverse = reciprocal(neuronal[CM, j] + step * conductance_sum)
+            potential = load(unfolded, before + j)
+            slope = (current_sum - potential * conductance_sum) * inverse
+            if slopes is not None and reciprocals is not None:
+                store(slopes, before + j, slope)
+                store(reciprocals, before + j, inverse)
+            store(unfolded, before + n_neurons + j, potential + step * slope)
 
 
 @functools.cache
@@ -363,7 +358,6 @@ def forward_kernel(width: int) -> Callable[..., None]:
         sensory_pointer_address: int,
         sensory_source_address: int,
         potentials_address: int,
-        saved_address: int,
         n_steps: int,
         n_sequences: int,
         n_inputs: int,
@@ -402,8 +396,6 @@ def forward_kernel(width: int) -> Callable[..., None]:
             False,
         )
 
-        record_rows = (2 * ode_unfolds + 1) * n_neurons
-        record = lane_rows(record_rows, width)
         unfolded = lane_rows((ode_unfolds + 1) * n_neurons, width)
         last = ode_unfolds * n_neurons
         rows = lane_rows(n_inputs, width)
@@ -412,18 +404,12 @@ def forward_kernel(width: int) -> Callable[..., None]:
         conductance = lane_rows(n_neurons, width)
         for block in range(first_block, last_block):
             first = block * width
-            start = 0
-            if saved_address:
-                n_rows = n_steps * record_rows
-                record = as_rows(floats(saved_address + block * n_rows * width * 4, n_rows, width), width)
             gather(state, first, n_sequences, 0, unfolded)
             for t in range(n_steps):
                 clear_started(unfolded, n_neurons, starts, t, first)
                 gather(inputs, first, n_sequences, t, rows)
                 gather_delta(elapsed_time, t, first, ode_unfolds, delta)
-                sensory_sums(sensory_table, sensory_pointer, sensory_source, rows, neuronal, current, conductance)
-                if saved_address:
-                    start = t * record_rows
+                sensory_sums(sensory_table, sensory_pointer, sensory_source, rows, neuronal, current, conductance, None)
                 solve(
                     table,
                     pointer,
@@ -433,9 +419,10 @@ def forward_kernel(width: int) -> Callable[..., None]:
                     current,
                     conductance,
                     unfolded,
-                    record,
-                    start,
                     ode_unfolds,
+                    None,
+                    None,
+                    None,
                 )
                 scatter(unfolded, last, first, n_sequences, t, potentials)
                 for j in range(n_neurons):

@@ -176,6 +176,17 @@ def as_rows(typing_context: Any, array: Any, width: Any) -> Typed:
 
 
 @intrinsic
+def keep_apart(typing_context: Any) -> Typed:
+    """Keep the calling function out of its callers, whose values would take its registers."""
+
+    def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        builder.function.attributes.add("noinline")
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+@intrinsic
 def load(typing_context: Any, rows: Any, row: Any) -> Typed:
     """One row."""
 
@@ -487,7 +498,7 @@ def _pointer(element_type: Any, address: Any) -> Typed:
 def _logistics2(builder: Any, exponents: list[Any], exp2: Callable[..., Any]) -> list[Any]:
     one = _constant(1.0)
     powers = exp2(builder, [_clamp(builder, exponent) for exponent in exponents])
-    denominators = [builder.fadd(power, one) for power in powers]
+    denominators = [builder.fadd(power, one, flags=_FUSE) for power in powers]
     return [builder.fdiv(one, denominator) for denominator in denominators]
 
 
@@ -527,7 +538,7 @@ def _exp2_table(builder: Any, exponents: list[Any]) -> list[Any]:
         builder.bitcast(builder.add(entry, builder.shl(index, shift)), _VECTOR)
         for entry, index in zip(found, sixteenths, strict=True)
     ]
-    return [builder.fmul(power, mantissa) for power, mantissa in zip(powers, mantissas, strict=True)]
+    return [builder.fmul(power, mantissa, flags=_FUSE) for power, mantissa in zip(powers, mantissas, strict=True)]
 
 
 def _split(builder: Any, values: list[Any], steps: int) -> tuple[list[Any], list[Any]]:

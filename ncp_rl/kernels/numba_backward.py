@@ -70,6 +70,7 @@ from ncp_rl.kernels.numba_lanes import (
     total,
 )
 
+_ONE = np.float32(1.0)
 _ZERO = np.float32(0.0)
 
 
@@ -99,15 +100,11 @@ def pull_back_neurons(
     adjoint: Floats,
     currents: Floats,
     conductances: Floats,
-    current_sums: Floats,
-    conductance_sums: Floats,
-    sums: Floats,
     delta_sum: Floats,
 ) -> None:
     """From the adjoint of the potentials after a substep: P and Q, and what reaches the neuron's own past.
 
-    P and Q go to `currents` and `conductances`, once for every synapse of a vector, and are added to `current_sums` and
-    `conductance_sums`; the shares of cm, gleak and vleak are added to three rows of `sums` per neuron, that of delta to
+    P and Q go to `currents` and `conductances`, once for every synapse of a vector; the share of delta is added to
     `delta_sum`.
     """
     keep_apart()
@@ -115,23 +112,42 @@ def pull_back_neurons(
     step = load(delta, 0)
     delta_total = load(delta_sum, 0)
     for j in range(n_neurons):
-        slope = load(slopes, before + j)
         p = load(adjoint, j) * load(reciprocals, before + j)
         current = step * p
         conductance = current * load(unfolded, before + n_neurons + j)
         remembered = p * neuronal[CM, j]
+        delta_total = delta_total + remembered * load(slopes, before + j)
         store(adjoint, j, remembered)
-        synapse_current, synapse_conductance = repeat(current), repeat(conductance)
-        store(currents, before + j, synapse_current)
-        store(conductances, before + j, synapse_conductance)
-        store(current_sums, j, load(current_sums, j) + synapse_current)
-        store(conductance_sums, j, load(conductance_sums, j) + synapse_conductance)
-        store(sums, 3 * j + CM, load(sums, 3 * j + CM) - current * slope)
-        leak = current * neuronal[VLEAK, j] - conductance
-        store(sums, 3 * j + GLEAK, load(sums, 3 * j + GLEAK) + leak)
-        store(sums, 3 * j + VLEAK, load(sums, 3 * j + VLEAK) + current * neuronal[GLEAK, j])
-        delta_total = delta_total + remembered * slope
+        store(currents, before + j, repeat(current))
+        store(conductances, before + j, repeat(conductance))
     store(delta_sum, 0, delta_total)
+
+
+@inlined
+def sum_neurons(
+    slopes: Floats,
+    currents: Floats,
+    conductances: Floats,
+    ode_unfolds: int,
+    current_sums: Floats,
+    conductance_sums: Floats,
+    sums: Floats,
+) -> None:
+    """Sum P and Q over the substeps of one step, for the sensory synapses; add these and P slope to `sums`."""
+    keep_apart()
+    n_neurons = current_sums.shape[0]
+    for j in range(n_neurons):
+        current_sum = conductance_sum = slope_sum = spread(_ZERO)
+        for row in range(j, ode_unfolds * n_neurons, n_neurons):
+            current = load(currents, row)
+            current_sum = current_sum + current
+            conductance_sum = conductance_sum + load(conductances, row)
+            slope_sum = slope_sum + current * repeat(load(slopes, row))
+        store(current_sums, j, current_sum)
+        store(conductance_sums, j, conductance_sum)
+        store(sums, 3 * j, load(sums, 3 * j) + slope_sum)
+        store(sums, 3 * j + 1, load(sums, 3 * j + 1) + current_sum)
+        store(sums, 3 * j + 2, load(sums, 3 * j + 2) + conductance_sum)
 
 
 @inlined
@@ -151,13 +167,15 @@ def pull_back_synapses(
     for j in range(pointer.shape[0] - 1):
         current = load(currents, first_row + j)
         conductance = load(conductances, first_row + j)
-        for e in range(integer(pointer, j), integer(pointer, j + 1), PAIR):
+        e, last = integer(pointer, j), integer(pointer, j + 1)
+        while e < last:
             for vector in range(e, e + PAIR):
                 row = vector * COLUMNS
                 sigmoid = load(sigmoids, first_sigmoid + vector)
                 y = (current * broadcast(table, row + REVERSAL) - conductance) * sigmoid
                 z = y - y * sigmoid
                 add_to_sources(adjoint, source, vector, z * broadcast(table, row + PULL))
+            e += PAIR
 
 
 @inlined
@@ -178,7 +196,8 @@ def accumulate(
     n_neurons = pointer.shape[0] - 1
     n_vectors = integer(pointer, n_neurons)
     for j in range(n_neurons):
-        for e in range(integer(pointer, j), integer(pointer, j + 1), PAIR):
+        e, last = integer(pointer, j), integer(pointer, j + 1)
+        while e < last:
             row, second_row = e * COLUMNS, (e + 1) * COLUMNS
             reversal, second_reversal = broadcast(table, row + REVERSAL), broadcast(table, second_row + REVERSAL)
             midpoint, second_midpoint = broadcast(table, row + MIDPOINT), broadcast(table, second_row + MIDPOINT)
@@ -204,6 +223,7 @@ def accumulate(
                 second_zv = second_zv + z * (potential - second_midpoint)
             store(sums, e, load(sums, e) + fold4(sum_ps, sum_y, sum_z, sum_zv))
             store(sums, e + 1, load(sums, e + 1) + fold4(second_ps, second_y, second_z, second_zv))
+            e += PAIR
 
 
 @inlined
@@ -231,11 +251,16 @@ def write_synapse_gradients(
 
 
 @inlined
-def write_neuron_gradients(sums: Floats, n_neurons: int, gradients: Floats, first: int) -> None:
-    """From the three sums of each neuron, the rows cm, gleak, vleak at `first` of the flat `gradients`."""
+def write_neuron_gradients(sums: Floats, neuronal: Floats, n_parts: int, gradients: Floats, first: int) -> None:
+    """From the sums of P slope, P and Q of each neuron, the rows cm, gleak, vleak at `first` of the flat `gradients`."""
+    n_neurons = neuronal.shape[1]
+    share = _ONE / np.float32(n_parts)  # A vector holds them once for each of its synapses.
     for j in range(n_neurons):
-        for row in range(3):
-            gradients[first + row * n_neurons + j] = total(load(sums, 3 * j + row))
+        current = share * total(load(sums, 3 * j + 1))
+        conductance = share * total(load(sums, 3 * j + 2))
+        gradients[first + CM * n_neurons + j] = -share * total(load(sums, 3 * j))
+        gradients[first + GLEAK * n_neurons + j] = neuronal[VLEAK, j] * current - conductance
+        gradients[first + VLEAK * n_neurons + j] = neuronal[GLEAK, j] * current
 
 
 @inlined
@@ -327,7 +352,7 @@ def backward_kernel(width: int) -> Callable[..., None]:
         conductance_sums = lane_rows(n_neurons, LANES)
         synaptic_totals = lane_rows(n_vectors, LANES)
         sensory_totals = lane_rows(n_sensory_vectors, LANES)
-        neuronal_totals = lane_rows(3 * n_neurons, width)
+        neuronal_totals = lane_rows(3 * n_neurons, LANES)
         currents = lane_rows(ode_unfolds * n_neurons, LANES)
         conductances = lane_rows(ode_unfolds * n_neurons, LANES)
         sigmoids = lane_rows(ode_unfolds * n_vectors, LANES)
@@ -373,8 +398,6 @@ def backward_kernel(width: int) -> Callable[..., None]:
                     sigmoids,
                 )
                 add_gradient(grad, first, n_sequences, t, incoming, adjoint)
-                zero(current_sums)
-                zero(conductance_sums)
                 zero(delta_sum)
                 for k in range(ode_unfolds - 1, -1, -1):
                     before = k * n_neurons
@@ -388,9 +411,6 @@ def backward_kernel(width: int) -> Callable[..., None]:
                         adjoint,
                         currents,
                         conductances,
-                        current_sums,
-                        conductance_sums,
-                        neuronal_totals,
                         delta_sum,
                     )
                     pull_back_synapses(
@@ -404,6 +424,9 @@ def backward_kernel(width: int) -> Callable[..., None]:
                         k * n_vectors,
                         adjoint,
                     )
+                sum_neurons(
+                    slopes, currents, conductances, ode_unfolds, current_sums, conductance_sums, neuronal_totals
+                )
                 accumulate(
                     table,
                     pointer,
@@ -448,7 +471,7 @@ def backward_kernel(width: int) -> Callable[..., None]:
             write_synapse_gradients(
                 sensory_totals, own_sensory_pointer, sensory_pointer, width, sensory, partials[block], 4 * n_synapses
             )
-            write_neuron_gradients(neuronal_totals, n_neurons, partials[block], 4 * (n_synapses + n_sensory))
+            write_neuron_gradients(neuronal_totals, neuronal, n_parts, partials[block], 4 * (n_synapses + n_sensory))
 
     compiled: Callable[..., None] = backward_blocks
     return compiled

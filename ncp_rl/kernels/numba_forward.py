@@ -253,7 +253,8 @@ def synaptic_sums(
     Their sigmoids go to `sigmoids`, where there is one.
     """
     current = conductance = spread(_ZERO)
-    for e in range(first_vector, last_vector, PAIR):
+    e = first_vector
+    while e < last_vector:
         first, second = logistics2(
             exponent(table, e, load_sources(presynaptics, first_row, source, e)),
             exponent(table, e + 1, load_sources(presynaptics, first_row, source, e + 1)),
@@ -267,6 +268,7 @@ def synaptic_sums(
         row += COLUMNS
         current = current + second * broadcast(table, row + DRIVE)
         conductance = conductance + second * broadcast(table, row + WEIGHT)
+        e += PAIR
     return fold(current, presynaptics), fold(conductance, presynaptics)
 
 

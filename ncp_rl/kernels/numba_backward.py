@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -70,7 +71,6 @@ from ncp_rl.kernels.numba_lanes import (
     total,
 )
 
-_ONE = np.float32(1.0)
 _ZERO = np.float32(0.0)
 
 
@@ -90,6 +90,16 @@ def add_gradient(grad: Floats, first: int, n_sequences: int, step: int, incoming
 
 
 @inlined
+def destinations(vectors: Integers) -> Any:
+    """(vectors,) int32, the neuron that the synapses of each vector end in."""
+    n_neurons = vectors.shape[0] - 1
+    result = np.empty(integer(vectors, n_neurons), np.int32)
+    for j in range(n_neurons):
+        result[vectors[j] : vectors[j + 1]] = j
+    return result
+
+
+@inlined
 def pull_back_neurons(
     neuronal: Floats,
     delta: Floats,
@@ -98,13 +108,12 @@ def pull_back_neurons(
     slopes: Floats,
     reciprocals: Floats,
     adjoint: Floats,
-    currents: Floats,
-    conductances: Floats,
+    sums: Floats,
     delta_sum: Floats,
 ) -> None:
     """From the adjoint of the potentials after a substep: P and Q, and what reaches the neuron's own past.
 
-    P and Q go to `currents` and `conductances`, once for every synapse of a vector; the share of delta is added to
+    P takes the place of the reciprocals, Q that of the slopes; P slope is added to `sums`, the share of delta to
     `delta_sum`.
     """
     keep_apart()
@@ -112,49 +121,23 @@ def pull_back_neurons(
     step = load(delta, 0)
     delta_total = load(delta_sum, 0)
     for j in range(n_neurons):
+        slope = load(slopes, before + j)
         p = load(adjoint, j) * load(reciprocals, before + j)
         current = step * p
-        conductance = current * load(unfolded, before + n_neurons + j)
         remembered = p * neuronal[CM, j]
-        delta_total = delta_total + remembered * load(slopes, before + j)
+        delta_total = delta_total + remembered * slope
         store(adjoint, j, remembered)
-        store(currents, before + j, repeat(current))
-        store(conductances, before + j, repeat(conductance))
+        store(reciprocals, before + j, current)
+        store(slopes, before + j, current * load(unfolded, before + n_neurons + j))
+        store(sums, j, load(sums, j) + current * slope)
     store(delta_sum, 0, delta_total)
-
-
-@inlined
-def sum_neurons(
-    slopes: Floats,
-    currents: Floats,
-    conductances: Floats,
-    ode_unfolds: int,
-    current_sums: Floats,
-    conductance_sums: Floats,
-    sums: Floats,
-) -> None:
-    """Sum P and Q over the substeps of one step, for the sensory synapses; add these and P slope to `sums`."""
-    keep_apart()
-    n_neurons = current_sums.shape[0]
-    for j in range(n_neurons):
-        current_sum = conductance_sum = slope_sum = spread(_ZERO)
-        for row in range(j, ode_unfolds * n_neurons, n_neurons):
-            current = load(currents, row)
-            current_sum = current_sum + current
-            conductance_sum = conductance_sum + load(conductances, row)
-            slope_sum = slope_sum + current * repeat(load(slopes, row))
-        store(current_sums, j, current_sum)
-        store(conductance_sums, j, conductance_sum)
-        store(sums, 3 * j, load(sums, 3 * j) + slope_sum)
-        store(sums, 3 * j + 1, load(sums, 3 * j + 1) + current_sum)
-        store(sums, 3 * j + 2, load(sums, 3 * j + 2) + conductance_sum)
 
 
 @inlined
 def pull_back_synapses(
     table: Floats,
-    pointer: Integers,
     source: Integers,
+    destination: Integers,
     currents: Floats,
     conductances: Floats,
     first_row: int,
@@ -164,27 +147,44 @@ def pull_back_synapses(
 ) -> None:
     """Add what reaches the presynaptic potentials to their adjoint; P and Q are at row `first_row` onwards."""
     keep_apart()
-    for j in range(pointer.shape[0] - 1):
-        current = load(currents, first_row + j)
-        conductance = load(conductances, first_row + j)
-        e, last = integer(pointer, j), integer(pointer, j + 1)
-        while e < last:
-            for vector in range(e, e + PAIR):
-                row = vector * COLUMNS
-                sigmoid = load(sigmoids, first_sigmoid + vector)
-                y = (current * broadcast(table, row + REVERSAL) - conductance) * sigmoid
-                z = y - y * sigmoid
-                add_to_sources(adjoint, source, vector, z * broadcast(table, row + PULL))
-            e += PAIR
+    for e in range(0, destination.shape[0], PAIR):
+        j = first_row + integer(destination, e)
+        current = repeat(load(currents, j))
+        conductance = repeat(load(conductances, j))
+        for vector in range(e, e + PAIR):
+            row = vector * COLUMNS
+            sigmoid = load(sigmoids, first_sigmoid + vector)
+            y = (current * broadcast(table, row + REVERSAL) - conductance) * sigmoid
+            z = y - y * sigmoid
+            add_to_sources(adjoint, source, vector, z * broadcast(table, row + PULL))
+
+
+@inlined
+def sum_neurons(
+    currents: Floats, conductances: Floats, current_sums: Floats, conductance_sums: Floats, sums: Floats
+) -> None:
+    """Sum P and Q over the substeps of one step, for the sensory synapses, and add these sums to the U rows of `sums`."""
+    keep_apart()
+    n_neurons = current_sums.shape[0]
+    for j in range(n_neurons):
+        current_sum, conductance_sum = load(currents, j), load(conductances, j)
+        for row in range(j + n_neurons, currents.shape[0], n_neurons):
+            current_sum = current_sum + load(currents, row)
+            conductance_sum = conductance_sum + load(conductances, row)
+        store(current_sums, j, current_sum)
+        store(conductance_sums, j, conductance_sum)
+        store(sums, n_neurons + j, load(sums, n_neurons + j) + current_sum)
+        store(sums, 2 * n_neurons + j, load(sums, 2 * n_neurons + j) + conductance_sum)
 
 
 @inlined
 def accumulate(
     table: Floats,
-    pointer: Integers,
     source: Integers,
+    destination: Integers,
     presynaptics: Floats,
     n_presynaptic: int,
+    n_neurons: int,
     n_unfolds: int,
     currents: Floats,
     conductances: Floats,
@@ -193,37 +193,34 @@ def accumulate(
 ) -> None:
     """Add P s, y, z and z (v - mu), summed over the substeps of one step and folded, to one row per vector."""
     keep_apart()
-    n_neurons = pointer.shape[0] - 1
-    n_vectors = integer(pointer, n_neurons)
-    for j in range(n_neurons):
-        e, last = integer(pointer, j), integer(pointer, j + 1)
-        while e < last:
-            row, second_row = e * COLUMNS, (e + 1) * COLUMNS
-            reversal, second_reversal = broadcast(table, row + REVERSAL), broadcast(table, second_row + REVERSAL)
-            midpoint, second_midpoint = broadcast(table, row + MIDPOINT), broadcast(table, second_row + MIDPOINT)
-            sum_ps = sum_y = sum_z = sum_zv = spread(_ZERO)
-            second_ps = second_y = second_z = second_zv = spread(_ZERO)
-            for k in range(n_unfolds):
-                current = load(currents, k * n_neurons + j)
-                conductance = load(conductances, k * n_neurons + j)
-                sigmoid = load(sigmoids, k * n_vectors + e)
-                y = (current * reversal - conductance) * sigmoid
-                z = y - y * sigmoid
-                sum_ps = sum_ps + current * sigmoid
-                sum_y = sum_y + y
-                sum_z = sum_z + z
-                sum_zv = sum_zv + z * (load_sources(presynaptics, k * n_presynaptic, source, e) - midpoint)
-                sigmoid = load(sigmoids, k * n_vectors + e + 1)
-                y = (current * second_reversal - conductance) * sigmoid
-                z = y - y * sigmoid
-                second_ps = second_ps + current * sigmoid
-                second_y = second_y + y
-                second_z = second_z + z
-                potential = load_sources(presynaptics, k * n_presynaptic, source, e + 1)
-                second_zv = second_zv + z * (potential - second_midpoint)
-            store(sums, e, load(sums, e) + fold4(sum_ps, sum_y, sum_z, sum_zv))
-            store(sums, e + 1, load(sums, e + 1) + fold4(second_ps, second_y, second_z, second_zv))
-            e += PAIR
+    n_vectors = destination.shape[0]
+    for e in range(0, n_vectors, PAIR):
+        j = integer(destination, e)
+        row, second_row = e * COLUMNS, (e + 1) * COLUMNS
+        reversal, second_reversal = broadcast(table, row + REVERSAL), broadcast(table, second_row + REVERSAL)
+        midpoint, second_midpoint = broadcast(table, row + MIDPOINT), broadcast(table, second_row + MIDPOINT)
+        sum_ps = sum_y = sum_z = sum_zv = spread(_ZERO)
+        second_ps = second_y = second_z = second_zv = spread(_ZERO)
+        for k in range(n_unfolds):
+            current = repeat(load(currents, k * n_neurons + j))
+            conductance = repeat(load(conductances, k * n_neurons + j))
+            sigmoid = load(sigmoids, k * n_vectors + e)
+            y = (current * reversal - conductance) * sigmoid
+            z = y - y * sigmoid
+            sum_ps = sum_ps + current * sigmoid
+            sum_y = sum_y + y
+            sum_z = sum_z + z
+            sum_zv = sum_zv + z * (load_sources(presynaptics, k * n_presynaptic, source, e) - midpoint)
+            sigmoid = load(sigmoids, k * n_vectors + e + 1)
+            y = (current * second_reversal - conductance) * sigmoid
+            z = y - y * sigmoid
+            second_ps = second_ps + current * sigmoid
+            second_y = second_y + y
+            second_z = second_z + z
+            potential = load_sources(presynaptics, k * n_presynaptic, source, e + 1)
+            second_zv = second_zv + z * (potential - second_midpoint)
+        store(sums, e, load(sums, e) + fold4(sum_ps, sum_y, sum_z, sum_zv))
+        store(sums, e + 1, load(sums, e + 1) + fold4(second_ps, second_y, second_z, second_zv))
 
 
 @inlined
@@ -251,14 +248,12 @@ def write_synapse_gradients(
 
 
 @inlined
-def write_neuron_gradients(sums: Floats, neuronal: Floats, n_parts: int, gradients: Floats, first: int) -> None:
-    """From the sums of P slope, P and Q of each neuron, the rows cm, gleak, vleak at `first` of the flat `gradients`."""
+def write_neuron_gradients(sums: Floats, neuronal: Floats, gradients: Floats, first: int) -> None:
+    """From U rows of sums of P slope, of P and of Q each, the rows cm, gleak, vleak at `first` of the flat `gradients`."""
     n_neurons = neuronal.shape[1]
-    share = _ONE / np.float32(n_parts)  # A vector holds them once for each of its synapses.
     for j in range(n_neurons):
-        current = share * total(load(sums, 3 * j + 1))
-        conductance = share * total(load(sums, 3 * j + 2))
-        gradients[first + CM * n_neurons + j] = -share * total(load(sums, 3 * j))
+        current, conductance = total(load(sums, n_neurons + j)), total(load(sums, 2 * n_neurons + j))
+        gradients[first + CM * n_neurons + j] = -total(load(sums, j))
         gradients[first + GLEAK * n_neurons + j] = neuronal[VLEAK, j] * current - conductance
         gradients[first + VLEAK * n_neurons + j] = neuronal[GLEAK, j] * current
 
@@ -331,6 +326,7 @@ def backward_kernel(width: int) -> Callable[..., None]:
         inputs_gradient = floats(inputs_gradient_address, n_samples, n_inputs)
         state_gradient = floats(state_gradient_address, n_sequences, n_neurons)
         elapsed_gradient = floats(elapsed_gradient_address, elapsed_time.shape[0], n_sequences)
+        destination, sensory_destination = destinations(pointer), destinations(sensory_pointer)
         table = synapse_table(synaptic, own_pointer, pointer, n_parts, cell_width, table_width, True)
         sensory_table = synapse_table(
             sensory, own_sensory_pointer, sensory_pointer, n_parts, cell_width, table_width, True
@@ -348,13 +344,11 @@ def backward_kernel(width: int) -> Callable[..., None]:
         adjoint = lane_rows(n_neurons, width)
         incoming = lane_rows(n_neurons, width)
         inputs_adjoint = lane_rows(n_inputs, width)
-        current_sums = lane_rows(n_neurons, LANES)
-        conductance_sums = lane_rows(n_neurons, LANES)
+        current_sums = lane_rows(n_neurons, width)
+        conductance_sums = lane_rows(n_neurons, width)
         synaptic_totals = lane_rows(n_vectors, LANES)
         sensory_totals = lane_rows(n_sensory_vectors, LANES)
-        neuronal_totals = lane_rows(3 * n_neurons, LANES)
-        currents = lane_rows(ode_unfolds * n_neurons, LANES)
-        conductances = lane_rows(ode_unfolds * n_neurons, LANES)
+        neuronal_totals = lane_rows(3 * n_neurons, width)
         sigmoids = lane_rows(ode_unfolds * n_vectors, LANES)
         sensory_sigmoids = lane_rows(n_sensory_vectors, LANES)
         delta_sum = lane_rows(1, width)
@@ -399,6 +393,7 @@ def backward_kernel(width: int) -> Callable[..., None]:
                 )
                 add_gradient(grad, first, n_sequences, t, incoming, adjoint)
                 zero(delta_sum)
+                currents, conductances = reciprocals, slopes  # As `pull_back_neurons` leaves them.
                 for k in range(ode_unfolds - 1, -1, -1):
                     before = k * n_neurons
                     pull_back_neurons(
@@ -409,14 +404,13 @@ def backward_kernel(width: int) -> Callable[..., None]:
                         slopes,
                         reciprocals,
                         adjoint,
-                        currents,
-                        conductances,
+                        neuronal_totals,
                         delta_sum,
                     )
                     pull_back_synapses(
                         table,
-                        pointer,
                         source,
+                        destination,
                         currents,
                         conductances,
                         before,
@@ -424,14 +418,13 @@ def backward_kernel(width: int) -> Callable[..., None]:
                         k * n_vectors,
                         adjoint,
                     )
-                sum_neurons(
-                    slopes, currents, conductances, ode_unfolds, current_sums, conductance_sums, neuronal_totals
-                )
+                sum_neurons(currents, conductances, current_sums, conductance_sums, neuronal_totals)
                 accumulate(
                     table,
-                    pointer,
                     source,
+                    destination,
                     unfolded,
+                    n_neurons,
                     n_neurons,
                     ode_unfolds,
                     currents,
@@ -442,8 +435,8 @@ def backward_kernel(width: int) -> Callable[..., None]:
                 zero(inputs_adjoint)
                 pull_back_synapses(
                     sensory_table,
-                    sensory_pointer,
                     sensory_source,
+                    sensory_destination,
                     current_sums,
                     conductance_sums,
                     0,
@@ -453,10 +446,11 @@ def backward_kernel(width: int) -> Callable[..., None]:
                 )
                 accumulate(
                     sensory_table,
-                    sensory_pointer,
                     sensory_source,
+                    sensory_destination,
                     rows,
                     n_inputs,
+                    n_neurons,
                     1,
                     current_sums,
                     conductance_sums,
@@ -471,7 +465,7 @@ def backward_kernel(width: int) -> Callable[..., None]:
             write_synapse_gradients(
                 sensory_totals, own_sensory_pointer, sensory_pointer, width, sensory, partials[block], 4 * n_synapses
             )
-            write_neuron_gradients(neuronal_totals, neuronal, n_parts, partials[block], 4 * (n_synapses + n_sensory))
+            write_neuron_gradients(neuronal_totals, neuronal, partials[block], 4 * (n_synapses + n_sensory))
 
     compiled: Callable[..., None] = backward_blocks
     return compiled

@@ -48,27 +48,29 @@ def forward(
     n_neurons = state.shape[1]
     width = _block_width(n_sequences)
     n_blocks = -(-n_sequences // width)
-    potentials = inputs.new_empty((n_steps, n_sequences, n_neurons))
+    potentials = torch.empty(n_steps, n_sequences, n_neurons)
     # A policy calls this once per environment step: no loops, no generators, no more attributes than it takes.
+    synaptic, sensory, neuronal = params
+    pointer, source, sensory_pointer, sensory_source = synapses
     arguments = (
         inputs.data_ptr(),
         state.data_ptr(),
         0 if episode_starts is None else episode_starts.data_ptr(),
         0 if elapsed_time is None else elapsed_time.data_ptr(),
-        params.synaptic.data_ptr(),
-        params.sensory.data_ptr(),
-        params.neuronal.data_ptr(),
-        synapses.pointer.data_ptr(),
-        synapses.source.data_ptr(),
-        synapses.sensory_pointer.data_ptr(),
-        synapses.sensory_source.data_ptr(),
+        synaptic.data_ptr(),
+        sensory.data_ptr(),
+        neuronal.data_ptr(),
+        pointer.data_ptr(),
+        source.data_ptr(),
+        sensory_pointer.data_ptr(),
+        sensory_source.data_ptr(),
         potentials.data_ptr(),
         n_steps,
         n_sequences,
         n_inputs,
         n_neurons,
-        params.synaptic.shape[1],
-        params.sensory.shape[1],
+        source.numel(),
+        sensory_source.numel(),
         ode_unfolds,
     )
     if n_blocks == 1:

@@ -40,6 +40,7 @@ from ncp_rl.kernels.numba_lanes import (
     load,
     load_sources,
     logistics2,
+    number,
     reciprocal,
     spread,
     store,
@@ -120,7 +121,7 @@ def paired_source(pointer: Integers, source: Integers, vectors: Integers, width:
         e = integer(pointer, j)
         last = integer(pointer, j + 1) - 1
         for slot in range(integer(vectors, j) * n_parts, integer(vectors, j + 1) * n_parts):
-            result[slot] = source[min(e, last)] * width
+            result[slot] = integer(source, min(e, last)) * width
             e += 1
     return result
 
@@ -151,13 +152,16 @@ def synapse_table(
     n_rows = integer(vectors, n_neurons) * COLUMNS
     memory = lane_memory(n_rows * table_width)
     cells = as_rows(memory.reshape((n_rows * n_parts, cell_width)), cell_width)
+    n_synapses = params.shape[1]
     for j in range(n_neurons):
         e = integer(pointer, j)
         last = integer(pointer, j + 1) - 1
         for vector in range(integer(vectors, j), integer(vectors, j + 1)):
             for part in range(n_parts):
-                w = params[W, e] if e <= last else _ZERO
-                sigma, mu, erev = params[SIGMA, min(e, last)], params[MU, min(e, last)], params[EREV, min(e, last)]
+                at = min(e, last)
+                w = number(params, W * n_synapses + at) if e <= last else _ZERO
+                sigma, mu = number(params, SIGMA * n_synapses + at), number(params, MU * n_synapses + at)
+                erev = number(params, EREV * n_synapses + at)
                 cell = vector * COLUMNS * n_parts + part
                 store(cells, cell + SLOPE * n_parts, -sigma * _LOG2_E)
                 store(cells, cell + OFFSET * n_parts, sigma * mu * _LOG2_E)

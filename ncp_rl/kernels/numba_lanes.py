@@ -398,6 +398,16 @@ def integer(typing_context: Any, array: Any, index: Any) -> Typed:
 
 
 @intrinsic
+def number(typing_context: Any, array: Any, index: Any) -> Typed:
+    """One element of a float32 array, by its flat index."""
+
+    def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        return builder.load(_element(context, builder, sig.args[0], arguments[0], arguments[1], sig.args[1]))
+
+    return types.float32(array, index), generate
+
+
+@intrinsic
 def spread(typing_context: Any, value: Any) -> Typed:
     """A float32 in every lane of a vector of synapses."""
 

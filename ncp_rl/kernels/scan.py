@@ -50,11 +50,12 @@ def ltc_scan(
         ValueError: Operands that do not fit each other, or that the named backend cannot serve.
         ModuleNotFoundError: The backend of this device is not installed.
     """
-    if inputs.dim() != 3 or not inputs.shape[0] or not inputs.shape[1]:
-        raise ValueError(f"inputs must be (T, N, S) with T, N >= 1, got {tuple(inputs.shape)}.")
+    shape = inputs.shape
+    if len(shape) != 3 or 0 in shape[:2]:
+        raise ValueError(f"inputs must be (T, N, S) with T, N >= 1, got {tuple(shape)}.")
     if ode_unfolds < 1:
         raise ValueError(f"ode_unfolds must be at least 1, got {ode_unfolds}.")
-    n_steps, n_sequences, _ = inputs.shape
+    n_steps, n_sequences, _ = shape
     sizes = _sizes_of(synapses, inputs)
     params = _fit_params(params, sizes, inputs)
     state = _fit("state", state, (n_sequences, sizes.n_neurons), inputs)

@@ -10,9 +10,9 @@ and the sums over substeps, steps and sequences are its gradients: w of y; erev 
 -w sigma z; v_i of w sigma z. Sensory synapses receive the same from P and Q summed over the substeps of a step. The
 gradient with respect to delta is p (I - G v') = p cm slope.
 
-Three passes serve a step. `solve` runs it again and keeps what a substep computes, the sigmoids above all; `pull_back_*`
-run through the substeps from the last to the first and keep P and Q; then `accumulate` sums over the substeps, synapse by
-synapse, in registers.
+Three passes serve a step. `solve` runs it again and keeps the sigmoids, which would be needed again anyway: so the
+forward pass has nothing to keep, and nothing travels through memory. `pull_back_*` run through the substeps from the
+last to the first and keep P and Q; then `accumulate` sums over the substeps, synapse by synapse, in registers.
 """
 
 from __future__ import annotations
@@ -57,7 +57,6 @@ from ncp_rl.kernels.numba_forward import (
 from ncp_rl.kernels.numba_lanes import (
     LANES,
     add_to_sources,
-    as_rows,
     broadcast,
     fold4,
     integer,
@@ -163,7 +162,7 @@ def pull_back_synapses(
 def sum_neurons(
     currents: Floats, conductances: Floats, current_sums: Floats, conductance_sums: Floats, sums: Floats
 ) -> None:
-    """Sum P and Q over the substeps of one step, for the sensory synapses, and add these sums to the U rows of `sums`."""
+    """Sum P and Q over the substeps of one step, which the sensory synapses receive; add these sums to `sums`, too."""
     keep_apart()
     n_neurons = current_sums.shape[0]
     for j in range(n_neurons):
@@ -249,7 +248,7 @@ def write_synapse_gradients(
 
 @inlined
 def write_neuron_gradients(sums: Floats, neuronal: Floats, gradients: Floats, first: int) -> None:
-    """From U rows of sums of P slope, of P and of Q each, the rows cm, gleak, vleak at `first` of the flat `gradients`."""
+    """From U rows of sums of P slope, U of P and U of Q, the rows cm, gleak, vleak at `first` of the flat `gradients`."""
     n_neurons = neuronal.shape[1]
     for j in range(n_neurons):
         current, conductance = total(load(sums, n_neurons + j)), total(load(sums, 2 * n_neurons + j))
@@ -349,6 +348,8 @@ def backward_kernel(width: int) -> Callable[..., None]:
         synaptic_totals = lane_rows(n_vectors, LANES)
         sensory_totals = lane_rows(n_sensory_vectors, LANES)
         neuronal_totals = lane_rows(3 * n_neurons, width)
+        # `pull_back_neurons` writes P and Q over them.
+        currents, conductances = reciprocals, slopes
         sigmoids = lane_rows(ode_unfolds * n_vectors, LANES)
         sensory_sigmoids = lane_rows(n_sensory_vectors, LANES)
         delta_sum = lane_rows(1, width)
@@ -393,7 +394,6 @@ def backward_kernel(width: int) -> Callable[..., None]:
                 )
                 add_gradient(grad, first, n_sequences, t, incoming, adjoint)
                 zero(delta_sum)
-                currents, conductances = reciprocals, slopes  # As `pull_back_neurons` leaves them.
                 for k in range(ode_unfolds - 1, -1, -1):
                     before = k * n_neurons
                     pull_back_neurons(

@@ -5,8 +5,6 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-import weakref
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -18,13 +16,9 @@ from ncp_rl.kernels.numba_backward import backward_kernel
 from ncp_rl.kernels.numba_forward import forward_kernel
 from ncp_rl.kernels.numba_lanes import WIDTHS
 
-#: Bytes of unfold states that a forward pass may keep for its backward pass, which else solves the steps again.
-MEMORY_BUDGET = 64 * 2**20
-
 #: Sigmoids that make a thread worth its start, which takes 30 us: about 150 us of work.
 SIGMOIDS_PER_THREAD = 1_000_000
 
-# No records: the address of no elements is 0.
 _NOTHING = torch.empty(0)
 
 
@@ -42,7 +36,7 @@ def forward(
     """Run the scan over contiguous float32 operands on the CPU.
 
     Returns:
-        (T, N, U), potentials after each step; and the records of all steps for `backward`, or (0,).
+        (T, N, U), potentials after each step; and (0,), whether to `save` or not: they are all that `backward` needs.
     """
     n_steps, n_sequences, n_inputs = inputs.shape
     n_neurons = state.shape[1]
@@ -136,28 +130,6 @@ def _n_sigmoids(params: Params, inputs: Tensor, ode_unfolds: int) -> int:
     """How many sigmoids a pass evaluates: a measure of its work."""
     n_steps, n_sequences, _ = inputs.shape
     return n_steps * n_sequences * (ode_unfolds * params.synaptic.shape[1] + params.sensory.shape[1])
-
-
-# Records that no graph holds any more; a few, so that many graphs at once leave no more behind than they need.
-_spare: deque[Tensor] = deque(maxlen=4)
-
-
-def _records(size: int) -> Tensor:
-    """(size,) float32, uninitialised, for the records of a forward pass; the memory of earlier ones where it suffices.
-
-    The C library gives megabytes back to the system and asks for them again, page by page, which takes as long as a
-    short scan does.
-    """
-    try:
-        memory = _spare.pop()
-    except IndexError:  # Asking first would leave another thread time to take the last one.
-        memory = torch.empty(size)
-    if memory.numel() < size:
-        memory = torch.empty(size)
-    records = memory[:size]
-    # A graph may be walked more than once: its records are free when it is gone, not when it was walked.
-    weakref.finalize(records, _spare.append, memory).atexit = False
-    return records
 
 
 def _run_blocks(kernel: Callable[..., None], n_blocks: int, n_sigmoids: int, arguments: tuple[int, ...]) -> None:

@@ -360,21 +360,6 @@ def _transpose(builder: Any, rows: list[Any]) -> list[Any]:
 
 
 @intrinsic
-def prefetch(typing_context: Any, rows: Any, row: Any) -> Typed:
-    """Ask for row `row`, which may lie outside of the array, to be brought near."""
-
-    def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
-        address = _row(context, builder, rows, arguments[0], arguments[1], sig.args[1])
-        address = builder.bitcast(address, ir.IntType(8).as_pointer())
-        # For reading, to be kept, data.
-        hints = [ir.Constant(_INT32, hint) for hint in (0, 3, 1)]
-        _call(builder, "llvm.prefetch.p0i8", ir.VoidType(), [address, *hints])
-        return context.get_dummy_value()
-
-    return types.void(rows, row), generate
-
-
-@intrinsic
 def broadcast(typing_context: Any, table: Any, row: Any) -> Typed:
     """Row `row` of a table, which holds either all lanes of a vector of synapses, or the one number of them all."""
 

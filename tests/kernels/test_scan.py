@@ -199,12 +199,6 @@ def test_gradcheck_of_the_reference() -> None:
     assert torch.autograd.gradcheck(scan, tuple(case.differentiable.values()))
 
 
-@pytest.mark.parametrize("n_sequences", [5, 37])
-def test_records_beyond_the_memory_budget_are_solved_again(monkeypatch: pytest.MonkeyPatch, n_sequences: int) -> None:
-    monkeypatch.setattr("ncp_rl.kernels.numba_cpu.MEMORY_BUDGET", 0)
-    assert_agrees(draw_case(Sizes(9, n_sequences, 6, 13)), "numba")
-
-
 @every_backend
 def test_deterministic(backend: Backend) -> None:
     case = draw_case(Sizes(20, 70, 8, 17)).with_dtype(torch.float32).to(device_of(backend))

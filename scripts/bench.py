@@ -10,6 +10,7 @@ over rounds. Compilation and caches come before the first round.
 
 from __future__ import annotations
 
+import functools
 import json
 import multiprocessing
 import platform
@@ -21,6 +22,7 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
+from unittest import mock
 
 import ncp_envs  # noqa: F401  (registers ncp/ environments)
 import torch
@@ -32,7 +34,8 @@ from stable_baselines3.common.env_util import make_vec_env
 from torch import Tensor, nn
 
 from ncp_rl import LTC, AutoNCP, NCPPolicy
-from ncp_rl.kernels import fused
+from ncp_rl.kernels import fused, numba_cpu
+from ncp_rl.kernels.numba_forward import forward_kernel
 
 try:
     from ncps.torch import LTC as NcpsLTC
@@ -177,7 +180,26 @@ def scan(args: Args) -> list[Group]:
         both = {name: forward_backward(module, inputs) for name, module in modules.items()}
         groups.append(measure(f"{shape}, forward", "ms", 1e3, forwards, args))
         groups.append(measure(f"{shape}, forward + backward", "ms", 1e3, both, args))
+        if args.device == "cuda":
+            groups.append(of_ceiling(shape, modules["ncp_rl.LTC"], inputs, *groups[-2:]))
     return groups
+
+
+def of_ceiling(shape: str, ltc: nn.Module, inputs: Tensor, forwards: Group, both: Group) -> Group:
+    """How much of a GPU's special-function throughput the sigmoids alone would take in the measured times."""
+    # Triton is optional, and here only with CUDA.
+    from ncp_rl.kernels.triton_gpu import synapse_evaluations
+
+    assert isinstance(ltc, LTC)
+    gpu = torch.cuda.get_device_properties()
+    evaluations = synapse_evaluations(ltc.packed().synapses, *inputs.shape[:2], ode_unfolds=ltc.ode_unfolds)
+    # Two special functions for each, 16 per cycle and multiprocessor; a backward pass takes twice as many as a forward.
+    seconds = 2 * evaluations / (16 * gpu.multi_processor_count * gpu.clock_rate * 1e3)
+    shares = {
+        name: 100 * passes * seconds / (group.medians["ncp_rl.LTC"] / 1e3)
+        for name, passes, group in (("forward", 1, forwards), ("forward + backward", 3, both))
+    }
+    return Group(f"{shape}, of the ceiling", "%", shares)
 
 
 def forward(module: nn.Module, inputs: Tensor) -> Run:
@@ -212,8 +234,8 @@ def step(args: Args) -> list[Group]:
         params, synapses, *_ = ltc.packed()
     backend = fused.load_backend("numba" if args.device == "cpu" else "triton")
 
-    def raw() -> None:
-        backend.forward(params, synapses, inputs, state, None, None, ode_unfolds=6, save=False)
+    def raw() -> Tensor:
+        return backend.forward(params, synapses, inputs, state, None, None, ode_unfolds=6, save=False)[0]
 
     def stepped(module: nn.Module, *arguments: Any) -> Run:
         def run() -> None:
@@ -230,13 +252,31 @@ def step(args: Args) -> list[Group]:
             1e6,
             {
                 "ncp_rl.LTC": stepped(ltc, inputs, state),
-                "  its kernel alone": raw,
+                "  its backend alone": raw,
+                **({"  its compiled kernel alone": compiled_kernel(raw)} if args.device == "cpu" else {}),
                 "torch.nn.LSTM": stepped(modules["torch.nn.LSTM"], inputs, (h, h)),
                 "ncps.torch.LTC": stepped(modules["ncps.torch.LTC"], inputs, state),
             },
             args,
         )
     ]
+
+
+def compiled_kernel(run: Callable[[], Tensor]) -> Run:
+    """The call of compiled code within `run`, with the same arguments again and again."""
+    calls: list[Run] = []
+
+    def kernel_that_tells(width: int) -> Callable[..., None]:
+        return lambda *arguments: calls.append(functools.partial(forward_kernel(width), *arguments))
+
+    with mock.patch.object(numba_cpu, "forward_kernel", kernel_that_tells):
+        potentials = run()
+
+    def again() -> Tensor:
+        calls[0]()
+        return potentials  # Its memory must stay: arguments are addresses.
+
+    return again
 
 
 class NcpsPolicy(RecurrentActorCriticPolicy):

@@ -248,7 +248,7 @@ def write_synapse_gradients(
 
 @inlined
 def write_neuron_gradients(sums: Floats, neuronal: Floats, gradients: Floats, first: int) -> None:
-    """From U rows of sums of P slope, U of P and U of Q, the rows cm, gleak, vleak at `first` of the flat `gradients`."""
+    """From U rows each of sums of P slope, P and Q, the rows cm, gleak, vleak at `first` of the flat `gradients`."""
     n_neurons = neuronal.shape[1]
     for j in range(n_neurons):
         current, conductance = total(load(sums, n_neurons + j)), total(load(sums, 2 * n_neurons + j))

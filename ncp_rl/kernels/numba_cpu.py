@@ -158,5 +158,8 @@ if hasattr(os, "register_at_fork"):
 def _sum_partials(partials: Tensor, params: Params) -> Params:
     """Sum over blocks, one after the other whatever the number of threads, split into the shapes of `params`."""
     sums = torch.from_numpy(partials.numpy().sum(axis=0))
-    parts = sums.split([tensor.numel() for tensor in params])
-    return Params(*(part.view_as(tensor) for part, tensor in zip(parts, params, strict=True)))
+    ends = itertools.accumulate(tensor.numel() for tensor in params)
+    # Copies: an optimizer may write into a gradient, which must not be memory that others share.
+    return Params(
+        *(sums[end - tensor.numel() : end].clone().view_as(tensor) for tensor, end in zip(params, ends, strict=True))
+    )

@@ -42,7 +42,7 @@ def forward(
     n_neurons = state.shape[1]
     width = _block_width(n_sequences)
     n_blocks = -(-n_sequences // width)
-    potentials = torch.empty(n_steps, n_sequences, n_neurons)
+    potentials = inputs.new_empty(n_steps, n_sequences, n_neurons)
     # A policy calls this once per environment step: no loops, no generators, no more attributes than it takes.
     synaptic, sensory, neuronal = params
     pointer, source, sensory_pointer, sensory_source = synapses

@@ -24,13 +24,21 @@ from pathlib import Path
 from typing import Any, Literal
 from unittest import mock
 
+import gymnasium as gym
 import ncp_envs  # noqa: F401  (registers ncp/ environments)
+import numpy as np
 import torch
 import tyro
+from ncp_envs.lane_keeping import camera
+from ncp_envs.lane_keeping.baseline import Baseline
+from ncp_envs.lane_keeping.camera import Disturbances
+from ncp_envs.lane_keeping.sb3 import LaneKeepingVecEnv
+from ncp_envs.lane_keeping.simulation import Simulation
 from sb3_contrib import RecurrentPPO
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch import Tensor, nn
 
 from ncp_rl import LTC, AutoNCP, NCPPolicy
@@ -48,6 +56,7 @@ N_MOTOR = 4
 LOOP_ENV = "ncp/PendulumNoVel-v1"
 LOOP: dict[str, Any] = dict(n_steps=256, batch_size=512, n_epochs=5, gamma=0.9, learning_rate=1e-3, seed=0)
 N_ENVS = 8
+N_CAR_STEPS = 500
 
 Run = Callable[[], object]
 
@@ -62,7 +71,7 @@ class Args:
     """Threads of torch and of the scan."""
     seconds: float = 6.0
     """For each group of contenders, at least five rounds."""
-    parts: tuple[Literal["scan", "step", "loop", "memory"], ...] = ("scan", "step", "loop", "memory")
+    parts: tuple[Literal["scan", "step", "loop", "memory", "cars"], ...] = ("scan", "step", "loop", "memory", "cars")
     """Parts of the table."""
     out: Path | None = None
     """JSON file for the figures."""
@@ -369,7 +378,50 @@ def resident(name: str) -> int:
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
 
 
-PARTS = (scan, step, loop, memory)
+def cars(args: Args) -> list[Group]:
+    """Lane keeping: 64 cars in one simulation against 64 environments, and pictures of the camera."""
+    n_cars, rng = 64, np.random.default_rng(0)
+    envs: dict[str, VecEnv] = {
+        "DummyVecEnv": DummyVecEnv([lambda: gym.make("ncp/LaneKeeping-v0") for _ in range(n_cars)]),
+        "LaneKeepingVecEnv": LaneKeepingVecEnv(n_cars),
+    }
+    groups = []
+    random = rng.uniform(-1, 1, (n_cars, 1)).astype(np.float32)
+    for name, steer in (("driven by the baseline", None), ("random steering, 1.3 crashes a step", random)):
+        contenders = {env_name: steps(env, steer) for env_name, env in envs.items()}
+        groups.append(measure(f"{n_cars} cars, {name}", "steps/s", -n_cars * N_CAR_STEPS, contenders, args))
+    simulation = Simulation(1)
+    simulation.start(0, rng)
+    plain, disturbed = Disturbances(), Disturbances(light=0.5, shadow=0.5, noise=0.5, missing_markings=0.5)
+    pictures: dict[str, Run] = {
+        "plain": lambda: camera.look(simulation, plain),
+        "with every disturbance": lambda: camera.look(simulation, disturbed),
+    }
+    return [*groups, measure("camera, 48 x 160", "frames/s", -1, pictures, args)]
+
+
+def steps(env: VecEnv, actions: Any | None) -> Run:
+    """Steps of all cars, from where the run before left them: by the baseline, or with actions that change places."""
+    env.seed(0)
+    seen: Any = env.reset()
+    controller = Baseline(env.num_envs)
+    taken: list[Any] = []
+    starts = np.ones(env.num_envs, np.bool_)
+    for k in range(N_CAR_STEPS):
+        taken.append(controller.act(seen, starts) if actions is None else np.roll(actions, k, axis=0))
+        seen, _, starts, _ = env.step(taken[-1])
+
+    def run() -> None:
+        # The same starts and actions each time, so that the controller's own time is not counted.
+        env.seed(0)
+        env.reset()
+        for action in taken:
+            env.step(action)
+
+    return run
+
+
+PARTS = (scan, step, loop, memory, cars)
 
 if __name__ == "__main__":
     sys.exit(main(tyro.cli(Args, description=__doc__)))

@@ -39,6 +39,8 @@ LINE, SHOULDER, DASH, PERIOD = 0.15, 0.4, 4.0, 10.0
 RIGHT, MIDDLE, LEFT = range(3)
 #: Metres of the pieces in which lines are missing or shadows lie, and of the stripes of the grass.
 PIECE, SHADE, STRIPE = 15.0, 9.0, 8.0
+#: Rows of a course.
+X, Y, SINE, COSINE, CURVATURE, LANE, ALONG = range(7)
 #: Share of the pieces of ground that lie in shadow; slope of a ray that still counts as meeting the ground.
 SHADED, MIN_FALL = 0.4, 0.01
 #: Samples that the search for the nearest one passes at most, from one pixel to the next.
@@ -93,7 +95,8 @@ def look(simulation: Simulation, disturbances: Disturbances) -> Images:
         [
             cosine * x + sine * y,
             cosine * y - sine * x,
-            heading - turn[:, None],
+            np.sin(heading - turn[:, None]),
+            np.cos(heading - turn[:, None]),
             road.at(curvatures, stations),
             road.at(simulation.widths, stations),
             stations,
@@ -159,9 +162,10 @@ def paint_sky(pixels: Images, fall: float, gain: float) -> None:
 @_compiled
 def nearest(course: Floats, sample: int, ahead: float, side: float) -> int:
     """The sample of the centreline that is nearest to a point; beyond the middle of a bend there is none."""
-    x, y, heading, last = course[0], course[1], course[2], course.shape[1] - 1
+    last = course.shape[1] - 1
     for _ in range(MAX_WALK):
-        forth = (ahead - x[sample]) * math.cos(heading[sample]) + (side - y[sample]) * math.sin(heading[sample])
+        dx, dy = ahead - course[X, sample], side - course[Y, sample]
+        forth = dx * course[COSINE, sample] + dy * course[SINE, sample]
         following = sample + 1 if forth > 0.0 else sample - 1
         if abs(forth) <= 0.5 * SAMPLE or following < 0 or following > last:
             break
@@ -178,19 +182,23 @@ def paint_ground(
     side: float,
     across: float,
     length: float,
+    haze: float,
     scene: np.uint64,
     gain: float,
     shadow: float,
     missing: float,
 ) -> None:
-    """Fill (3,) of a pixel that is `across` by `length` metres of ground, `ahead` of the car and to its left."""
-    sine, cosine, kappa = math.sin(course[2, sample]), math.cos(course[2, sample]), course[3, sample]
-    dx, dy = ahead - course[0, sample], side - course[1, sample]
+    """Fill (3,) of a pixel that is `across` by `length` metres of ground, `ahead` of the car and to its left.
+
+    `haze` is the share of its colour that haze takes, `gain` a factor of brightness.
+    """
+    sine, cosine, kappa = course[SINE, sample], course[COSINE, sample], course[CURVATURE, sample]
+    dx, dy = ahead - course[X, sample], side - course[Y, sample]
     offset = dy * cosine - dx * sine
     # From the tangent at the sample to the arc.
     along = (dx * cosine + dy * sine) / (1.0 - kappa * offset)
     offset -= 0.5 * kappa * along * along * (1.0 - kappa * offset)
-    station, half = course[5, sample] + along, 0.5 * course[4, sample]
+    station, half = course[ALONG, sample] + along, 0.5 * course[LANE, sample]
     # The pixel's size across the lines.
     size = across * abs(cosine) + length * abs(side / ahead * cosine - sine)
     road_cover = 0.0
@@ -204,7 +212,6 @@ def paint_ground(
     dark = 1.0
     if uniform(scene, 4, math.floor((station + 0.4 * offset) / SHADE)) < SHADED:
         dark = 1.0 - 0.8 * shadow
-    haze = 1.0 - math.exp(-ahead / HAZE)
     for c in range(3):
         color = GRASS[c] * (1.0 + stripe)
         color += road_cover * (ASPHALT[c] - color)
@@ -225,8 +232,8 @@ def paint(
     """Paint N pictures.
 
     Args:
-        courses: (N, 6, M) float64: x, y and heading of the centreline seen from the car, its curvature, the lane's
-            width and the station, sampled along the road.
+        courses: (N, 7, M) float64: x, y and heading (sine, cosine) of the centreline seen from the car, its curvature,
+            the lane's width and the station, sampled along the road.
         scenes: (N,) uint64, whatever is random in a picture follows from it.
         steps: (N,) int64, since the start of the episode: noise is new at each.
         disturbances: Levels of light, shadow, noise and missing markings.
@@ -246,13 +253,13 @@ def paint(
             ahead = CAMERA_AHEAD + depth * (math.cos(PITCH) - slope * math.sin(PITCH))
             # A pixel's size on the ground, to the side and ahead.
             across, length = depth / FOCAL, depth * depth / (CAMERA_HEIGHT * FOCAL)
-            sample = start
+            haze, sample = 1.0 - math.exp(-ahead / HAZE), start
             for u in range(WIDTH):
                 side = -across * (u + 0.5 - 0.5 * WIDTH)
                 sample = nearest(courses[n], sample, ahead, side)
                 start = sample if u == 0 else start
                 paint_ground(
-                    images[n, v, u], courses[n], sample, ahead, side, across, length, scene, gain, shadow, missing
+                    images[n, v, u], courses[n], sample, ahead, side, across, length, haze, scene, gain, shadow, missing
                 )
         if noise > 0.0:
             add_noise(images[n], scene, steps[n], 64.0 * noise)

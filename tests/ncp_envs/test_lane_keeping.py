@@ -13,7 +13,7 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.utils.env_match import check_environments_match
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from ncp_envs.lane_keeping import road
-from ncp_envs.lane_keeping.baseline import Baseline, Gains
+from ncp_envs.lane_keeping.baseline import MEMORYLESS, Baseline, Gains
 from ncp_envs.lane_keeping.dynamics import (
     ACCELERATION,
     GRAVITY,
@@ -326,7 +326,7 @@ def drive_baseline(gains: Gains, n_cars: int = 40) -> tuple[np.ndarray[Any, Any]
 def test_baseline_keeps_the_lane_and_its_memory_pays() -> None:
     returns, crashes = drive_baseline(Gains())
     assert returns.mean() > 890 and crashes == 0
-    forgetful, _ = drive_baseline(Gains(integral=0.0))
+    forgetful, _ = drive_baseline(MEMORYLESS)
     assert forgetful.mean() < returns.mean() - 100
 
 

@@ -6,8 +6,8 @@ stands for it; the road's curvature is fed forward, a little ahead to make up fo
 the lateral error, the controller's memory, finds the wheel offset. The gains were found by random search for the
 highest return.
 
-Over 100 fresh episodes of `ncp/LaneKeeping-v0` (seeds 20000 to 20099) it scores as `results/lane_keeping.json` says;
-without the integral, as a controller without memory, too.
+Over 100 fresh episodes of `ncp/LaneKeeping-v0` it scores 915 and never crashes. Without memory the best gains found,
+`MEMORYLESS`, score 753 and crash in 3 episodes of 100 (`results/lane_keeping.json`).
 """
 
 from __future__ import annotations
@@ -43,6 +43,10 @@ class Gains:
     """m, of the curvature fed forward: the wheelbase, and somewhat more since the car understeers."""
     ahead: float = 4.6
     """m, where the curvature is taken, between beside the car and 10 m ahead."""
+
+
+#: The best found without an integral.
+MEMORYLESS = Gains(lateral=1.46, heading=1.036, integral=0.0, curvature=2.685, ahead=4.67)
 
 
 class Baseline:

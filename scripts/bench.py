@@ -2,6 +2,7 @@
 
     python scripts/bench.py                       # the table, on the CPU with one thread
     python scripts/bench.py --device cuda         # the scan on a GPU
+    python scripts/bench.py --parts cars          # lane keeping: one simulation against many, the camera
     python scripts/bench.py --out results/cpu.json
 
 Contenders take turns, round after round, so that a machine whose speed drifts slows all of them; figures are medians

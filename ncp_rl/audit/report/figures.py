@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ _MAX_POINTS = 2500
 def packed(values: npt.ArrayLike) -> Figure:
     """An array as plotly.js reads it, float32 in base64."""
     array = np.ascontiguousarray(values, "<f4")
-    return {"dtype": "f4", "bdata": base64.b64encode(array.tobytes()).decode(), "shape": str(array.size)}
+    return {"dtype": "f4", "bdata": base64.b64encode(array.tobytes()).decode()}
 
 
 def plain(text: str) -> str:
@@ -66,7 +66,8 @@ def time_constants(subject: Subject) -> Figure:
         ("seen in the recording", (dynamics.tau_low, dynamics.tau_high), "--accent", 4),
     ]
     figure = _ranges(dynamics.names, bands, "time constant [s], logarithmic")
-    figure["layout"]["xaxis"]["type"] = "log"
+    ends = np.log10([dynamics.tau_bounds.low.min(), dynamics.tau_bounds.high.max()])
+    figure["layout"]["xaxis"] |= {"type": "log", "range": [ends[0] - 0.1, ends[1] + 0.1]}
     median = _line(dynamics.tau_median, np.arange(len(dynamics.names)), "median of the steps", "--pos")
     figure["data"].append(median | {"mode": "markers", "marker": {"color": "--pos", "symbol": "diamond", "size": 7}})
     return figure
@@ -113,15 +114,19 @@ def components(subject: Subject, action: int) -> Figure:
     some = np.unique(np.linspace(0, len(mean) - 1, min(_MAX_POINTS, len(mean))).astype(int))
     limit = max(float(np.abs(mean).max()), 1e-6)
     data = []
-    for sign, symbol, word in ((1, "triangle-up", "from 0 up"), (-1, "triangle-down", "below 0")):
+    for sign, symbol, word in ((1, "triangle-up", "above 0"), (-1, "triangle-down", "below 0")):
         own = some[(mean[some] >= 0) == (sign > 0)]
         marker = {"symbol": symbol, "size": 6, "color": packed(mean[own]), "coloraxis": "coloraxis"}
         x, y = found.projections[own, 0], found.projections[own, 1]
-        trace = _line(x, y, f"{name} {word}", "") | {"mode": "markers", "marker": marker}
+        trace = _line(x, y, "", "") | {"mode": "markers", "marker": marker}
         del trace["line"]
-        data.append(trace | {"customdata": np.stack([found.episode[own], steps[own]], 1).tolist()})
-    title = f"{name} mean"
-    coloraxis = {"cmin": -limit, "cmax": limit, "colorscale": "diverging", "colorbar": {"title": {"text": title}}}
+        instants = np.stack([found.episode[own], steps[own]], 1).tolist()
+        trace |= {"customdata": instants, "hovertemplate": "episode %{customdata[0]}, step %{customdata[1]}<extra></extra>"}
+        color = "--pos" if sign > 0 else "--neg"
+        key = {"type": "scatter", "mode": "markers", "x": [None], "y": [None]}
+        key |= {"name": f"{name} mean {word}, full color at {sign * limit:.3g}"}
+        data += [trace | {"showlegend": False}, key | {"marker": {"symbol": symbol, "size": 8, "color": color}}]
+    coloraxis = {"cmin": -limit, "cmax": limit, "showscale": False}
     axes = _axes(_component_title(found, 0), _component_title(found, 1))
     return {"data": data, "layout": {**axes, "height": 460, "coloraxis": coloraxis}}
 
@@ -136,7 +141,7 @@ def ablation(subject: Subject, action: int) -> Figure:
     marks["marker"] = {"color": "--pos", "symbol": "diamond", "size": 7}
     name = subject.dynamics.slopes.action_names[action]
     layout = _rows([str(effect.ablation) for effect in effects], f"change of {plain(name)} mean [its unit]")
-    return {"data": [bar | {"marker": {"color": "--accent"}}, marks], "layout": layout}
+    return {"data": [bar | {"marker": {"color": "--third"}}, marks], "layout": layout}
 
 
 def perturbed(perturbation: Perturbation, condition: str, unit: str) -> Figure:
@@ -155,7 +160,7 @@ def perturbed(perturbation: Perturbation, condition: str, unit: str) -> Figure:
         f"yaxis{row if row > 1 else ''}": {"title": {"text": name}, "domain": band, "rangemode": "tozero"}
         for row, ((name, _), band) in enumerate(zip(measures, bands, strict=True), 1)
     }
-    return {"data": data, "layout": {"xaxis": axis, **rows, "height": 520, "title": {"text": plain(condition)}}}
+    return {"data": data, "layout": {"xaxis": axis, **rows, "height": 500}}
 
 
 def clamped(perturbation: Perturbation, conditions: Sequence[str]) -> Figure:
@@ -196,14 +201,17 @@ def _ranges(names: Sequence[str], bands: Sequence[tuple[str, Any, str, int]], ti
         x = np.stack([low, high, gap], 1).ravel()
         line = _line(x, np.repeat(np.arange(len(names)), 3), name, color)
         data.append(line | {"line": {"color": color, "width": width}, "connectgaps": False})
-    return {"data": data, "layout": _rows(names, title)}
+    layout, (low, high) = _rows(names, title), bands[0][1]
+    margin = 0.02 * float(np.max(high) - np.min(low))
+    layout["xaxis"]["range"] = [float(np.min(low)) - margin, float(np.max(high)) + margin]
+    return {"data": data, "layout": layout}
 
 
-def _rows(names: Sequence[str], title: str) -> Mapping[str, Any]:
+def _rows(names: Sequence[str], title: str) -> Figure:
     """A row for each name, the first on top."""
     ticks = {"tickvals": list(range(len(names))), "ticktext": [plain(name) for name in names]}
     # Room for ticks, title and legend besides the rows.
-    height, axis = 130 + 20 * len(names), {"range": [len(names) - 0.5, -0.5], "automargin": True}
+    height, axis = 130 + 20 * len(names), {"range": [len(names) - 0.5, -0.5], "zeroline": False}
     return {"xaxis": {"title": {"text": title}}, "yaxis": {**axis, **ticks}, "height": height}
 
 

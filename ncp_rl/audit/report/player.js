@@ -213,7 +213,9 @@ class Pane {
 
   actionTraces() {
     const { episode, subject } = this, steps = [...episode.time.keys()];
-    const sent = Array.from({ length: subject.n_actions }, (_, i) => [`sent ${i}`, episode.column("action", i)]);
+    const named = subject.n_actions === subject.actions.length;
+    const sent = Array.from({ length: subject.n_actions }, (_, i) =>
+      [`${named ? subject.actions[i] : "action"} sent`, episode.column("action", i)]);
     return [...subject.actions.map((name, a) => [`${name} mean`, steps.map((t) => episode.mean(a, t))]), ...sent];
   }
 
@@ -309,7 +311,7 @@ class Pane {
       line.setAttribute("class", hidden ? "weak" : value < 0 ? "neg" : "pos");
       if (hidden) continue;
       line.setAttribute("stroke-width", (0.5 + 3.5 * share).toFixed(2));
-      line.setAttribute("stroke-opacity", (own ? 0.12 + 0.88 * share : 0.06 * share).toFixed(3));
+      line.setAttribute("stroke-opacity", (own ? 0.12 + 0.88 * share : 0.04 + 0.16 * share).toFixed(3));
       line.firstChild.textContent = `${this.names[from]} to ${this.names[to]}: ${signed(value)}`;
     }
   }
@@ -349,8 +351,10 @@ class Pane {
     const value = ({ kind, k }) => this.parts[kind][k];
     const rows = into.map((synapse) => [this.names[synapse.from], value(synapse)]);
     if (!sensory) rows.push(["memory", this.parts.memory[node]], ["leak", this.parts.leak[node]]);
-    this.paintBars(".receives", rows);
-    this.paintBars(".gives", out.map((synapse) => [this.names[synapse.to], value(synapse)]));
+    const given = out.map((synapse) => [this.names[synapse.to], value(synapse)]);
+    const full = Math.max(...[...rows, ...given].map(([, contribution]) => Math.abs(contribution)), 1e-9);
+    this.paintBars(".receives", rows, full);
+    this.paintBars(".gives", given, full);
     this.paintRules(node);
   }
 
@@ -377,9 +381,9 @@ class Pane {
     this.find(".tau .needle").setAttribute("x", 100 * Math.min(1, Math.max(0, share)) - 0.5);
   }
 
-  paintBars(selector, rows) {
+  paintBars(selector, rows, full) {
     const top = rows.filter(([, value]) => value).sort((a, b) => Math.abs(b[1]) - Math.abs(a[1])).slice(0, 8);
-    const full = Math.max(...top.map(([, value]) => Math.abs(value)), 1e-9), root = this.find(selector);
+    const root = this.find(selector);
     root.hidden = !top.length;
     const items = top.map(([name, value]) => {
       const item = make("tr"), bar = draw("svg", { viewBox: "-50 0 100 10", preserveAspectRatio: "none", "aria-hidden": "true" });

@@ -213,7 +213,7 @@ function listen() {
     const r = Number(link.dataset.choose);
     if (r !== state.r && !(state.c && state.c[0] === r)) { Object.assign(state, { r, e: 0 }); arrange(); }
   }));
-  matchMedia("(prefers-color-scheme: dark)").onchange = () => drawn.forEach(drawPlot);
+  ["(prefers-color-scheme: dark)", "print"].forEach((media) => { matchMedia(media).onchange = () => drawn.forEach(drawPlot); });
   document.querySelectorAll(".plot[data-figure]").forEach((place) => seen.observe(place));
   // Nothing is drawn lazily on paper.
   window.addEventListener("beforeprint", () => document.querySelectorAll(".plot[data-figure]").forEach((place) => {

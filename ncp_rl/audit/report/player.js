@@ -13,6 +13,10 @@ function make(tag, attributes = {}, text = null, space = null) {
 }
 
 const draw = (tag, attributes, text) => make(tag, attributes, text, SVG);
+const between = (low, high) => {
+  const decimals = Math.min(6, Math.max(0, 2 - Math.floor(Math.log10(high - low || Math.abs(high) || 1))));
+  return [low, high].map((x) => x.toFixed(decimals).replace(/^-(0\.?0*)$/, "$1")).join(" to ");
+};
 const digits = (x) => (Number.isFinite(x) ? Number(x.toPrecision(3)).toString() : "none");
 
 class Episode {
@@ -120,7 +124,7 @@ class Pane {
   // The recording's episodes and actions.
   offer() {
     const list = this.subject.episodes.map((episode, e) =>
-      make("option", { value: e }, `${episode.index}: ${episode.steps} steps, return ${digits(episode.return)}`));
+      make("option", { value: e }, `${episode.index}: ${episode.steps} steps, return ${digits(episode.return)}, ${episode.end}`));
     this.find(".episode").replaceChildren(...list);
     this.find(".action").replaceChildren(...this.subject.actions.map((name, a) => make("option", { value: a }, name)));
     this.find(".action-choice").hidden = this.subject.actions.length < 2;
@@ -145,7 +149,7 @@ class Pane {
     const members = LAYERS.map((name) => this.names.map((_, node) => node).filter((node) => this.layer(node) === name));
     const most = Math.max(...members.map((nodes) => nodes.length)), pitch = Math.max(12, Math.min(28, 560 / most));
     const height = most * pitch + 34, radius = Math.min(9, 0.4 * pitch), phone = width < 480;
-    const left = phone ? 84 : 112, right = phone ? 50 : 74;
+    const left = phone ? 84 : 112, right = phone ? 62 : 74;
     this.at = [];
     this.radius = radius;
     svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
@@ -224,7 +228,7 @@ class Pane {
     const label = make(isNeuron ? "button" : "span", { class: "name" }, name);
     if (isNeuron) label.onclick = () => this.callbacks.select(name);
     const plot = draw("svg", { class: "plot", "aria-hidden": "true", preserveAspectRatio: "none" });
-    const value = make("span", { class: "value" }), range = make("span", { class: "range" }, `${digits(low)} to ${digits(high)}`);
+    const value = make("span", { class: "value" }), range = make("span", { class: "range" }, between(low, high));
     this.drawLine(plot, values, low, high, ROW_HEIGHT);
     plot.addEventListener("pointerdown", (event) => this.drag(event, plot));
     row.append(label, plot, value, range);
@@ -363,14 +367,14 @@ class Pane {
     const values = node < units ? this.episode.column("potentials", node) : this.episode.column("sensory", node - units);
     const low = values.reduce((a, b) => Math.min(a, b)), high = values.reduce((a, b) => Math.max(a, b));
     this.traced = `${this.r} ${this.e} ${node}`;
-    plot.setAttribute("aria-label", `${this.names[node]} over the episode, from ${digits(low)} to ${digits(high)}`);
+    plot.setAttribute("aria-label", `${this.names[node]} over the episode, from ${between(low, high)}`);
     this.drawLine(plot, values, low, high, 100);
     plot.append(draw("path", { class: "now" }));
     plot.addEventListener("pointerdown", (event) => this.drag(event, plot));
     const title = node < units ? "potential [no unit]" : "sensory input [no unit]", end = this.episode.time[this.episode.steps - 1];
     const axis = make("div", { class: "axis" });
     axis.append(make("span", {}, "0 s"), make("span", {}, "time [s]"), make("span", {}, `${digits(end)} s`));
-    figure.replaceChildren(make("p", { class: "axis-title" }, `${title}, seen from ${digits(low)} to ${digits(high)}`), plot, axis);
+    figure.replaceChildren(make("p", { class: "axis-title" }, `${title}, seen from ${between(low, high)}`), plot, axis);
   }
 
   // Where the time constant is between its bounds, on a logarithmic scale.

@@ -47,8 +47,7 @@ class Circuit:
     def from_policy(cls, policy: NCPPolicy) -> Circuit:
         """The actor of a policy; shares its parameters."""
         readout, bias = _affine(policy.action_net)
-        names = tuple(f"action_{i}" for i in range(len(bias)))
-        return cls(policy.lstm_actor, readout, bias, policy.sensory_names, names)
+        return cls(policy.lstm_actor, readout, bias, policy.sensory_names, policy.action_names)
 
     @property
     def wiring(self) -> Wiring:

@@ -8,6 +8,7 @@ observation -> encoder -> S sensory neurons -> LTC neurons with NCP wiring -> M 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -45,6 +46,7 @@ class NCPPolicy(RecurrentActorCriticPolicy):
     Attributes:
         wiring: The actor's built wiring.
         sensory_names: (S,), what each sensory neuron carries.
+        action_names: (A,), of the action outputs.
         lstm_actor: The actor's `LTC`, under the name that RecurrentPPO asks for.
         lstm_critic: The critic's `LTC` or `nn.LSTM`, or None.
     """
@@ -81,6 +83,7 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         ode_unfolds: int = 6,
         init: LTCInit | None = None,
         privileged_keys: tuple[str, ...] = (),
+        action_names: Sequence[str] | None = None,
         backend: Backend = "auto",
         **lstm_arguments: Any,
     ) -> None:
@@ -115,6 +118,7 @@ class NCPPolicy(RecurrentActorCriticPolicy):
             ode_unfolds: Solver substeps per observation.
             init: Ranges of the initial LTC parameters.
             privileged_keys: Keys of a Dict observation that the critic alone sees (asymmetric actor-critic).
+            action_names: Of the action outputs (logits of discrete actions); action_0, action_1, ... where None.
             backend: Of the scan; see `ncp_rl.kernels.ltc_scan`.
             **lstm_arguments: Refused, each with what stands for it here.
 
@@ -135,6 +139,10 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         self.n_motor, self.motor_map = n_motor, motor_map
         self.elapsed_time, self.ode_unfolds, self.init, self.backend = elapsed_time, ode_unfolds, init, backend
         self.privileged_keys = tuple(privileged_keys)
+        n_outputs = _n_action_outputs(action_space)
+        self.action_names = tuple(action_names or (f"action_{i}" for i in range(n_outputs)))
+        if len(self.action_names) != n_outputs:
+            raise ValueError(f"action_names must name the {n_outputs} action outputs, got {self.action_names}.")
         super().__init__(
             observation_space,
             action_space,
@@ -267,6 +275,7 @@ class NCPPolicy(RecurrentActorCriticPolicy):
             ode_unfolds=self.ode_unfolds,
             init=self.init,
             privileged_keys=self.privileged_keys,
+            action_names=self.action_names,
             backend=self.backend,
         )
 

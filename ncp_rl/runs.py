@@ -394,6 +394,8 @@ def _policy_kwargs(config: RunConfig, policy: type[NCPPolicy] | str, venv: VecEn
             kwargs[name] = _recipe(kwargs[name])
     if isinstance(kwargs.get("init"), Mapping):
         kwargs["init"] = LTCInit(**{name: tuple(bounds) for name, bounds in kwargs["init"].items()})
+    if venv.has_attr("action_names"):
+        kwargs = dict(action_names=venv.get_attr("action_names", indices=0)[0]) | kwargs
     takes_names = policy is not CnnNCPPolicy and "features_extractor_class" not in kwargs
     if takes_names and venv.has_attr("observation_names"):
         names = venv.get_attr("observation_names", indices=0)[0]

@@ -419,3 +419,13 @@ def test_images_and_times_of_the_wrong_kind_are_refused() -> None:
         make_model(spaces.Dict(x=box(1), elapsed_time=box(2)), box(1), MultiInputNCPPolicy)
     with pytest.raises(ValueError, match="No observation is left"):
         make_model(spaces.Dict(elapsed_time=box(1)), box(1), MultiInputNCPPolicy)
+
+
+def test_action_names_are_kept_and_checked(tmp_path: Path) -> None:
+    kwargs: dict[str, Any] = dict(wiring=AutoNCP(8), action_names=["torque"])
+    model = RecurrentPPO(NCPPolicy, "Pendulum-v1", n_steps=8, policy_kwargs=kwargs)
+    model.save(tmp_path / "model")
+    policy = RecurrentPPO.load(tmp_path / "model").policy
+    assert isinstance(policy, NCPPolicy) and policy.action_names == ("torque",)
+    with pytest.raises(ValueError, match="action_names must name the 2 action outputs"):
+        RecurrentPPO(NCPPolicy, "CartPole-v1", n_steps=8, policy_kwargs=kwargs)

@@ -61,6 +61,7 @@ def test_a_run_folder_holds_all_that_later_steps_need(run: Path) -> None:
     assert config["versions"]["torch"] == torch.__version__
     model, venv = load_run(run)
     assert model.policy.sensory_names[0] == "cos_theta_0"  # type: ignore[index]
+    assert model.policy.action_names == ("torque",)
     assert evaluate(model, venv, n_episodes=2) == evaluate(model, venv, n_episodes=2)
 
 

@@ -73,12 +73,14 @@ class Hidden:
         kept: Indices of the entries that stay, by the observation table in the upstream class's docstring.
         names: Of these entries.
         extra: The extra of ncp-rl that the environment needs.
+        actions: Names of the actions; those of MuJoCo's are the model's.
     """
 
     size: int
     kept: tuple[int, ...]
     names: tuple[str, ...]
     extra: Literal["box2d", "mujoco"] | None = None
+    actions: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         """One name for each."""
@@ -117,20 +119,36 @@ _HUMANOID_BODIES = (
 #: Gymnasium's environments by id, and what stays of their observations. The source of each row is the observation table
 #: in the upstream class's docstring, and its `_get_obs` where that is MuJoCo's.
 HIDDEN: dict[str, Hidden] = {
-    "CartPole-v1": Hidden(4, (0, 2), ("x", "theta")),
-    "Pendulum-v1": Hidden(3, (0, 1), ("cos_theta", "sin_theta")),
-    "MountainCar-v0": Hidden(2, (0,), ("x",)),
-    "MountainCarContinuous-v0": Hidden(2, (0,), ("x",)),
-    "Acrobot-v1": Hidden(6, (0, 1, 2, 3), ("cos_theta1", "sin_theta1", "cos_theta2", "sin_theta2")),
-    "LunarLander-v3": Hidden(8, (0, 1, 4, 6, 7), ("x", "y", "theta", "left_contact", "right_contact"), "box2d"),
+    "CartPole-v1": Hidden(4, (0, 2), ("x", "theta"), actions=("push_left", "push_right")),
+    "Pendulum-v1": Hidden(3, (0, 1), ("cos_theta", "sin_theta"), actions=("torque",)),
+    "MountainCar-v0": Hidden(2, (0,), ("x",), actions=("push_left", "coast", "push_right")),
+    "MountainCarContinuous-v0": Hidden(2, (0,), ("x",), actions=("force",)),
+    "Acrobot-v1": Hidden(
+        6,
+        (0, 1, 2, 3),
+        ("cos_theta1", "sin_theta1", "cos_theta2", "sin_theta2"),
+        actions=("torque_left", "no_torque", "torque_right"),
+    ),
+    "LunarLander-v3": Hidden(
+        8,
+        (0, 1, 4, 6, 7),
+        ("x", "y", "theta", "left_contact", "right_contact"),
+        "box2d",
+        ("idle", "left_engine", "main_engine", "right_engine"),
+    ),
     "LunarLanderContinuous-v3": Hidden(
-        8, (0, 1, 4, 6, 7), ("x", "y", "theta", "left_contact", "right_contact"), "box2d"
+        8,
+        (0, 1, 4, 6, 7),
+        ("x", "y", "theta", "left_contact", "right_contact"),
+        "box2d",
+        ("main_engine", "side_engines"),
     ),
     "BipedalWalker-v3": Hidden(
         24,
         (0, 4, 6, 8, 9, 11, 13, *range(14, 24)),
         ("hull", *_each(("leg1", "leg2"), ("hip", "knee", "contact")), *_numbered("lidar", 10)),
         "box2d",
+        _each(("leg1", "leg2"), ("hip", "knee")),
     ),
     "InvertedPendulum-v5": Hidden(4, (0, 1), ("x", "theta"), "mujoco"),
     "InvertedDoublePendulum-v5": Hidden(
@@ -264,4 +282,11 @@ def make_no_velocity(upstream: str, **kwargs: Any) -> Variant:
     if isinstance(env.action_space, spaces.Box) and not np.array_equal(np.abs(env.action_space.high), 1.0):
         ones = np.ones(env.action_space.shape, np.float32)
         env = RescaleAction(env, -ones, ones)
-    return Variant(NoVelocity(env, hidden.kept, hidden.names, LIMIT))
+    actions = _joints_moved(env.unwrapped) if hidden.extra == "mujoco" else hidden.actions
+    return Variant(NoVelocity(env, hidden.kept, hidden.names, LIMIT), actions)
+
+
+def _joints_moved(env: Any) -> tuple[str, ...]:
+    """Names of the joints of MuJoCo's actuators."""
+    model = env.model
+    return tuple(model.joint(model.actuator(i).trnid[0]).name for i in range(model.nu))

@@ -15,11 +15,15 @@ class Variant(gym.Env[Any, Any]):
 
     Attributes:
         env: The environment beneath with its wrappers; `env.unwrapped` is the simulator.
+        action_names: Of the actions: a name for each number of a Box, for each choice of a Discrete space; or None.
     """
 
-    def __init__(self, env: gym.Env[Any, Any]) -> None:
-        """Make an environment of `env`."""
+    def __init__(self, env: gym.Env[Any, Any], action_names: tuple[str, ...] | None = None) -> None:
+        """Make an environment of `env`; where None, actions are called as it calls them."""
         self.env = env
+        if action_names is None and env.has_wrapper_attr("action_names"):
+            action_names = env.get_wrapper_attr("action_names")
+        self.action_names = action_names
         self.observation_space, self.action_space = env.observation_space, env.action_space
         self.metadata, self.render_mode = env.metadata, env.render_mode
 

@@ -67,7 +67,9 @@ def audit(tmp_path_factory: pytest.TempPathFactory) -> Audit:
     path = record_rollouts(small_model(venv), venv, folder / "a.mcap", n_episodes=4, images=True, progress_bar=False)
     venv.close()
     hostile = make_vec_env(lambda: gym.wrappers.TimeLimit(Hostile(), N_STEPS), 2, seed=0)
-    kwargs = dict(wiring=AutoNCP(12), critic="mlp", features_extractor_kwargs=dict(receptors=2, names=Hostile.observation_names))
+    kwargs = dict(
+        wiring=AutoNCP(12), critic="mlp", features_extractor_kwargs=dict(receptors=2, names=Hostile.observation_names)
+    )
     model = RecurrentPPO(NCPPolicy, hostile, seed=0, policy_kwargs=kwargs)
     other = record_rollouts(model, hostile, folder / "b.mcap", n_episodes=2, progress_bar=False)
     subjects = (
@@ -247,7 +249,9 @@ def test_a_neuron_tells_its_time_constant_contributions_and_rule(tab: Tab, repor
     )
     said = page.locator(".tau p").inner_text().split()
     low, high = (bound[1] for bound in subject.dynamics.tau_bounds)
-    np.testing.assert_allclose([float(said[i]) for i in (2, 5, 7)], [subject.episodes[0].tau[9, 1], low, high], rtol=6e-3)
+    np.testing.assert_allclose(
+        [float(said[i]) for i in (2, 5, 7)], [subject.episodes[0].tau[9, 1], low, high], rtol=6e-3
+    )
     explanation = subject.explanations[0]
     own = np.flatnonzero(explanation.cell.synapses.destination == 1)
     strongest = max(np.abs(explanation.synaptic[9, own]).max(initial=0), np.abs(explanation.sensory[9]).max())
@@ -328,7 +332,9 @@ def test_hostile_text_is_shown_and_does_nothing(tab: Tab, report: Path, audit: A
 def test_the_policy_lets_no_other_script_run(chromium: Browser, report: Path) -> None:
     tab = Tab(chromium)
     page = tab.open(report)
-    page.evaluate("document.body.append(Object.assign(document.createElement('script'), {textContent: 'window.x = 1'}))")
+    page.evaluate(
+        "document.body.append(Object.assign(document.createElement('script'), {textContent: 'window.x = 1'}))"
+    )
     page.evaluate("document.body.insertAdjacentHTML('beforeend', '<b onclick=\"window.x=1\" id=b>b</b>')")
     page.evaluate("document.getElementById('b').click()")
     assert page.evaluate("window.x") is None

@@ -251,3 +251,10 @@ def test_refuses_what_does_not_fit(kept: tuple[int, ...], names: tuple[str, ...]
         NoVelocity(gym.make("Pendulum-v1"), kept, names)
     with pytest.raises(ValueError, match="Box observation of one dimension"):
         NoVelocity(gym.make("FrozenLake-v1"), (0,))
+
+
+@pytest.mark.parametrize("upstream", HIDDEN)
+def test_actions_have_names(upstream: str) -> None:
+    env = gym.make(no_velocity_id(upstream))
+    names, space = env.get_wrapper_attr("action_names"), env.action_space
+    assert len(set(names)) == len(names) == (space.n if isinstance(space, gym.spaces.Discrete) else space.shape[0])  # type: ignore[index]

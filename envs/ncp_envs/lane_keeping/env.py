@@ -23,6 +23,7 @@ class LaneKeepingBase(gym.Env[Observation, Action], ABC):
     """A simulation of one car; what is observed of it is left to the environments."""
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array", "human"], "render_fps": RENDER_FPS}  # noqa: RUF012
+    action_names = ("steering",)
 
     def __init__(self, render_mode: str | None = None, vehicle: Vehicle | None = None) -> None:
         """Make it.

@@ -171,6 +171,7 @@ class LaneKeepingVectorEnv(LaneKeepingVectorBase):
     """`num_envs` of `ncp/LaneKeeping-v0`."""
 
     observation_names = OBSERVATION_NAMES
+    action_names = ("steering",)
 
     def observations(self) -> npt.NDArray[Any]:
         """Errors and curvatures, (N, 6) float32."""

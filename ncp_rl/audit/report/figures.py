@@ -121,7 +121,10 @@ def components(subject: Subject, action: int) -> Figure:
         trace = _line(x, y, "", "") | {"mode": "markers", "marker": marker}
         del trace["line"]
         instants = np.stack([found.episode[own], steps[own]], 1).tolist()
-        trace |= {"customdata": instants, "hovertemplate": "episode %{customdata[0]}, step %{customdata[1]}<extra></extra>"}
+        trace |= {
+            "customdata": instants,
+            "hovertemplate": "episode %{customdata[0]}, step %{customdata[1]}<extra></extra>",
+        }
         color = "--pos" if sign > 0 else "--neg"
         key = {"type": "scatter", "mode": "markers", "x": [None], "y": [None]}
         key |= {"name": f"{name} mean {word}, full color at {sign * limit:.3g}"}

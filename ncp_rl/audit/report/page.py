@@ -133,7 +133,9 @@ def _figures(audit: Audit, level_units: Mapping[str, str]) -> Iterator[tuple[str
         names = _disturbances(audit)
         for id, name in names.items():
             yield id, figures.perturbed(audit.perturbation, name, level_units.get(name, "of the disturbance"))
-        others = list(dict.fromkeys(p.condition for p in audit.perturbation.points if p.condition not in names.values()))
+        others = list(
+            dict.fromkeys(p.condition for p in audit.perturbation.points if p.condition not in names.values())
+        )
         if others:
             yield "ablations", figures.clamped(audit.perturbation, others)
 
@@ -182,9 +184,7 @@ def _subject(number: int, subject: Subject) -> dict[str, Any]:
             slopes.watched.names, *(row for pair in zip(slopes.slope, slopes.r2, strict=True) for row in pair)
         ),
         effect_header=[f"{name} {kind}" for name in actions for kind in ("root mean square", "largest")],
-        effect_rows=[
-            [str(e.ablation), *np.stack([e.rms, e.largest], 1).ravel().tolist()] for e in effects
-        ],
+        effect_rows=[[str(e.ablation), *np.stack([e.rms, e.largest], 1).ravel().tolist()] for e in effects],
         trees=() if trees is None else trees.trees,
         **_monitor(subject),
         facts=_facts(subject),

@@ -97,7 +97,8 @@ def hyperparams(args: Args) -> dict[str, Any]:
     if args.recipe is not None and args.recipe != wiring.get("recipe", "AutoNCP"):
         wiring = {"units": wiring.get("units", 32)}  # The file's other entries belong to its own recipe.
     given = dict(recipe=args.recipe, units=args.units, sparsity=args.sparsity)
-    policy_kwargs["wiring"] = dict(units=32) | wiring | _given(given)
+    default = {} if wiring.get("recipe") == "NCP" else dict(units=32)  # A recipe without a number of units.
+    policy_kwargs["wiring"] = default | wiring | _given(given)
     policy_kwargs |= _given(dict(critic=args.critic))
     return found | dict(policy_kwargs=policy_kwargs)
 

@@ -227,3 +227,17 @@ def test_hyperparams_are_read_and_never_run(tmp_path: Path) -> None:
 def test_help(name: str, tmp_path: Path) -> None:
     result = script(name, "--help", cwd=tmp_path)
     assert result.returncode == 0 and "--seed" in result.stdout
+
+
+def test_published_circuits_and_baselines_train_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / "settings.yml").write_text(
+        "CartPole-v1:\n  n_steps: 32\n  batch_size: 32\n  policy_kwargs:\n    wiring: {recipe: NCP, inter_neurons: 12, "
+        "command_neurons: 6, sensory_fanout: 6, inter_fanout: 4, recurrent_command_synapses: 4, motor_fanin: 6}\n"
+    )
+    common = ["--env", "CartPole-v1", "--hyperparams", "settings.yml", "--n-envs", "2"]
+    for name, *policy in (["circuit"], ["baseline", "--policy", "MlpLstmPolicy"]):
+        result = train(tmp_path, *common, *policy, "--out", name)
+        assert result.returncode == 0, result.stderr
+    model, _ = load_run(tmp_path / "circuit")
+    assert isinstance(model.policy, NCPPolicy) and model.policy.wiring.units == 12 + 6 + 2
+    assert not isinstance(load_run(tmp_path / "baseline")[0].policy, NCPPolicy)

@@ -127,7 +127,7 @@ class Topic:
                 if not 0 <= at < len(numbers):
                     raise ValueError(f"nan_at names number {at} of {len(numbers)}")
                 numbers[at] = _nan(self.kinds[at], bits)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise RecordingError(f"A message of {self.name} is not of its schema: {error!r}.") from error
         return numbers
 

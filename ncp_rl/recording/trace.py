@@ -108,7 +108,7 @@ class PolicyTap:
         """Listen to `policy` until `close`."""
         self.seen: Seen | None = None
         self._policy = policy
-        self._core: tuple[Any, ...] = ()
+        self._core: tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]
         self._mean: Tensor | None = None
         self._hooks = ExitStack()
         for module, hook in (
@@ -123,7 +123,8 @@ class PolicyTap:
         self._hooks.close()
 
     def _on_core(self, module: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        self._core = (*inputs, output[0])
+        sensory, before, starts, elapsed = inputs
+        self._core = (sensory, before, starts, elapsed, output[0])
 
     def _on_mean(self, module: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         self._mean = output

@@ -38,7 +38,7 @@ def test_episodes_hold_what_happened(recorded: tuple[Path, Any, Any]) -> None:
         for _ in range(400):
             raw.append(venv.get_original_obs())
             action, state = model.predict(observation, state, start)
-            observation, _, start, infos = venv.step(action)
+            observation, _, start, _ = venv.step(action)
             actions.append(action)
             rewards.append(venv.get_original_reward())
     recording = Recording.open(path)

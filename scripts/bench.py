@@ -12,11 +12,13 @@ over rounds. Compilation and caches come before the first round.
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import multiprocessing
 import platform
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -38,6 +40,7 @@ from ncp_envs.lane_keeping.simulation import Simulation
 from sb3_contrib import RecurrentPPO
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch import Tensor, nn
@@ -45,6 +48,7 @@ from torch import Tensor, nn
 from ncp_rl import LTC, AutoNCP, NCPPolicy
 from ncp_rl.kernels import fused, numba_cpu
 from ncp_rl.kernels.numba_forward import forward_kernel
+from ncp_rl.recording import NeuronRecorder
 
 try:
     from ncps.torch import LTC as NcpsLTC
@@ -72,7 +76,14 @@ class Args:
     """Threads of torch and of the scan."""
     seconds: float = 6.0
     """For each group of contenders, at least five rounds."""
-    parts: tuple[Literal["scan", "step", "loop", "memory", "cars"], ...] = ("scan", "step", "loop", "memory", "cars")
+    parts: tuple[Literal["scan", "step", "loop", "recording", "memory", "cars"], ...] = (
+        "scan",
+        "step",
+        "loop",
+        "recording",
+        "memory",
+        "cars",
+    )
     """Parts of the table."""
     out: Path | None = None
     """JSON file for the figures."""
@@ -335,6 +346,29 @@ def loop(args: Args) -> list[Group]:
     return [measure(name, "steps/s", -n_steps, contenders, args)]
 
 
+def recording(args: Args) -> list[Group]:
+    """Rollouts of training with and without a recording of every step, in microseconds per step of all environments."""
+    n_steps = 2048
+    settings = LOOP | dict(n_steps=n_steps)
+    model = RecurrentPPO(NCPPolicy, loop_envs(), device="cpu", policy_kwargs=dict(wiring=AutoNCP(units=32)), **settings)
+    model.learn(n_steps * N_ENVS)
+    with tempfile.TemporaryDirectory() as folder:
+        files = itertools.count()
+
+        def collect(callback: BaseCallback) -> None:
+            callback.init_callback(model)
+            assert model.env is not None
+            model.collect_rollouts(model.env, callback, model.rollout_buffer, n_steps)
+            callback.on_training_end()  # Waits for the file.
+
+        contenders: dict[str, Run] = {
+            "not recorded": lambda: collect(CallbackList([])),
+            "every step recorded": lambda: collect(NeuronRecorder(Path(folder) / str(next(files)), every=1)),
+        }
+        name = f"rollout, {LOOP_ENV}, {N_ENVS} envs, NCPPolicy-32"
+        return [measure(name, "us/step", 1e6 / n_steps, contenders, args)]
+
+
 def loop_envs() -> Any:
     """Environments of a training loop."""
     return make_vec_env(LOOP_ENV, n_envs=N_ENVS, seed=0)
@@ -422,7 +456,7 @@ def steps(env: VecEnv, actions: Any | None) -> Run:
     return run
 
 
-PARTS = (scan, step, loop, memory, cars)
+PARTS = (scan, step, loop, recording, memory, cars)
 
 if __name__ == "__main__":
     sys.exit(main(tyro.cli(Args, description=__doc__)))

@@ -16,7 +16,7 @@ import llvmlite.binding
 import numpy as np
 import torch
 from gymnasium import spaces
-from sb3_contrib import RecurrentPPO
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize, unwrap_vec_normalize
 
@@ -37,7 +37,7 @@ _PACKAGES = (
 )
 
 
-def ncp_policy(model: RecurrentPPO) -> NCPPolicy:
+def ncp_policy(model: OnPolicyAlgorithm) -> NCPPolicy:
     """The model's policy.
 
     Raises:
@@ -92,7 +92,7 @@ def _observed(key: str | None, space: spaces.Space[Any]) -> Observed:
     return Observed(key, shape, str(space.dtype), names)
 
 
-def make_manifest(model: RecurrentPPO, env: VecEnv, layout: Layout, **settings: Any) -> bytes:
+def make_manifest(model: OnPolicyAlgorithm, env: VecEnv, layout: Layout, **settings: Any) -> bytes:
     """The manifest of a recording as JSON.
 
     Args:

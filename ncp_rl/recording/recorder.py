@@ -13,6 +13,7 @@ from gymnasium import spaces
 from sb3_contrib import RecurrentPPO
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.preprocessing import is_image_space_channels_first
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 from tqdm import tqdm
@@ -30,7 +31,7 @@ Array = npt.NDArray[Any]
 
 
 def record_rollouts(
-    model: RecurrentPPO,
+    model: OnPolicyAlgorithm,
     env: VecEnv,
     path: Path | str,
     *,

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from sb3_contrib import RecurrentPPO
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from ncp_rl.recording.episode import Episode
@@ -123,7 +123,9 @@ class Replay:
         return asdict(self) | {"passed": self.passed}
 
 
-def replay(recording: Recording | Path | str, model: RecurrentPPO | None = None, env: VecEnv | None = None) -> Replay:
+def replay(
+    recording: Recording | Path | str, model: OnPolicyAlgorithm | None = None, env: VecEnv | None = None
+) -> Replay:
     """Compute a recording again.
 
     Args:
@@ -169,7 +171,7 @@ def _replay_circuit(recording: Recording, episode: Episode, tally: _Tally) -> No
 class _PolicyReplay:
     """Replays the steps of episodes with their policy."""
 
-    def __init__(self, recording: Recording, model: RecurrentPPO, env: VecEnv | None) -> None:
+    def __init__(self, recording: Recording, model: OnPolicyAlgorithm, env: VecEnv | None) -> None:
         self.notes: list[str] = []
         self._recording, self._policy = recording, ncp_policy(model)
         venv = env or model.get_env()
@@ -255,7 +257,7 @@ def _as_drawn(sample: Array, drawn: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(sample).to(drawn).reshape(drawn.shape[1:]).expand_as(drawn)
 
 
-def _run_again(recording: Recording, model: RecurrentPPO, env: VecEnv, tally: _Tally) -> None:
+def _run_again(recording: Recording, model: OnPolicyAlgorithm, env: VecEnv, tally: _Tally) -> None:
     settings = recording.manifest
     if settings.get("kind") != "rollouts":
         raise RecordingError("Only rollouts can be run again, not what was recorded in training.")

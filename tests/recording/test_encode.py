@@ -76,7 +76,7 @@ def special(dtype: type) -> npt.NDArray[Any]:
     values += [0.1, 1 / 3, 9.9999995e-6, 1e-5, 99999.9995, 999999999.5, 1e16, 1e17, 16777217.0]
     powers = [float(f"1e{k}") for k in range(-320, 309)] + [2.0**k for k in range(-1070, 1023)]
     with np.errstate(over="ignore", under="ignore"):
-        found = np.array(values + powers).astype(dtype)
+        found: npt.NDArray[Any] = np.array(values + powers).astype(dtype)
         near = np.concatenate([found, np.nextafter(found, dtype(0)), np.nextafter(found, dtype(np.inf))])
     # NaN with a payload, as a processor may hand it on.
     payload = np.array(
@@ -97,7 +97,7 @@ def test_every_number_comes_back_bit_for_bit(dtype: type) -> None:
         anything = rng.integers(0, 2**64, 4_000, np.uint64).view(np.float64)
         anything = anything[~np.isnan(anything)]
         name, field, width = "observation", "/transition.observation", 2
-    ordinary = rng.normal(size=2000).astype(dtype)
+    ordinary: npt.NDArray[Any] = rng.normal(size=2000).astype(dtype)
     numbers = np.concatenate([special(dtype), anything, ordinary, ordinary.round(2)])
     numbers = numbers[: len(numbers) // width * width]
     of = layout()

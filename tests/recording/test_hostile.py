@@ -18,6 +18,8 @@ from mcap.records import Chunk, Metadata
 
 from ncp_rl.recording import Recording, RecordingError, replay, verify
 from ncp_rl.recording.container import MAGIC, _bytes
+from ncp_rl.recording.layout import Layout
+from ncp_rl.recording.manifest import read_space
 from ncp_rl.recording.scan import scan
 from tests.recording.recordings import pendulum_recording
 
@@ -136,12 +138,10 @@ def test_records_of_any_content(good: tuple[bytes, Path], records: list[tuple[in
 
 
 def test_manifests_of_any_form(good: tuple[bytes, Path]) -> None:
-    from ncp_rl.recording.layout import Layout
-    from ncp_rl.recording.manifest import read_space
-
-    for value in (None, {}, {"observed": 3}, {"observed": [{}]}, {"observed": [], "n_envs": -1}):
+    layouts: list[dict[str, Any]] = [{}, {"observed": 3}, {"observed": [{}]}, {"observed": [], "n_envs": -1}]
+    for value in layouts:
         with pytest.raises(RecordingError):
-            Layout.from_dict(value if isinstance(value, dict) else {})
+            Layout.from_dict(value)
     for described in (
         None,
         {},

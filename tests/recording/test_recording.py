@@ -66,7 +66,7 @@ def test_actions_are_those_of_an_evaluation(tmp_path: Path) -> None:
     venv.seed(3)
     assert isinstance(venv, VecNormalize)
     venv.norm_reward = False
-    returns, _ = evaluate_policy(model, venv, n_eval_episodes=5, return_episode_rewards=True, warn=False)
+    returns: Any = evaluate_policy(model, venv, n_eval_episodes=5, return_episode_rewards=True, warn=False)[0]
     assert sorted(float(e.reward.sum(dtype=np.float64)) for e in Recording.open(path)) == pytest.approx(sorted(returns))
 
 
@@ -146,7 +146,7 @@ def test_the_manifest_says_where_it_comes_from(recorded: tuple[Path, Any, Any]) 
 def learned(callback: Any) -> tuple[dict[str, torch.Tensor], Any, torch.Tensor, list[Any]]:
     model, venv = pendulum(4, n_steps=64, policy_kwargs=dict(critic="shared"))
     model.learn(64 * 4 * 4, callback=callback)
-    assert isinstance(venv, VecNormalize)
+    assert isinstance(venv, VecNormalize) and not isinstance(venv.obs_rms, dict)
     returns = [info["r"] for info in model.ep_info_buffer or ()]
     return model.policy.state_dict(), venv.obs_rms.mean, torch.rand(3), returns
 

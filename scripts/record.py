@@ -166,7 +166,10 @@ class Export:
         return 0
 
 
-def main(command: Keygen | Record | Verify | Replay | Export) -> int:
+Command = Keygen | Record | Verify | Replay | Export
+
+
+def main(command: Command) -> int:
     """Do what was asked."""
     torch.set_num_threads(1)
     try:
@@ -183,4 +186,4 @@ def _report(found: Any, as_json: bool) -> int:
 
 if __name__ == "__main__":
     sys.path.append("")  # module:id is found in the current folder too, as under `python -m`.
-    sys.exit(main(tyro.cli(Keygen | Record | Verify | Replay | Export, description=__doc__)))
+    sys.exit(main(tyro.cli(Command, description=__doc__)))

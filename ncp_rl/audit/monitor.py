@@ -224,6 +224,7 @@ class Detection:
         delay: (F,) steps from onset to alarm, 0 where the alarm is at the onset; NaN where not found.
         lead: (F,) steps from alarm to failure, negative where the failure came first; NaN where either is missing.
         failed: (F,) bool, a failure is known.
+        watches: (F,), the scores.
     """
 
     n_episodes: int
@@ -232,6 +233,7 @@ class Detection:
     delay: Array
     lead: Array
     failed: npt.NDArray[np.bool_]
+    watches: tuple[Watch, ...]
 
     @property
     def rate(self) -> float:
@@ -277,7 +279,8 @@ def detect(
             f"Each episode needs an onset and a failure (or None): got {n} episodes, {len(onsets)} onsets, "
             f"{len(failures)} failures."
         )
-    alarms = [watched.alarm for watched in watch(envelope, episodes)]
+    watches = tuple(watch(envelope, episodes))
+    alarms = [watched.alarm for watched in watches]
     step = np.array([math.nan if alarm is None else alarm.step for alarm in alarms])
     delay = step - np.array(onsets)
     found = delay >= 0
@@ -289,6 +292,7 @@ def detect(
         delay=np.where(found, delay, np.nan),
         lead=np.where(found, failure - step, np.nan),
         failed=np.isfinite(failure),
+        watches=watches,
     )
 
 

@@ -40,7 +40,7 @@ def describe(subject: Subject, shown: Sequence[int]) -> dict[str, Any]:
     wiring, cell = circuit.wiring, Cell.of(circuit)
     bounds = {"low": subject.certificate.range.low, "high": subject.certificate.range.high}
     bounds |= {"tau_low": subject.dynamics.tau_bounds.low, "tau_high": subject.dynamics.tau_bounds.high}
-    neuronal = {"cm": cell.cm, "gleak": cell.gleak, "vleak": cell.vleak}
+    neuronal: dict[str, npt.ArrayLike] = {"cm": cell.cm, "gleak": cell.gleak, "vleak": cell.vleak}
     neuronal |= {"readout": circuit.readout, "bias": circuit.bias}
     trees = () if subject.trees is None else subject.trees.trees
     return {

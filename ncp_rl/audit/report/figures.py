@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from ncp_rl.audit.audit import Subject
 from ncp_rl.audit.dynamics import Components
+from ncp_rl.audit.monitor import Watch
 from ncp_rl.audit.perturb import Interval, Perturbation, Point
 
 Figure = dict[str, Any]
@@ -90,19 +91,14 @@ def monitor_scores(subject: Subject) -> Figure:
     """Scores of held-out episodes over time, the threshold, and alarms."""
     assert subject.monitor is not None
     watches, threshold = subject.monitor.held_out, subject.monitor.conformal.threshold
-    data = [
-        _line(watched.time, watched.scores, f"episode {watched.episode}", color, dash=dash) | {"line": line}
-        for watched, color, dash in zip(watches, _COLORS * len(watches), np.repeat(_DASHES, 4).tolist() * len(watches))
-        for line in [{"color": color, "dash": dash, "width": 1.2}]
-    ]
-    end = max(float(watched.time[-1]) for watched in watches)
-    data.append(_line([0.0, end], [threshold, threshold], "threshold", "--text", dash="dash"))
-    alarms = [watched.alarm for watched in watches if watched.alarm is not None]
-    if alarms:
-        marks = _line([alarm.time for alarm in alarms], [alarm.score for alarm in alarms], "alarm", "--text")
-        marks |= {"mode": "markers+text", "textposition": "top center", "text": [plain(a.neuron) for a in alarms]}
-        data.append(marks | {"marker": {"color": "--text", "symbol": "x", "size": 11}})
-    return {"data": data, "layout": {**_axes("time [s]", "score [no unit]"), "height": 380}}
+    return _scores({f"episode {watched.episode}": watched for watched in watches}, threshold)
+
+
+def fault_scores(subject: Subject) -> Figure:
+    """Scores of the first episode with each fault."""
+    assert subject.monitor is not None
+    first = {name: detection.watches[0] for name, detection in subject.monitor.detection.items()}
+    return _scores(first, subject.monitor.conformal.threshold)
 
 
 def components(subject: Subject, action: int) -> Figure:
@@ -178,6 +174,22 @@ def clamped(perturbation: Perturbation, conditions: Sequence[str]) -> Figure:
             trace["error_x"] = _error(changes)
             data.append(trace | {"marker": {"symbol": symbol, "size": 8, "color": color}})
     return {"data": data, "layout": _rows(conditions, "change of return")}
+
+
+def _scores(watches: Mapping[str, Watch], threshold: float) -> Figure:
+    """Scores over time under their names, the threshold, and a cross and the neuron at each alarm."""
+    data, alarms = [], [watched.alarm for watched in watches.values() if watched.alarm is not None]
+    for i, (name, watched) in enumerate(watches.items()):
+        line = _line(watched.time, watched.scores, plain(name), _COLORS[i % 4], dash=_DASHES[i // 4 % 4])
+        line["line"]["width"] = 1.4
+        data.append(line)
+    end = max(float(watched.time[-1]) for watched in watches.values())
+    data.append(_line([0.0, end], [threshold, threshold], "threshold", "--text", dash="dash"))
+    if alarms:
+        marks = _line([alarm.time for alarm in alarms], [alarm.score for alarm in alarms], "alarm", "--text")
+        marks |= {"mode": "markers+text", "textposition": "top center", "text": [plain(a.neuron) for a in alarms]}
+        data.append(marks | {"marker": {"color": "--text", "symbol": "x", "size": 11}})
+    return {"data": data, "layout": {**_axes("time [s]", "score [no unit]"), "height": 380}}
 
 
 def _component_title(found: Components, i: int) -> str:

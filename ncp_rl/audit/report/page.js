@@ -208,7 +208,7 @@ function listen() {
   byId("compare").onclick = toggleCompare;
   byId("back").onclick = () => callbacks.seek(state.t - 1);
   byId("forward").onclick = () => callbacks.seek(state.t + 1);
-  window.onhashchange = () => { readFragment(); arrange(); };
+  window.onhashchange = () => { if (panes.length) { readFragment(); arrange(); } };
   document.querySelectorAll("[data-choose]").forEach((link) => link.addEventListener("click", () => {
     const r = Number(link.dataset.choose);
     if (r !== state.r && !(state.c && state.c[0] === r)) { Object.assign(state, { r, e: 0 }); arrange(); }
@@ -221,6 +221,6 @@ function listen() {
   }));
 }
 
-readFragment();
 listen();
-arrange().then(() => { document.documentElement.dataset.ready = String(Math.round(performance.now())); });
+if (report.subjects.length) readFragment();
+(report.subjects.length ? arrange() : Promise.resolve()).then(() => { document.documentElement.dataset.ready = String(Math.round(performance.now())); });

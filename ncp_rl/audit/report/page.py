@@ -90,7 +90,7 @@ def write_report(
 def _fitting(audit: Audit, room: int) -> list[list[int]]:
     """Which episodes of each recording the page holds: the first ones, recordings taking turns while there is room."""
     shown: list[list[int]] = [[] for _ in audit.subjects]
-    for i in range(max(len(subject.episodes) for subject in audit.subjects)):
+    for i in range(max((len(subject.episodes) for subject in audit.subjects), default=0)):
         for own, subject in zip(shown, audit.subjects, strict=True):
             if i < len(subject.episodes) and (room > 0 or not own):
                 room -= len(data.pack(subject.episodes[i]))
@@ -117,27 +117,31 @@ def _pictures(audit: Audit, shown: Sequence[Sequence[int]], room: int) -> Iterat
 
 def _figures(audit: Audit, level_units: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
     for r, subject in enumerate(audit.subjects):
-        if not subject.certificate.violations:
-            yield f"certificate-action-{r}", figures.certified_actions(subject)
-            yield f"certificate-{r}", figures.certified_neurons(subject)
-        if subject.sensitivities:
-            yield f"sensitivity-{r}", figures.sensitivities(subject)
-        if subject.monitor is not None:
-            yield f"monitor-{r}", figures.monitor_scores(subject)
-        yield f"tau-{r}", figures.time_constants(subject)
-        for action in range(min(_MAX_ACTIONS, len(subject.certificate.circuit.action_names))):
-            if _has_components(subject):
-                yield f"components-{action}-{r}", figures.components(subject, action)
-            yield f"ablation-{action}-{r}", figures.ablation(subject, action)
+        yield from _subject_figures(r, subject)
     if audit.perturbation is not None:
         names = _disturbances(audit)
         for id, name in names.items():
             yield id, figures.perturbed(audit.perturbation, name, level_units.get(name, "of the disturbance"))
-        others = list(
-            dict.fromkeys(p.condition for p in audit.perturbation.points if p.condition not in names.values())
-        )
+        others = [p.condition for p in audit.perturbation.points if p.condition not in names.values()]
         if others:
-            yield "ablations", figures.clamped(audit.perturbation, others)
+            yield "ablations", figures.clamped(audit.perturbation, list(dict.fromkeys(others)))
+
+
+def _subject_figures(r: int, subject: Subject) -> Iterator[tuple[str, Any]]:
+    if not subject.certificate.violations:
+        yield f"certificate-action-{r}", figures.certified_actions(subject)
+        yield f"certificate-{r}", figures.certified_neurons(subject)
+    if subject.sensitivities:
+        yield f"sensitivity-{r}", figures.sensitivities(subject)
+    if subject.monitor is not None:
+        yield f"monitor-{r}", figures.monitor_scores(subject)
+        if subject.monitor.detection:
+            yield f"faults-{r}", figures.fault_scores(subject)
+    yield f"tau-{r}", figures.time_constants(subject)
+    for action in range(min(_MAX_ACTIONS, len(subject.certificate.circuit.action_names))):
+        if _has_components(subject):
+            yield f"components-{action}-{r}", figures.components(subject, action)
+        yield f"ablation-{action}-{r}", figures.ablation(subject, action)
 
 
 def _disturbances(audit: Audit) -> dict[str, str]:
@@ -148,7 +152,7 @@ def _disturbances(audit: Audit) -> dict[str, str]:
 
 
 def _has_components(subject: Subject) -> bool:
-    return subject.dynamics.components.projections.shape[1] > 1
+    return len(subject.dynamics.components.axes) > 1
 
 
 def _subject(number: int, subject: Subject) -> dict[str, Any]:
@@ -226,10 +230,12 @@ def _about(subject: Subject) -> str:
     layers = [("inter", wiring.units - wiring.n_motor - wiring.n_command), ("command", wiring.n_command)]
     neurons = ", ".join(f"{n} {name}" for name, n in [("sensory", wiring.n_sensory), *layers])
     n_synapses = len(wiring.synapses.source) + len(wiring.sensory_synapses.source)
-    environment = _at(subject.recording.manifest, "environment", "id")
+    environment, encoder = (
+        _at(subject.recording.manifest, *at) for at in (("environment", "id"), ("policy", "encoder"))
+    )
     return (
         f"{len(subject.episodes)} episodes, {n_steps} steps of {environment}. The circuit: {neurons} and "
-        f"{wiring.n_motor} motor neurons, {n_synapses} synapses. Encoder: {_at(subject.recording.manifest, 'policy', 'encoder')}."
+        f"{wiring.n_motor} motor neurons, {n_synapses} synapses. Encoder: {encoder}."
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from stable_baselines3.common.env_util import make_vec_env
 
 from ncp_rl import AutoNCP, NCPPolicy
 from ncp_rl.audit.audit import Audit, Subject, audit_recording
+from ncp_rl.audit.intervals import Range
 from ncp_rl.audit.perturb import Interval, Perturbation, Point
 from ncp_rl.audit.report import write_report
 from ncp_rl.recording import Recording, record_rollouts
@@ -169,8 +171,11 @@ def test_everything_is_drawn_within_the_width_without_a_word_or_a_request(
                 button.click()
     see_all(page)
     assert page.evaluate("document.scrollingElement.scrollWidth <= innerWidth")
-    tab.page.emulate_media(media="print")
+    page.set_viewport_size({"width": width - 50, "height": 900})
+    page.emulate_media(media="print")
     page.pdf()
+    boxes = [plot.bounding_box() for plot in page.locator("#certificate .plot").all() if plot.is_visible()]
+    assert all(box is not None and box["height"] > 100 for box in boxes) and boxes
     assert tab.said == []
     tab.context.close()
 
@@ -353,6 +358,16 @@ def test_the_policy_lets_no_other_script_run(chromium: Browser, report: Path) ->
     assert page.evaluate("fetch('https://example.com').then(() => 1, () => 0)") == 0
     assert len(tab.said) >= 3 and not any(line.startswith("asked for") for line in tab.said)
     tab.context.close()
+
+
+def test_where_nothing_is_certified_the_page_says_why(tab: Tab, audit: Audit, tmp_path: Path) -> None:
+    subject = audit.subjects[0]
+    nowhere = Range(*np.full((2, subject.certificate.circuit.wiring.units), np.nan))
+    broken = replace(subject.certificate, violations=("w of a -> b is negative",), box=nowhere, range=nowhere)
+    page = tab.open(write_report(Audit((replace(subject, certificate=broken),)), tmp_path / "broken.html"))
+    assert "Nothing is certified: w of a -> b is negative" in page.locator("#certificate").inner_text()
+    page.keyboard.press("ArrowRight")
+    assert clock(page).startswith("step 1 ")
 
 
 def test_what_does_not_fit_is_left_out_and_the_page_says_so(audit: Audit, tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ from ncp_rl.recording import Episode
 # Longest side of an embedded picture, and WebP's quality.
 _PIXELS = 240
 _QUALITY = 60
+# More pictures than these take long to make, and nobody looks at them.
+_MAX_PICTURES = 2000
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def pictures(subject: Subject, shown: Sequence[int], room: int) -> dict[int, Pic
         return {}
     steps = sum(len(subject.episodes[i]) for i in shown)
     # The first picture tells the size of the others but roughly; a second pass thins out what is still too much.
-    stride = max(1, math.ceil(steps * 1.1 * len(_webp(first)) / max(room, 1)))
+    stride = math.ceil(max(steps * 1.1 * len(_webp(first)) / max(room, 1), steps / _MAX_PICTURES))
     found = {i: [_webp(frame) for t, frame in enumerate(_frames(subject, i)) if t % stride == 0] for i in shown}
     while sum(len(file) + 3 for files in found.values() for file in files) > room and any(found.values()):
         stride, found = stride * 2, {i: files[::2] if len(files) > 1 else [] for i, files in found.items()}

@@ -145,7 +145,7 @@ def ablation(subject: Subject, action: int) -> Figure:
 
 def perturbed(perturbation: Perturbation, condition: str, unit: str) -> Figure:
     """Return, failure rate and command neurons' deviation of all policies against the level of a disturbance."""
-    measures = [("return", "mean_return"), ("episodes failed", "failure_rate"), ("deviation", "command_deviation")]
+    measures = [("return", "mean_return"), ("failed [share]", "failure_rate"), ("deviation", "command_deviation")]
     data = []
     for policy, color, symbol, dash in zip(perturbation.nominal, _COLORS * 9, _SYMBOLS * 9, _DASHES * 9, strict=False):
         own = [point for point in perturbation.points if (point.policy, point.condition) == (policy, condition)]
@@ -153,7 +153,7 @@ def perturbed(perturbation: Perturbation, condition: str, unit: str) -> Figure:
             trace = _intervals(own, measure, plain(policy), color, dash)
             trace |= {"xaxis": "x", "yaxis": f"y{row}", "showlegend": row == 1, "legendgroup": policy}
             data.append(trace | {"mode": "lines+markers", "marker": {"symbol": symbol, "size": 8, "color": color}})
-    axis = {"title": {"text": f"level [{plain(unit)}]"}, "anchor": "y3"}
+    axis = {"title": {"text": f"level [{plain(unit)}]".replace(", ", ",<br>")}, "anchor": "y3"}
     bands = ((0.5, 1.0), (0.26, 0.44), (0.0, 0.2))
     rows = {
         f"yaxis{row if row > 1 else ''}": {"title": {"text": name}, "domain": band, "rangemode": "tozero"}

@@ -116,7 +116,7 @@ function nextNeuron(direction) {
 
 document.addEventListener("keydown", (event) => {
   const tag = event.target.tagName, node = event.target.closest(".node");
-  if (event.ctrlKey || event.metaKey || event.altKey || tag === "SELECT" || tag === "TEXTAREA") return;
+  if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("select, pre, .wide")) return;
   if (event.target.type === "range" && event.key !== " ") return;
   const far = event.shiftKey ? 10 : 1;
   const actions = {
@@ -135,7 +135,7 @@ document.addEventListener("keydown", (event) => {
   }
 });
 
-// Plots. Their script is inflated once, when the first of them is near.
+// Plots. Their script is inflated once, with the first of them.
 const drawn = new Set();
 let plotly = null;
 
@@ -182,6 +182,9 @@ function themed(figure) {
 
 async function drawPlot(place) {
   const Plotly = await loadPlotly(), { data, layout } = themed(byId(place.dataset.figure).textContent);
+  // The place keeps its height when windows change, where plotly.js would forget it.
+  place.style.height = `${layout.height}px`;
+  delete layout.height;
   await Plotly.react(place, data, layout, { displayModeBar: false, responsive: true });
   if (drawn.has(place)) return;
   drawn.add(place);
@@ -202,6 +205,14 @@ const seen = new IntersectionObserver((entries) => entries.forEach(({ isIntersec
   drawPlot(target);
 }), { rootMargin: "400px" });
 
+// The others follow while nothing else is to be done: paper shows what has been drawn.
+function drawNext() {
+  const next = [...document.querySelectorAll(".plot[data-figure]")].find((place) => !drawn.has(place) && !place.closest("[hidden]"));
+  if (next) drawPlot(next).then(() => whenIdle(drawNext));
+}
+
+const whenIdle = (work) => ("requestIdleCallback" in window ? requestIdleCallback(work) : setTimeout(work, 100));
+
 function listen() {
   byId("slider").oninput = (event) => callbacks.seek(Number(event.target.value));
   byId("play").onclick = () => play(!playing);
@@ -215,12 +226,10 @@ function listen() {
   }));
   ["(prefers-color-scheme: dark)", "print"].forEach((media) => { matchMedia(media).onchange = () => drawn.forEach(drawPlot); });
   document.querySelectorAll(".plot[data-figure]").forEach((place) => seen.observe(place));
-  // Nothing is drawn lazily on paper.
-  window.addEventListener("beforeprint", () => document.querySelectorAll(".plot[data-figure]").forEach((place) => {
-    if (!place.closest("[hidden]") && !drawn.has(place)) drawPlot(place);
-  }));
 }
 
 listen();
 if (report.subjects.length) readFragment();
-(report.subjects.length ? arrange() : Promise.resolve()).then(() => { document.documentElement.dataset.ready = String(Math.round(performance.now())); });
+(report.subjects.length ? arrange() : Promise.resolve()).then(() => { document.documentElement.dataset.ready = String(Math.round(performance.now()));
+  setTimeout(() => whenIdle(drawNext), 1500);
+});

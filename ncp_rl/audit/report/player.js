@@ -14,9 +14,10 @@ function make(tag, attributes = {}, text = null, space = null) {
 
 const draw = (tag, attributes, text) => make(tag, attributes, text, SVG);
 const between = (low, high) => {
-  const decimals = Math.min(6, Math.max(0, 2 - Math.floor(Math.log10(high - low || Math.abs(high) || 1))));
+  const decimals = Math.min(6, Math.max(0, 1 - Math.floor(Math.log10((high - low || Math.abs(high) || 1) / 2))));
   return [low, high].map((x) => x.toFixed(decimals).replace(/^-(0\.?0*)$/, "$1")).join(" to ");
 };
+const shown = (x) => fixed(x).replace(/^-(0\.00)$/, "$1");
 const digits = (x) => (Number.isFinite(x) ? Number(x.toPrecision(3)).toString() : "none");
 
 class Episode {
@@ -297,12 +298,12 @@ class Pane {
       const [, disc, sign, , title] = group.children, lit = Math.min(1, Math.abs(value) / full);
       group.setAttribute("class", `node ${value < 0 ? "neg" : "pos"}${node === this.selected ? " selected" : ""}`);
       group.setAttribute("tabindex", node === Math.max(this.selected, 0) ? 0 : -1);
-      group.setAttribute("aria-label", `${this.layer(node)} neuron ${this.names[node]}, ${fixed(value)}`);
+      group.setAttribute("aria-label", `${this.layer(node)} neuron ${this.names[node]}, ${shown(value)}`);
       group.setAttribute("aria-pressed", node === this.selected);
       disc.setAttribute("fill-opacity", (0.08 + 0.92 * lit).toFixed(2));
       sign.textContent = lit < 0.05 ? "" : value < 0 ? "−" : "+";
       sign.setAttribute("class", lit > 0.55 ? "sign on" : "sign");
-      title.textContent = `${this.names[node]}: ${node < units ? "potential" : "input"} ${fixed(value)}`;
+      title.textContent = `${this.names[node]}: ${node < units ? "potential" : "input"} ${shown(value)}`;
     });
   }
 
@@ -324,7 +325,7 @@ class Pane {
     const [left, width] = this.span, { time, steps } = this.episode;
     this.cursor.style.transform = `translateX(${left + (width * time[this.t]) / (time[steps - 1] || 1)}px)`;
     for (const { row, name, values, value, isNeuron } of this.rows) {
-      value.textContent = fixed(values[this.t]);
+      value.textContent = shown(values[this.t]);
       row.classList.toggle("selected", Boolean(isNeuron) && name === this.names[this.selected]);
     }
   }
@@ -338,7 +339,7 @@ class Pane {
     this.shown = pictures.files[i];
     figure.querySelector("img").src = `data:image/webp;base64,${this.shown}`;
     figure.querySelector("img").alt = `The environment at ${fixed(seconds)} s`;
-    figure.querySelector("figcaption").textContent = `environment at ${fixed(seconds)} s`;
+    figure.querySelector("figcaption").textContent = `environment, ${fixed(seconds)} s`;
   }
 
   paintNeuron() {
@@ -346,7 +347,7 @@ class Pane {
     root.hidden = node < 0;
     if (node < 0) return;
     const layer = this.layer(node), sensory = node >= units;
-    this.find(".neuron h3").textContent = `${this.names[node]}, ${layer} neuron: ${sensory ? "input" : "potential"} ${fixed(this.value(node))}`;
+    this.find(".neuron h3").textContent = `${this.names[node]}, ${layer} neuron: ${sensory ? "input" : "potential"} ${shown(this.value(node))}`;
     if (this.traced !== `${this.r} ${this.e} ${node}`) this.buildNeuronTrace(node);
     this.find(".neuron .trace .now").setAttribute("d", `M${(1000 * this.episode.time[this.t]) / (this.episode.time[this.episode.steps - 1] || 1)} 0V100`);
     this.find(".tau").hidden = sensory;

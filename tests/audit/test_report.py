@@ -79,7 +79,10 @@ def audit(tmp_path_factory: pytest.TempPathFactory) -> Audit:
     venv.close()
     hostile = make_vec_env(lambda: gym.wrappers.TimeLimit(Hostile(), N_STEPS), 2, seed=0)
     kwargs = dict(
-        wiring=AutoNCP(12), critic="mlp", features_extractor_kwargs=dict(receptors=2, names=Hostile.observation_names)
+        wiring=AutoNCP(12),
+        critic="mlp",
+        features_extractor_kwargs=dict(receptors=2, names=Hostile.observation_names),
+        action_names=(ATTACK, "stay", LINK),
     )
     model = RecurrentPPO(NCPPolicy, hostile, seed=0, policy_kwargs=kwargs)
     other = record_rollouts(model, hostile, folder / "b.mcap", n_episodes=2, progress_bar=False)
@@ -246,10 +249,10 @@ def test_an_instant_can_be_linked_to(tab: Tab, report: Path) -> None:
     assert page.locator(".neuron h3").inner_text().startswith("command_1, command neuron")
     page.keyboard.press("ArrowRight")
     wait_until(page, "location.hash === '#r=0&e=2&t=14&n=command_1'")
-    page.evaluate("location.hash = '#r=1&e=1&t=5&a=2'")
+    page.evaluate("location.hash = '#r=1&e=1&t=5&a=1'")
     wait_until(page, "panes[0].r === 1 && panes[0].t === 5")
-    assert page.locator(".why").inner_text().startswith("action_2 ")
-    assert page.locator(".action").first.input_value() == "2"
+    assert page.locator(".why").inner_text().startswith("stay ")
+    assert page.locator(".action").first.input_value() == "1"
     page.evaluate("location.hash = '#r=99&e=-3&t=x&n=nobody'")
     wait_until(page, "panes[0].e === 0 && panes[0].t === 0")
     page.locator("nav a", has_text="Trees").click()

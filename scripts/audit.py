@@ -1,4 +1,4 @@
-"""Audit run folders and recordings: is it true, why, what never, what if. A verdict a line, and audit.json.
+"""Audit run folders and recordings: is it true, why, what never, what if. A verdict a line, audit.json and report.html.
 
     python scripts/audit.py runs/mine
     python scripts/audit.py runs/ncp runs/lstm --disturbances sensor_noise action_delay --processes 2
@@ -16,9 +16,10 @@ from pathlib import Path
 
 import torch
 import tyro
-from ncp_envs.disturbance import DISTURBANCES, LEVELS
+from ncp_envs.disturbance import DISTURBANCES, LEVEL_UNITS, LEVELS
 from ncp_envs.disturbance import Fault as FaultWrapper
 
+from ncp_rl.audit.report import write_report
 from ncp_rl.audit.sources import Fault, Plan, audit_sources, failures
 from ncp_rl.recording import RecordingError, read_public_key
 from ncp_rl.runs import RunError
@@ -34,7 +35,7 @@ class Args:
     sources: tyro.conf.Positional[tuple[Path, ...]]
     """Run folders of scripts/train.py, and recordings (.mcap)."""
     out: Path | None = None
-    """New folder for audit.json and the recordings of runs. Default: audits/NAME__TIME."""
+    """New folder for audit.json, report.html and the recordings of runs. Default: audits/NAME__TIME."""
     episodes: int = 20
     """Episodes to record of each run."""
     seed: int = 30_000
@@ -74,12 +75,13 @@ def main(args: Args) -> int:
         out = args.out or Path("audits") / f"{args.sources[0].stem}__{time.time():.0f}"
         key = None if args.public_key is None else read_public_key(args.public_key)
         audit = audit_sources(args.sources, out, plan(args), public_key=key, progress_bar=args.progress_bar)
+        report = write_report(audit, out / "report.html", level_units=LEVEL_UNITS)
         failed = failures(audit, args.fail_on)
     except (RunError, RecordingError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print("\n".join(audit.lines()))
-    print(f"audit: {out / 'audit.json'}")
+    print(f"audit: {out / 'audit.json'}\nreport: {report}")
     for failure in failed:
         print(f"failed: {failure}", file=sys.stderr)
     return 1 if failed else 0

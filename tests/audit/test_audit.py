@@ -104,6 +104,7 @@ def test_the_script_exits_by_what_fails(audited: tuple[Audit, Path], tmp_path: P
     assert "pass  replay" in result.stdout and "skip  monitor" in result.stdout and "monitor" not in result.stderr
     assert f"audit: {tmp_path / 'strict' / 'audit.json'}" in result.stdout
     jsonschema.validate(json.loads((tmp_path / "strict" / "audit.json").read_text()), SCHEMA)
+    assert (tmp_path / "strict" / "report.html").read_text().startswith("<!doctype html>")
     assert script(recording, "--out", tmp_path / "good", "--fail-on", "chain").returncode == 0
 
 

@@ -109,8 +109,10 @@ function fixed(x) {
 
 const signed = (x) => (x < 0 || Object.is(x, -0) ? "" : "+") + fixed(x);
 
-const strongest = (values, n) =>
-  Array.from(values.keys()).sort((a, b) => Math.abs(values[b]) - Math.abs(values[a])).slice(0, n).filter((i) => values[i]);
+function strongest(values, n) {
+  const order = [...values.keys()].sort((a, b) => Math.abs(values[b]) - Math.abs(values[a]));
+  return order.slice(0, n).filter((i) => values[i]);
+}
 
 // As `Explanation._parts`.
 function partsText(cell, drivers) {

@@ -65,7 +65,7 @@ def describe(subject: Subject, shown: Sequence[int]) -> dict[str, Any]:
 
 
 def pack(episode: Episode) -> str:
-    """An episode's arrays one after the other, in the order in which player.js reads them."""
+    """An episode's arrays one after the other, in the order in which episode.js reads them."""
     arrays = (
         episode.start,
         episode.elapsed_time,

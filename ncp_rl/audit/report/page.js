@@ -43,8 +43,8 @@ function refresh() {
   state.t = clamp(state.t, lastStep());
   byId("slider").max = lastStep();
   byId("slider").value = state.t;
-  byId("slider").setAttribute("aria-valuetext", panes[0].episode ? `step ${state.t}, ${fixed(panes[0].episode.time[Math.min(state.t, panes[0].episode.steps - 1)])} s` : "");
   panes.forEach((pane) => pane.update(state));
+  byId("slider").setAttribute("aria-valuetext", panes[0].find(".clock").textContent);
   if (!playing) writeFragment();
 }
 
@@ -56,7 +56,9 @@ async function arrange() {
     panes.push(new Pane(byId("panes").lastElementChild, callbacks));
   }
   const shown = new Set(wanted.map(([r]) => r));
-  document.querySelectorAll("[data-recording]").forEach((part) => { part.hidden = !shown.has(Number(part.dataset.recording)); });
+  for (const part of document.querySelectorAll("[data-recording]")) {
+    part.hidden = !shown.has(Number(part.dataset.recording));
+  }
   byId("compare").setAttribute("aria-pressed", Boolean(state.c));
   document.body.classList.toggle("comparing", Boolean(state.c));
   await Promise.all(panes.map((pane, i) => pane.show(...wanted[i])));
@@ -124,9 +126,13 @@ document.addEventListener("keydown", (event) => {
     ArrowLeft: () => callbacks.seek(state.t - far),
     Home: () => callbacks.seek(0),
     End: () => callbacks.seek(lastStep()),
-    ...(node ? { ArrowDown: () => nextNeuron(1), ArrowUp: () => nextNeuron(-1), Enter: () => node.dispatchEvent(new Event("click")) } : {}),
-    ...(tag === "BUTTON" || tag === "SUMMARY" || tag === "A" ? {} : { " ": () => play(!playing) }),
   };
+  if (node) {
+    actions.ArrowDown = () => nextNeuron(1);
+    actions.ArrowUp = () => nextNeuron(-1);
+    actions.Enter = () => node.dispatchEvent(new Event("click"));
+  }
+  if (!["BUTTON", "SUMMARY", "A"].includes(tag)) actions[" "] = () => play(!playing);
   // Home and End move through the page unless the player has the focus.
   if ((event.key === "Home" || event.key === "End") && !event.target.closest("#player")) return;
   if (event.key in actions && panes[0].episode) {
@@ -153,21 +159,22 @@ function loadPlotly() {
 function css(name) { return getComputedStyle(document.documentElement).getPropertyValue(name).trim(); }
 
 function merge(base, own) {
+  const nested = (value) => value && typeof value === "object" && !Array.isArray(value);
   for (const [key, value] of Object.entries(own)) {
-    const both = value && base[key] && typeof value === "object" && typeof base[key] === "object" && !Array.isArray(value);
-    base[key] = both ? merge(base[key], value) : value;
+    base[key] = nested(value) && nested(base[key]) ? merge(base[key], value) : value;
   }
   return base;
 }
 
 function themed(figure) {
-  const color = (key, value) => (key === "color" && typeof value === "string" && value.startsWith("--") ? css(value) : value);
-  const { data, layout } = JSON.parse(figure, color), text = css("--text"), grid = css("--line");
-  const axes = Object.fromEntries(["xaxis", "yaxis", ...Object.keys(layout).filter((key) => /^[xy]axis\d*$/.test(key))].map(
-    (key) => [key, { gridcolor: grid, zerolinecolor: css("--muted"), linecolor: grid, automargin: true, title: { standoff: 8 } }]));
+  const color = (key, value) => (key === "color" && String(value).startsWith("--") ? css(value) : value);
+  const { data, layout } = JSON.parse(figure, color), grid = css("--line");
+  const axis = () =>
+    ({ gridcolor: grid, zerolinecolor: css("--muted"), linecolor: grid, automargin: true, title: { standoff: 8 } });
+  const axes = Object.keys(layout).filter((key) => /^[xy]axis\d*$/.test(key));
   const base = {
-    ...axes,
-    font: { family: css("--font"), size: 12, color: text },
+    ...Object.fromEntries(axes.map((key) => [key, axis()])),
+    font: { family: css("--font"), size: 12, color: css("--text") },
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     margin: { l: 56, r: 16, t: 24, b: 48 },
     legend: { orientation: "h", yref: "container", y: 1, yanchor: "top", x: 0, font: { size: 12 } },
@@ -207,7 +214,8 @@ const seen = new IntersectionObserver((entries) => entries.forEach(({ isIntersec
 
 // The others follow while nothing else is to be done: paper shows what has been drawn.
 function drawNext() {
-  const next = [...document.querySelectorAll(".plot[data-figure]")].find((place) => !drawn.has(place) && !place.closest("[hidden]"));
+  const places = [...document.querySelectorAll(".plot[data-figure]")];
+  const next = places.find((place) => !drawn.has(place) && !place.closest("[hidden]"));
   if (next) drawPlot(next).then(() => whenIdle(drawNext));
 }
 
@@ -224,12 +232,15 @@ function listen() {
     const r = Number(link.dataset.choose);
     if (r !== state.r && !(state.c && state.c[0] === r)) { Object.assign(state, { r, e: 0 }); arrange(); }
   }));
-  ["(prefers-color-scheme: dark)", "print"].forEach((media) => { matchMedia(media).onchange = () => drawn.forEach(drawPlot); });
+  for (const media of ["(prefers-color-scheme: dark)", "print"]) {
+    matchMedia(media).onchange = () => drawn.forEach(drawPlot);
+  }
   document.querySelectorAll(".plot[data-figure]").forEach((place) => seen.observe(place));
 }
 
 listen();
 if (report.subjects.length) readFragment();
-(report.subjects.length ? arrange() : Promise.resolve()).then(() => { document.documentElement.dataset.ready = String(Math.round(performance.now()));
+(report.subjects.length ? arrange() : Promise.resolve()).then(() => {
+  document.documentElement.dataset.ready = String(Math.round(performance.now()));
   setTimeout(() => whenIdle(drawNext), 1500);
 });

@@ -23,7 +23,7 @@ from ncp_rl.audit.report import data, figures
 _SECTIONS = {"explain": "player"} | {
     name: name for name in ("certificate", "sensitivity", "perturbation", "monitor", "dynamics", "trees")
 }
-_SCRIPTS = ("cell.js", "player.js", "page.js")
+_SCRIPTS = ("cell.js", "episode.js", "player.js", "page.js")
 # Plots of this many actions; tables have all of them.
 _MAX_ACTIONS = 4
 # Share of the page that episodes may fill before later ones are left out; pictures take what remains.

@@ -1,95 +1,8 @@
 // A pane of the player: one episode of one recording at one instant. The page's state is kept in page.js.
 
-const SVG = "http://www.w3.org/2000/svg";
 const LAYERS = ["sensory", "inter", "command", "motor"];
 const ROW_HEIGHT = 26;
-
-// An element with attributes and text; nothing is ever parsed as HTML.
-function make(tag, attributes = {}, text = null, space = null) {
-  const element = space ? document.createElementNS(space, tag) : document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  if (text !== null) element.textContent = text;
-  return element;
-}
-
-const draw = (tag, attributes, text) => make(tag, attributes, text, SVG);
-const between = (low, high) => {
-  const decimals = Math.min(6, Math.max(0, 1 - Math.floor(Math.log10((high - low || Math.abs(high) || 1) / 2))));
-  return [low, high].map((x) => x.toFixed(decimals).replace(/^-(0\.?0*)$/, "$1")).join(" to ");
-};
-const shown = (x) => fixed(x).replace(/^-(0\.00)$/, "$1");
-const digits = (x) => (Number.isFinite(x) ? Number(x.toPrecision(3)).toString() : "none");
-
-class Episode {
-  static cache = new Map();
-
-  static load(r, e) {
-    const id = `episode-${r}-${e}`;
-    if (!Episode.cache.has(id)) {
-      const packed = inflated(document.getElementById(id).textContent);
-      Episode.cache.set(id, packed.then((buffer) => new Episode(report.subjects[r], e, buffer, r)));
-    }
-    return Episode.cache.get(id);
-  }
-
-  constructor(subject, e, buffer, r) {
-    const T = subject.episodes[e].steps, units = subject.neurons.length;
-    let at = 0;
-    const take = (n) => new Float32Array(buffer, 4 * (at += n) - 4 * n, n);
-    this.subject = subject;
-    this.heading = subject.episodes[e];
-    this.steps = T;
-    this.start = take(units);
-    this.elapsed = take(T);
-    this.potentials = take(T * units);
-    this.sensory = take(T * subject.sensory_names.length);
-    this.observation = take(T * subject.observations.length);
-    this.action = take(T * subject.n_actions);
-    this.reward = take(T);
-    let seconds = 0;
-    this.time = Float64Array.from(this.elapsed, (dt) => (seconds += dt));
-    const pictures = document.getElementById(`pictures-${r}-${e}`);
-    this.pictures = pictures ? JSON.parse(pictures.textContent) : null;
-  }
-
-  row(name, t) {
-    const width = this[name].length / this.steps;
-    return this[name].subarray(t * width, (t + 1) * width);
-  }
-
-  // Values of column i at all steps.
-  column(name, i) {
-    const width = this[name].length / this.steps;
-    return Float64Array.from({ length: this.steps }, (_, t) => this[name][t * width + i]);
-  }
-
-  mean(action, t) {
-    const weights = readout(this.subject, action), potentials = this.row("potentials", t);
-    return weights.reduce((sum, w, j) => sum + w * potentials[j], this.subject.bias[action]);
-  }
-
-  explain(t) {
-    const previous = t ? this.row("potentials", t - 1) : this.start;
-    return explainStep(this.subject, previous, this.row("sensory", t), this.elapsed[t]);
-  }
-
-  // What rules speak of: observed quantities and their finite differences.
-  quantity(name, t) {
-    const names = this.subject.observations, i = names.indexOf(name);
-    if (i >= 0) return this.row("observation", t)[i];
-    const of = names.indexOf(name.replace(/^d_/, "").replace(/\/dt$/, ""));
-    if (of < 0) return NaN;
-    if (!t || !(this.elapsed[t] > 0)) return 0;
-    return (this.row("observation", t)[of] - this.row("observation", t - 1)[of]) / this.elapsed[t];
-  }
-
-  holds(rule, t) {
-    return rule.conditions.every(([name, low, high]) => {
-      const value = this.quantity(name, t);
-      return (low === null || value > low) && (high === null || value <= high);
-    });
-  }
-}
+const MOST_LINES = 400;
 
 class Pane {
   constructor(root, callbacks) {
@@ -124,8 +37,8 @@ class Pane {
 
   // The recording's episodes and actions.
   offer() {
-    const list = this.subject.episodes.map((episode, e) =>
-      make("option", { value: e }, `${episode.index}: ${episode.steps} steps, return ${digits(episode.return)}, ${episode.end}`));
+    const list = this.subject.episodes.map(({ index, steps, end, ...episode }, e) =>
+      make("option", { value: e }, `${index}: ${steps} steps, return ${digits(episode.return)}, ${end}`));
     this.find(".episode").replaceChildren(...list);
     this.find(".action").replaceChildren(...this.subject.actions.map((name, a) => make("option", { value: a }, name)));
     this.find(".action-choice").hidden = this.subject.actions.length < 2;
@@ -141,8 +54,8 @@ class Pane {
   }
 
   layer(node) {
-    const units = this.subject.neurons.length;
-    return node >= units ? "sensory" : LAYERS.find((name) => name in this.subject.layers && node >= this.subject.layers[name][0] && node < this.subject.layers[name][1]);
+    const within = ([first, last]) => node >= first && node < last;
+    return Object.keys(this.subject.layers).find((name) => within(this.subject.layers[name])) || "sensory";
   }
 
   buildWiring() {
@@ -162,7 +75,8 @@ class Pane {
       const x = left + (column * (width - left - right)) / 3;
       const step = Math.min((height - 34) / group.length, 2.2 * pitch);
       nodes.append(draw("text", { x, y: 12, class: "layer" }, LAYERS[column]));
-      group.forEach((node, i) => { this.at[node] = [x, 30 + (height - 34) / 2 + (i - (group.length - 1) / 2) * step - 2]; });
+      const top = 28 + (height - 34) / 2 - ((group.length - 1) / 2) * step;
+      group.forEach((node, i) => { this.at[node] = [x, top + i * step]; });
     });
     this.lines = ["sensory", "synapses"].flatMap((kind) => subject[kind].source.map((source, k) => {
       const from = kind === "sensory" ? units + source : source, to = subject[kind].destination[k];
@@ -171,6 +85,9 @@ class Pane {
       lines.append(line);
       return { line, from, to, kind, k };
     }));
+    const caption = this.find(".wiring figcaption"), n = this.lines.length;
+    caption.hidden = n <= MOST_LINES;
+    caption.textContent = `The ${MOST_LINES} strongest of ${n} synapses are drawn.`;
     this.nodes = this.names.map((name, node) => this.buildNode(nodes, name, node, radius));
   }
 
@@ -179,8 +96,9 @@ class Pane {
     const group = draw("g", { class: "node", role: "button", tabindex: -1, transform: `translate(${x} ${y})` });
     group.append(draw("circle", { r: Math.max(12, radius), class: "target" }), draw("circle", { r: radius }));
     group.append(draw("text", { class: "sign", y: 0.36 * radius + 1 }, ""));
-    const label = { class: "label", x: (sensory ? -1 : 1) * (radius + 4), y: 3.5, "text-anchor": sensory ? "end" : "start" };
-    group.append(draw("text", label, name), draw("title", {}, name));
+    const label = draw("text", { class: "label", x: (sensory ? -1 : 1) * (radius + 4), y: 3.5 }, name);
+    label.setAttribute("text-anchor", sensory ? "end" : "start");
+    group.append(label, draw("title", {}, name));
     group.addEventListener("click", () => this.callbacks.select(name));
     parent.append(group);
     return group;
@@ -189,7 +107,8 @@ class Pane {
   curve(from, to) {
     const [x, y] = this.at[from], [u, v] = this.at[to], r = this.radius;
     if (from === to) return `M${x - 3} ${y - r}c-14 -20 20 -20 6 0`;
-    if (Math.abs(u - x) < 1) return `M${x + r} ${y}Q${x + r + 14 + 0.16 * Math.abs(v - y)} ${(y + v) / 2} ${u + r} ${v}`;
+    const bow = x + r + 14 + 0.16 * Math.abs(v - y);
+    if (Math.abs(u - x) < 1) return `M${x + r} ${y}Q${bow} ${(y + v) / 2} ${u + r} ${v}`;
     const side = u > x ? r : -r, bend = 0.4 * (u - x);
     return `M${x + side} ${y}C${x + bend} ${y} ${u - bend} ${v} ${u - side} ${v}`;
   }
@@ -210,7 +129,7 @@ class Pane {
       if (rows.length) root.append(make("h4", {}, title));
       for (const [name, values, isNeuron] of rows) root.append(this.buildRow(name, values, isNeuron));
     }
-    const end = episode.time[episode.steps - 1], axis = make("div", { class: "time axis" });
+    const { end } = episode, axis = make("div", { class: "time axis" });
     [0, end / 2, end].forEach((seconds) => axis.append(make("span", {}, `${digits(seconds)} s`)));
     this.cursor = make("div", { class: "cursor" });
     root.append(axis, make("p", { class: "axis-title" }, "time since the start of the episode [s]"), this.cursor);
@@ -225,20 +144,20 @@ class Pane {
   }
 
   buildRow(name, values, isNeuron) {
-    const row = make("div", { class: "row" }), low = values.reduce((a, b) => Math.min(a, b)), high = values.reduce((a, b) => Math.max(a, b));
+    const row = make("div", { class: "row" }), [low, high] = extent(values);
     const label = make(isNeuron ? "button" : "span", { class: "name" }, name);
     if (isNeuron) label.onclick = () => this.callbacks.select(name);
     const plot = draw("svg", { class: "plot", "aria-hidden": "true", preserveAspectRatio: "none" });
-    const value = make("span", { class: "value" }), range = make("span", { class: "range" }, between(low, high));
+    const value = make("span", { class: "value" });
     this.drawLine(plot, values, low, high, ROW_HEIGHT);
     plot.addEventListener("pointerdown", (event) => this.drag(event, plot));
-    row.append(label, plot, value, range);
+    row.append(label, plot, value, make("span", { class: "range" }, between(low, high)));
     this.rows.push({ row, name, values, value, plot, isNeuron });
     return row;
   }
 
   drawLine(plot, values, low, high, height) {
-    const { time, steps } = this.episode, span = high - low || 1, end = time[steps - 1] || 1;
+    const { time, steps, end } = this.episode, span = high - low || 1;
     const y = (v) => (height - 3 - ((v - low) / span) * (height - 6)).toFixed(2);
     let path = "";
     for (let t = 0; t < steps; t++) path += `${t ? "L" : "M"}${((1000 * time[t]) / end).toFixed(1)} ${y(values[t])}`;
@@ -250,8 +169,8 @@ class Pane {
   // Seek by pointer: press or drag along a trace.
   drag(event, plot) {
     const seek = (at) => {
-      const box = plot.getBoundingClientRect(), { time, steps } = this.episode;
-      const seconds = ((at.clientX - box.left) / box.width) * time[steps - 1], next = time.findIndex((x) => x >= seconds);
+      const box = plot.getBoundingClientRect(), { time, steps, end } = this.episode;
+      const next = time.findIndex((seconds) => seconds >= (end * (at.clientX - box.left)) / box.width);
       this.callbacks.seek(next < 0 ? steps - 1 : next);
     };
     seek(event);
@@ -309,10 +228,13 @@ class Pane {
 
   paintSynapses() {
     const scale = this.episode.heading.scale, chosen = this.selected;
+    const values = this.lines.map(({ kind, k }) => Math.abs(this.parts[kind][k]));
+    // More lines than these are drawn slowly and hide each other: the strongest have to do.
+    const least = values.length > MOST_LINES ? values.sort((a, b) => b - a)[MOST_LINES] / scale : 0;
     for (const { line, from, to, kind, k } of this.lines) {
       const value = this.parts[kind][k], share = Math.min(1, Math.abs(value) / scale);
       const own = chosen < 0 || from === chosen || to === chosen;
-      const hidden = share < 0.02 && !(own && chosen >= 0);
+      const hidden = share < Math.max(0.02, least) && !(own && chosen >= 0);
       line.setAttribute("class", hidden ? "weak" : value < 0 ? "neg" : "pos");
       if (hidden) continue;
       line.setAttribute("stroke-width", (0.5 + 3.5 * share).toFixed(2));
@@ -322,8 +244,8 @@ class Pane {
   }
 
   paintTraces() {
-    const [left, width] = this.span, { time, steps } = this.episode;
-    this.cursor.style.transform = `translateX(${left + (width * time[this.t]) / (time[steps - 1] || 1)}px)`;
+    const [left, width] = this.span, { time, end } = this.episode;
+    this.cursor.style.transform = `translateX(${left + (width * time[this.t]) / end}px)`;
     for (const { row, name, values, value, isNeuron } of this.rows) {
       value.textContent = shown(values[this.t]);
       row.classList.toggle("selected", Boolean(isNeuron) && name === this.names[this.selected]);
@@ -334,7 +256,8 @@ class Pane {
     const { pictures } = this.episode, figure = this.find(".picture");
     figure.hidden = !pictures;
     if (!pictures) return;
-    const i = Math.min(Math.floor(this.t / pictures.stride), pictures.files.length - 1), seconds = this.episode.time[i * pictures.stride];
+    const i = Math.min(Math.floor(this.t / pictures.stride), pictures.files.length - 1);
+    const seconds = this.episode.time[i * pictures.stride];
     if (this.shown === pictures.files[i]) return;
     this.shown = pictures.files[i];
     figure.querySelector("img").src = `data:image/webp;base64,${this.shown}`;
@@ -346,43 +269,46 @@ class Pane {
     const root = this.find(".neuron"), node = this.selected, units = this.subject.neurons.length;
     root.hidden = node < 0;
     if (node < 0) return;
-    const layer = this.layer(node), sensory = node >= units;
-    this.find(".neuron h3").textContent = `${this.names[node]}, ${layer} neuron: ${sensory ? "input" : "potential"} ${shown(this.value(node))}`;
+    const sensory = node >= units, value = `${sensory ? "input" : "potential"} ${shown(this.value(node))}`;
+    this.find(".neuron h3").textContent = `${this.names[node]}, ${this.layer(node)} neuron: ${value}`;
     if (this.traced !== `${this.r} ${this.e} ${node}`) this.buildNeuronTrace(node);
-    this.find(".neuron .trace .now").setAttribute("d", `M${(1000 * this.episode.time[this.t]) / (this.episode.time[this.episode.steps - 1] || 1)} 0V100`);
+    const now = (1000 * this.episode.time[this.t]) / this.episode.end;
+    this.find(".neuron .trace .now").setAttribute("d", `M${now} 0V100`);
     this.find(".tau").hidden = sensory;
     if (!sensory) this.paintTau(node);
     const into = this.lines.filter(({ to }) => to === node), out = this.lines.filter(({ from }) => from === node);
-    const value = ({ kind, k }) => this.parts[kind][k];
-    const rows = into.map((synapse) => [this.names[synapse.from], value(synapse)]);
+    const contribution = ({ kind, k }) => this.parts[kind][k];
+    const rows = into.map((synapse) => [this.names[synapse.from], contribution(synapse)]);
     if (!sensory) rows.push(["memory", this.parts.memory[node]], ["leak", this.parts.leak[node]]);
-    const given = out.map((synapse) => [this.names[synapse.to], value(synapse)]);
-    const full = Math.max(...[...rows, ...given].map(([, contribution]) => Math.abs(contribution)), 1e-9);
+    const given = out.map((synapse) => [this.names[synapse.to], contribution(synapse)]);
+    const full = Math.max(...[...rows, ...given].map(([, value]) => Math.abs(value)), 1e-9);
     this.paintBars(".receives", rows, full);
     this.paintBars(".gives", given, full);
     this.paintRules(node);
   }
 
   buildNeuronTrace(node) {
-    const units = this.subject.neurons.length, figure = this.find(".neuron .trace"), plot = draw("svg", { class: "plot", preserveAspectRatio: "none", role: "img" });
-    const values = node < units ? this.episode.column("potentials", node) : this.episode.column("sensory", node - units);
-    const low = values.reduce((a, b) => Math.min(a, b)), high = values.reduce((a, b) => Math.max(a, b));
+    const units = this.subject.neurons.length, axis = make("div", { class: "axis" });
+    const plot = draw("svg", { class: "plot", preserveAspectRatio: "none", role: "img" });
+    const [title, ...column] = node < units
+      ? ["potential [no unit]", "potentials", node] : ["sensory input [no unit]", "sensory", node - units];
+    const values = this.episode.column(...column), [low, high] = extent(values);
     this.traced = `${this.r} ${this.e} ${node}`;
     plot.setAttribute("aria-label", `${this.names[node]} over the episode, from ${between(low, high)}`);
     this.drawLine(plot, values, low, high, 100);
     plot.append(draw("path", { class: "now" }));
     plot.addEventListener("pointerdown", (event) => this.drag(event, plot));
-    const title = node < units ? "potential [no unit]" : "sensory input [no unit]", end = this.episode.time[this.episode.steps - 1];
-    const axis = make("div", { class: "axis" });
-    axis.append(make("span", {}, "0 s"), make("span", {}, "time [s]"), make("span", {}, `${digits(end)} s`));
-    figure.replaceChildren(make("p", { class: "axis-title" }, `${title}, seen from ${between(low, high)}`), plot, axis);
+    axis.append(...["0 s", "time [s]", `${digits(this.episode.end)} s`].map((text) => make("span", {}, text)));
+    const heading = make("p", { class: "axis-title" }, `${title}, seen from ${between(low, high)}`);
+    this.find(".neuron .trace").replaceChildren(heading, plot, axis);
   }
 
   // Where the time constant is between its bounds, on a logarithmic scale.
   paintTau(node) {
-    const tau = timeConstants(this.subject, this.potentials, this.inputs)[node], { tau_low: low, tau_high: high } = this.subject.bounds;
-    const share = Math.log(tau / low[node]) / Math.log(high[node] / low[node] || 2);
-    this.find(".tau p").textContent = `time constant ${digits(tau)} s, possible ${digits(low[node])} to ${digits(high[node])} s`;
+    const tau = timeConstants(this.subject, this.potentials, this.inputs)[node], { bounds } = this.subject;
+    const low = bounds.tau_low[node], high = bounds.tau_high[node];
+    const share = Math.log(tau / low) / Math.log(high / low || 2);
+    this.find(".tau p").textContent = `time constant ${digits(tau)} s, possible ${digits(low)} to ${digits(high)} s`;
     this.find(".tau .needle").setAttribute("x", 100 * Math.min(1, Math.max(0, share)) - 0.5);
   }
 
@@ -391,9 +317,10 @@ class Pane {
     const root = this.find(selector);
     root.hidden = !top.length;
     const items = top.map(([name, value]) => {
-      const item = make("tr"), bar = draw("svg", { viewBox: "-50 0 100 10", preserveAspectRatio: "none", "aria-hidden": "true" });
-      const length = (50 * Math.abs(value)) / full, cell = make("td");
-      bar.append(draw("rect", { x: value < 0 ? -length : 0, y: 1, width: length, height: 8, class: value < 0 ? "neg" : "pos" }));
+      const item = make("tr"), cell = make("td"), width = (50 * Math.abs(value)) / full;
+      const bar = draw("svg", { viewBox: "-50 0 100 10", preserveAspectRatio: "none", "aria-hidden": "true" });
+      const side = value < 0 ? { x: -width, class: "neg" } : { x: 0, class: "pos" };
+      bar.append(draw("rect", { y: 1, width, height: 8, ...side }));
       cell.append(bar);
       item.append(make("th", { scope: "row" }, name), make("td", { class: "number" }, signed(value)), cell);
       return item;

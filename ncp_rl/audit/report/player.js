@@ -117,10 +117,10 @@ class Pane {
     const { subject, episode } = this, root = this.find(".traces"), [first, last] = subject.layers.command;
     const watched = last > first ? [first, last] : [0, subject.neurons.length];
     const groups = [
-      ["observation", subject.observations.slice(0, 24).map((name, i) => [name, episode.column("observation", i)])],
-      ["action", this.actionTraces()],
-      ["reward", [["reward", Float64Array.from(episode.reward)]]],
-      [last > first ? "command neurons: potential" : "neurons: potential", subject.neurons.slice(...watched).map(
+      ["observation [units of the environment]", subject.observations.slice(0, 24).map((name, i) => [name, episode.column("observation", i)])],
+      ["action [units of the environment]", this.actionTraces()],
+      ["reward [unit of the environment]", [["reward", Float64Array.from(episode.reward)]]],
+      [last > first ? "command neurons: potential [no unit]" : "neurons: potential [no unit]", subject.neurons.slice(...watched).map(
         (name, i) => [name, episode.column("potentials", watched[0] + i), true])],
     ];
     this.rows = [];

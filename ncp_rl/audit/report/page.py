@@ -175,6 +175,7 @@ def _subject(number: int, subject: Subject) -> dict[str, Any]:
         watched=dynamics.components.watched,
         has_components=_has_components(subject),
         plotted_actions=actions[:_MAX_ACTIONS],
+        n_actions=len(actions),
         action_rows=_columns(actions, *certificate.action, *subject.provoked, means.min(0), means.max(0)),
         neuron_rows=_columns(dynamics.names, *certificate.box, *certificate.range, dynamics.low, dynamics.high),
         dynamics_rows=_columns(

@@ -1,18 +1,16 @@
-"""`Step`, what a rollout hands over, and `StepEncoder`, which makes messages of many of them."""
+"""`Step`, what a rollout hands over; `Block`, where many are kept; `StepEncoder`, which makes messages of a block."""
 
 from __future__ import annotations
 
 import base64
 import io
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
-from torch import Tensor
 
 from ncp_rl.circuit import Circuit
 from ncp_rl.recording.container import END_CHANNEL, EPISODE_CHANNEL, IMAGE_CHANNEL, STEP_CHANNELS
@@ -47,6 +45,65 @@ class Step(NamedTuple):
     """Frames (N, H, W, 3) or (N, H, W) uint8 by name; none unless asked for"""
 
 
+class Block:
+    """Steps of N environments, side by side in arrays.
+
+    A step is copied rather than referred to: tensors that live on keep the rollout from using their memory again, which
+    costs more than the copy does.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        """Make room for `capacity` steps, once the first one tells its sizes."""
+        self.n_steps = 0
+        self.before: Array
+        """(N, U), potentials before the first step, still without resets"""
+        self.final: list[tuple[int, int, Any]] = []
+        """Step, environment and the observation that an episode ended with"""
+        self.images: list[dict[str, Array]] = []
+        self._capacity = capacity
+        self._arrays: dict[str, Array] = {}
+
+    @property
+    def full(self) -> bool:
+        """Whether no step fits in any more."""
+        return self.n_steps == self._capacity
+
+    def put(self, step: Step) -> None:
+        """Copy a step."""
+        k, seen = self.n_steps, step.seen
+        if k == 0:
+            self.before = seen.before.cpu().numpy().copy()
+        for name, value in zip(Seen._fields, seen, strict=True):
+            if value is not None and name != "before":
+                self._keep(name, k, value.cpu().numpy())
+        for name in ("sample", "action", "reward", "done", "truncated", "keep"):
+            value = getattr(step, name)
+            if value is not None:
+                self._keep(name, k, value)
+        if isinstance(step.observation, dict):
+            for key, part in step.observation.items():
+                self._keep(f"observation/{key}", k, part)
+        else:
+            self._keep("observation", k, step.observation)
+        self.final += [(k, n, observation) for n, observation in step.final.items()]
+        self.images.append(step.images)
+        self.n_steps += 1
+
+    def _keep(self, name: str, k: int, value: Array) -> None:
+        if name not in self._arrays:
+            # What not every step has is False where it has not.
+            self._arrays[name] = np.zeros((self._capacity, *value.shape), value.dtype)
+        self._arrays[name][k] = value
+
+    def __contains__(self, name: str) -> bool:
+        """Whether any step had it."""
+        return name in self._arrays
+
+    def __getitem__(self, name: str) -> Array:
+        """(K, ...), of the steps so far."""
+        return self._arrays[name][: self.n_steps]
+
+
 class EncodedSteps(NamedTuple):
     """Messages of some steps."""
 
@@ -77,12 +134,13 @@ class StepEncoder:
         self._episode, self._step, self._time = (np.zeros(layout.n_envs, np.int64) for _ in range(3))
         self._begun = False
 
-    def encode(self, steps: list[Step], sequence: int) -> EncodedSteps | None:
+    def encode(self, block: Block, sequence: int) -> EncodedSteps | None:
         """Messages of K steps, the first with number `sequence`; None where no environment is recorded."""
-        fields = _fields(steps, self._layout, self._circuit)
-        keep = np.stack([np.ones(self._layout.n_envs, bool) if s.keep is None else s.keep for s in steps])
-        starts = _host_steps([s.seen.episode_starts for s in steps]) != 0
-        before = np.where(starts[0][:, None], 0, _host([steps[0].seen.before])[0])
+        fields = _fields(block, self._layout, self._circuit)
+        shape = (block.n_steps, self._layout.n_envs)
+        keep = block["keep"] if "keep" in block else np.ones(shape, bool)
+        starts = block["episode_starts"].reshape(shape) != 0
+        before = np.where(starts[0][:, None], 0, block.before)
         if not self._begun:
             starts[0] = True
             self._begun = True
@@ -95,9 +153,9 @@ class StepEncoder:
         if not parts:
             return None
         count = sum(map(len, parts))
-        parts += self._end_messages(steps, keep, places, sequence + count)
+        parts += self._end_messages(block, keep, places, sequence + count)
         count = sum(map(len, parts))
-        parts += _image_messages([s.images for s in steps], keep, places.log_time, sequence + count)
+        parts += _image_messages(block.images, keep, places.log_time, sequence + count)
         return EncodedSteps(Messages.join(parts), _episode_spans(places, keep))
 
     def _count(self, starts: Array, keep: Array, elapsed: Array) -> _Places:
@@ -136,82 +194,42 @@ class StepEncoder:
             found.append(Messages.single(EPISODE_CHANNEL, sequence + len(found), time, text))
         return found
 
-    def _end_messages(self, steps: list[Step], keep: Array, places: _Places, sequence: int) -> list[Messages]:
+    def _end_messages(self, block: Block, keep: Array, places: _Places, sequence: int) -> list[Messages]:
         """A message for each episode that ended with an observation."""
         found: list[Messages] = []
-        for k, step in enumerate(steps):
-            for n, observation in step.final.items():
-                if keep[k, n]:
-                    batch = [_add_axis(observation)]
-                    values = observations_of(batch, replace(self._layout, n_envs=1))[0, 0]
-                    numbers = [float(n), float(places.episode[k, n]), *map(float, values)]
-                    text, time = message_text(self._layout.end_topic, numbers), int(places.log_time[k, n])
-                    found.append(Messages.single(END_CHANNEL, sequence + len(found), time, text))
+        for k, n, observation in block.final:
+            if keep[k, n]:
+                parts = observation if isinstance(observation, dict) else {None: observation}
+                values = [v for part in self._layout.observed if part.names for v in np.ravel(parts[part.key])]
+                numbers = [float(n), float(places.episode[k, n]), *map(float, values)]
+                text, time = message_text(self._layout.end_topic, numbers), int(places.log_time[k, n])
+                found.append(Messages.single(END_CHANNEL, sequence + len(found), time, text))
         return found
 
 
-def _add_axis(observation: Any) -> Any:
-    if isinstance(observation, dict):
-        return {key: np.asarray(part)[None] for key, part in observation.items()}
-    return np.asarray(observation)[None]
-
-
-def _fields(steps: list[Step], layout: Layout, circuit: Circuit) -> dict[str, Array]:
+def _fields(block: Block, layout: Layout, circuit: Circuit) -> dict[str, Array]:
     """Every field of the messages but for the counts: (K, N, ...)."""
-    seen = [s.seen for s in steps]
-    sensory, potentials = _host_steps([s.sensory for s in seen]), _host_steps([s.potentials for s in seen])
+    shape = (block.n_steps, layout.n_envs)
+    sensory, potentials = block["sensory"][:, 0], block["potentials"][:, 0]
     tau = circuit.time_constants(sensory, potentials)
-    done = np.stack([s.done for s in steps])
-    truncated = np.stack([np.zeros(layout.n_envs, bool) if s.truncated is None else s.truncated for s in steps])
+    truncated = block["truncated"] if "truncated" in block else np.zeros(shape, bool)
+    observed = [f"observation/{part.key}" if part.key else "observation" for part in layout.observed if part.names]
+    parts = [np.empty((*shape, 0), np.float32), *(block[name].reshape(*shape, -1) for name in observed)]
+    seconds = np.full(shape, circuit.ltc.elapsed_time, np.float32)
     fields: dict[str, Array] = {
-        "observation": observations_of([s.observation for s in steps], layout),
-        "action": np.stack([s.action for s in steps]),
-        "sample": np.stack([s.sample for s in steps]),
-        "reward": np.stack([s.reward for s in steps]),
-        "terminated": done & ~truncated,
-        "truncated": done & truncated,
-        "elapsed_time": _seconds([s.elapsed_time for s in seen], layout, circuit),
+        "observation": np.concatenate(parts, axis=-1),
+        "terminated": block["done"] & ~truncated,
+        "truncated": block["done"] & truncated,
+        "elapsed_time": block["elapsed_time"][:, 0] if "elapsed_time" in block else seconds,
         "sensory": sensory,
-        "value": _host([s.value for s in seen]),
-        "action_mean": _host([s.action_mean for s in seen]),
-        "log_prob": _host([s.log_prob for s in seen]),
     }
-    for name, where in (("motor", circuit.wiring.motor), ("command", circuit.wiring.command)):
-        fields[f"potentials.{name}"], fields[f"tau.{name}"] = potentials[..., where], tau[..., where]
-    inter = circuit.wiring.inter
-    fields["potentials.inter"], fields["tau.inter"] = potentials[..., inter], tau[..., inter]
+    fields |= {name: block[name] for name in ("action", "sample", "reward", "value", "action_mean", "log_prob")}
+    for layer in ("motor", "command", "inter"):
+        where = getattr(circuit.wiring, layer)
+        fields[f"potentials.{layer}"], fields[f"tau.{layer}"] = potentials[..., where], tau[..., where]
     if not layout.discrete:
-        fields["action_std"] = _host([s.action_std for s in seen if s.action_std is not None])
+        fields["action_std"] = block["action_std"]
     return fields
-
-
-def observations_of(observations: list[Any], layout: Layout) -> Array:
-    """(K, N, D), the parts side by side, images left out."""
-    n = layout.n_envs
-    parts: list[Array] = [np.empty((len(observations), n, 0), np.float32)]
-    for part in layout.observed:
-        if part.names:
-            arrays = [o if part.key is None else o[part.key] for o in observations]
-            parts.append(np.stack(arrays).reshape(len(arrays), n, -1))
-    return np.concatenate(parts, axis=-1)
-
-
-def _seconds(elapsed: list[Tensor | None], layout: Layout, circuit: Circuit) -> Array:
-    """Elapsed times (K, N), the policy's constant where none were given."""
-    given = [seconds for seconds in elapsed if seconds is not None]
-    if given:
-        return _host_steps(given)
-    return np.full((len(elapsed), layout.n_envs), circuit.ltc.elapsed_time, np.float32)
-
-
-def _host(tensors: list[Tensor]) -> Array:
-    """K tensors of the same shape (N, ...) as one array (K, N, ...)."""
-    return np.asarray(torch.stack(tensors).cpu())
-
-
-def _host_steps(tensors: list[Tensor]) -> Array:
-    """K tensors of the same shape (1, N, ...) as one array (K, N, ...)."""
-    return np.asarray(torch.cat(tensors).cpu())
 
 
 def _episode_spans(places: _Places, keep: Array) -> list[tuple[int, int, int, int]]:

@@ -1,6 +1,6 @@
 """`RecordingWriter`: takes steps from a rollout and writes them beside it.
 
-The rollout hands over references; a thread stacks, encodes, compresses, hashes and writes them, most of it without the
+The rollout copies its steps into blocks; a thread encodes, compresses, hashes and writes them, most of it without the
 GIL. At least every `INTERVAL` seconds what has come is written as a chunk of its own, in one call, so that a process
 that is killed loses less than a second and leaves a file that opens.
 """
@@ -23,17 +23,17 @@ from ncp_rl.recording.container import Container
 from ncp_rl.recording.encode import Messages
 from ncp_rl.recording.errors import RecordingError
 from ncp_rl.recording.layout import Layout
-from ncp_rl.recording.steps import Step, StepEncoder
+from ncp_rl.recording.steps import Block, Step, StepEncoder
 
 #: Seconds after which steps are written at the latest.
-INTERVAL = 0.25
+INTERVAL = 0.1
 
 #: A chunk that shrinks more than this is stored as it is: readers take such a ratio for a bomb.
 MAX_RATIO = 64
 
-# Bytes of messages: in a chunk; and of steps that may wait for the thread before the rollout waits for it.
+# Bytes of messages in a chunk, and how many chunks may wait for the thread before the rollout waits for it.
 _CHUNK_BYTES = 2**21
-_MAX_WAITING_BYTES = 2**25
+_MAX_WAITING = 16
 _BYTES_PER_NUMBER = 15
 
 
@@ -82,8 +82,7 @@ class RecordingWriter:
 
         step_bytes = layout.n_envs * _BYTES_PER_NUMBER * sum(len(topic.kinds) for topic in layout.topics)
         self._steps_per_chunk = max(1, _CHUNK_BYTES // step_bytes)
-        self._max_waiting = max(2, _MAX_WAITING_BYTES // step_bytes)
-        self._waiting: list[Step] = []
+        self._block, self._waiting = Block(self._steps_per_chunk), list[Block]()
         self._changed = threading.Condition()
         self._ending: str | None = None
         self._error: BaseException | None = None
@@ -100,10 +99,14 @@ class RecordingWriter:
         if self._error is not None:
             self.close()
         with self._changed:
-            self._waiting.append(step)
-            if len(self._waiting) >= self._max_waiting:
+            self._block.put(step)
+            if not self._block.full:
+                return
+            self._waiting.append(self._block)
+            self._block = Block(self._steps_per_chunk)
+            if len(self._waiting) >= _MAX_WAITING:
                 self._changed.notify_all()
-                self._changed.wait_for(lambda: len(self._waiting) < self._max_waiting or self._error is not None)
+                self._changed.wait_for(lambda: len(self._waiting) < _MAX_WAITING or self._error is not None)
 
     def finish(self, reason: str = "finished") -> None:
         """Let the thread write what has come, the seal and the summary, without waiting for it."""
@@ -139,9 +142,9 @@ class RecordingWriter:
 
     def _run(self) -> None:
         try:
-            while self._ending is None or self._waiting:
+            while self._ending is None or self._waiting or self._block.n_steps:
                 for block in self._take():
-                    self._write_steps(block)
+                    self._write_block(block)
             self._write_end()
         except BaseException as error:  # Whatever it is, the rollout's thread raises it.
             with self._changed:
@@ -151,18 +154,21 @@ class RecordingWriter:
         finally:
             self._file.close()
 
-    def _take(self) -> list[list[Step]]:
-        """What has come within the interval, in pieces for a chunk each."""
+    def _take(self) -> list[Block]:
+        """What has come within the interval."""
         with self._changed:
             self._changed.wait_for(
-                lambda: self._ending is not None or len(self._waiting) >= self._max_waiting, timeout=INTERVAL
+                lambda: self._ending is not None or len(self._waiting) >= _MAX_WAITING, timeout=INTERVAL
             )
-            steps, self._waiting = self._waiting, []
+            blocks, self._waiting = self._waiting, []
+            if self._block.n_steps:
+                blocks.append(self._block)
+                self._block = Block(self._steps_per_chunk)
             self._changed.notify_all()
-        return [steps[i : i + self._steps_per_chunk] for i in range(0, len(steps), self._steps_per_chunk)]
+        return blocks
 
-    def _write_steps(self, steps: list[Step]) -> None:
-        encoded = self._encoder.encode(steps, self._chain.count)
+    def _write_block(self, block: Block) -> None:
+        encoded = self._encoder.encode(block, self._chain.count)
         if encoded is None:
             return
         chunk = self._container.chunk(encoded.messages, *self._compress(encoded.messages))

@@ -125,6 +125,7 @@ def make_manifest(model: OnPolicyAlgorithm, env: VecEnv, layout: Layout, **setti
     return json.dumps(entries, indent=1, allow_nan=False).encode()
 
 
+@functools.cache
 def describe_platform(device: torch.device) -> dict[str, Any]:
     """What decides about the last bits of a computation on `device`."""
     features = llvmlite.binding.get_host_cpu_features().flatten()
@@ -228,6 +229,7 @@ _READERS: dict[str, Callable[[Any], spaces.Space[Any]]] = {
 }
 
 
+@functools.cache
 @functools.cache
 def _git() -> dict[str, Any] | None:
     """Commit of the folder that the program runs in; None outside a repository or without git."""

@@ -218,7 +218,7 @@ def _certified(certificate: Certificate, provoked: Range, episodes: Sequence[Epi
         return verdict
     inside = all(certificate.holds(episode.potentials) for episode in episodes)
     ratio = float(np.max((certificate.action.high - certificate.action.low) / (provoked.high - provoked.low)))
-    sentence = f"{verdict.sentence} That is {ratio:.1f} times as wide as an attack reached."
+    sentence = f"{verdict.sentence} An attack reached ranges {ratio:.2f} times narrower."
     if not inside:
         sentence += " The recording left it: it is not of this circuit."
     return Verdict(verdict.check, inside, sentence, {**verdict.figures, "ratio": ratio})

@@ -66,7 +66,12 @@ class Certificate:
         named = zip(self.circuit.action_names, *self.action, strict=True)
         ranges = ", ".join(f"{name} in [{low:.3f}, {high:.3f}]" for name, low, high in named)
         width = float(np.max(self.action.high - self.action.low))
-        return Verdict("certificate", True, f"For every input and for ever, the mean of {ranges}.", {"width": width})
+        return Verdict(
+            "certificate",
+            True,
+            f"For every input and for ever, action means lie in these ranges: {ranges}.",
+            {"width": width},
+        )
 
     def holds(self, potentials: Any) -> bool:
         """Whether potentials (..., U) lie in the range."""

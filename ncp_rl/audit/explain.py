@@ -111,8 +111,9 @@ class Explanation:
         return self.memory + self.leak + between + self.cell.sensory.total(self.sensory, self.cell.units)
 
     def residual(self) -> float:
-        """Largest difference between a recorded potential and the sum of its contributions."""
-        return float(np.abs(self.potentials() - self.episode.potentials).max(initial=0.0))
+        """Largest difference of a recorded potential to the sum of its contributions; relative where it is above 1."""
+        recorded = self.episode.potentials
+        return float((np.abs(self.potentials() - recorded) / np.maximum(np.abs(recorded), 1.0)).max(initial=0.0))
 
     def of_neuron(self, neuron: int) -> Drivers:
         """What the potential of `neuron` was made of."""

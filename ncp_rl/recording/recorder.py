@@ -70,7 +70,10 @@ def record_rollouts(
     manifest = make_manifest(model, env, layout, **settings)
     writer = RecordingWriter(path, Circuit.from_policy(policy), layout, manifest, sign_key=sign_key)
     left = np.array([(n_episodes + i) // env.num_envs for i in range(env.num_envs)])
-    with writer, tqdm(total=n_episodes, unit="episode", disable=not progress_bar) as progress:
+    with (
+        writer,
+        tqdm(total=n_episodes, desc=f"record {path.stem}", unit="episode", disable=not progress_bar) as progress,
+    ):
         env.seed(seed)
         model.set_random_seed(seed)
         policy.set_training_mode(False)

@@ -20,6 +20,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize, unwrap_vec_normalize
 
+from ncp_rl.kernels.numba_cache import sources_digest
 from ncp_rl.policy import NCPPolicy
 from ncp_rl.recording.errors import RecordingError
 from ncp_rl.recording.layout import Layout, Observed
@@ -128,13 +129,12 @@ def make_manifest(model: OnPolicyAlgorithm, env: VecEnv, layout: Layout, **setti
 @functools.cache
 def describe_platform(device: torch.device) -> dict[str, Any]:
     """What decides about the last bits of a computation on `device`."""
-    features = llvmlite.binding.get_host_cpu_features().flatten()
     return {
         "machine": platform.machine(),
         "system": platform.system(),
         "python": platform.python_version(),
         "cpu": llvmlite.binding.get_host_cpu_name(),
-        "cpu_features_sha256": hashlib.sha256(features.encode()).hexdigest(),
+        "kernels": sources_digest(),  # Of their sources and of the processor's features.
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         **{name: version(name) for name in ("torch", "numba", "llvmlite")},
     }

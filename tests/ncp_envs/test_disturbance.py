@@ -17,6 +17,7 @@ from ncp_envs import (
     ActionDelay,
     ActionGainError,
     ActionNoise,
+    Fault,
     ObservationDelay,
     SensorBias,
     SensorDropout,
@@ -261,3 +262,17 @@ def test_images_are_disturbed_and_the_clock_is_not(wrapper: Callable[..., Env]) 
 def test_refuses_what_does_not_fit(make: Callable[[], Env], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_fault_begins_at_its_onset() -> None:
+    plain, faulty = (gym.make("ncp/PendulumNoVel-v1") for _ in range(2))
+    faulty = Fault(faulty, "sensor_bias", 0.3, onset=5)
+    for _ in range(2):  # In every episode anew.
+        np.testing.assert_array_equal(plain.reset(seed=4)[0], faulty.reset(seed=4)[0])
+        for step in range(1, 10):
+            action = np.zeros(1, np.float32)
+            same = np.array_equal(plain.step(action)[0], faulty.step(action)[0])
+            assert same == (step < 5)
+    for name, onset, message in (("sticky_action", 5, "disturbance must be one of"), ("sensor_bias", 0, "from 1 on")):
+        with pytest.raises(ValueError, match=message):
+            Fault(plain, name, 0.3, onset)

@@ -242,8 +242,7 @@ class NeuronRecorder(BaseCallback):
         if self._tap is None or self._writer is None:
             return True
         rollout = self.locals
-        # RecurrentPPO adds values to the rewards of truncated episodes, in place, after this.
-        reward = _raw_reward(rollout["rewards"], self._normalize).copy()
+        reward = _raw_reward(rollout["rewards"], self._normalize)
         actions = rollout["actions"], rollout["clipped_actions"]
         ended = rollout["dones"], rollout["infos"]
         self._writer.append(

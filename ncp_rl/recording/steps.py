@@ -52,14 +52,15 @@ class Block:
     costs more than the copy does.
     """
 
-    def __init__(self, capacity: int) -> None:
-        """Make room for `capacity` steps, once the first one tells its sizes."""
+    def __init__(self, layout: Layout, capacity: int) -> None:
+        """Make room for `capacity` steps, once the first one tells its sizes; observed images are left out."""
         self.n_steps = 0
         self.before: Array
         """(N, U), potentials before the first step, still without resets"""
         self.final: list[tuple[int, int, Any]] = []
         """Step, environment and the observation that an episode ended with"""
         self.images: list[dict[str, Array]] = []
+        self._observed = observed_names(layout)
         self._capacity = capacity
         self._arrays: dict[str, Array] = {}
 
@@ -80,11 +81,8 @@ class Block:
             value = getattr(step, name)
             if value is not None:
                 self._keep(name, k, value)
-        if isinstance(step.observation, dict):
-            for key, part in step.observation.items():
-                self._keep(f"observation/{key}", k, part)
-        else:
-            self._keep("observation", k, step.observation)
+        for name, key in self._observed.items():
+            self._keep(name, k, step.observation if key is None else step.observation[key])
         self.final += [(k, n, observation) for n, observation in step.final.items()]
         self.images.append(step.images)
         self.n_steps += 1
@@ -207,14 +205,19 @@ class StepEncoder:
         return found
 
 
+def observed_names(layout: Layout) -> dict[str, str | None]:
+    """Names in a `Block` of what is observed, images left out, and their keys in Dict observations."""
+    return {f"observation/{part.key}": part.key for part in layout.observed if part.names}
+
+
 def _fields(block: Block, layout: Layout, circuit: Circuit) -> dict[str, Array]:
     """Every field of the messages but for the counts: (K, N, ...)."""
     shape = (block.n_steps, layout.n_envs)
     sensory, potentials = block["sensory"][:, 0], block["potentials"][:, 0]
     tau = circuit.time_constants(sensory, potentials)
     truncated = block["truncated"] if "truncated" in block else np.zeros(shape, bool)
-    observed = [f"observation/{part.key}" if part.key else "observation" for part in layout.observed if part.names]
-    parts = [np.empty((*shape, 0), np.float32), *(block[name].reshape(*shape, -1) for name in observed)]
+    observed = (block[name].reshape(*shape, -1) for name in observed_names(layout))
+    parts = [np.empty((*shape, 0), np.float32), *observed]
     seconds = np.full(shape, circuit.ltc.elapsed_time, np.float32)
     fields: dict[str, Array] = {
         "observation": np.concatenate(parts, axis=-1),

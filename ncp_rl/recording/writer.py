@@ -82,7 +82,8 @@ class RecordingWriter:
 
         step_bytes = layout.n_envs * _BYTES_PER_NUMBER * sum(len(topic.kinds) for topic in layout.topics)
         self._steps_per_chunk = max(1, _CHUNK_BYTES // step_bytes)
-        self._block, self._waiting = Block(self._steps_per_chunk), list[Block]()
+        self._layout = layout
+        self._block, self._waiting = self._new_block(), list[Block]()
         self._changed = threading.Condition()
         self._ending: str | None = None
         self._error: BaseException | None = None
@@ -103,7 +104,7 @@ class RecordingWriter:
             if not self._block.full:
                 return
             self._waiting.append(self._block)
-            self._block = Block(self._steps_per_chunk)
+            self._block = self._new_block()
             if len(self._waiting) >= _MAX_WAITING:
                 self._changed.notify_all()
                 self._changed.wait_for(lambda: len(self._waiting) < _MAX_WAITING or self._error is not None)
@@ -154,6 +155,9 @@ class RecordingWriter:
         finally:
             self._file.close()
 
+    def _new_block(self) -> Block:
+        return Block(self._layout, self._steps_per_chunk)
+
     def _take(self) -> list[Block]:
         """What has come within the interval."""
         with self._changed:
@@ -163,7 +167,7 @@ class RecordingWriter:
             blocks, self._waiting = self._waiting, []
             if self._block.n_steps:
                 blocks.append(self._block)
-                self._block = Block(self._steps_per_chunk)
+                self._block = self._new_block()
             self._changed.notify_all()
         return blocks
 

@@ -217,8 +217,9 @@ def _certified(certificate: Certificate, provoked: Range, episodes: Sequence[Epi
     if certificate.violations:
         return verdict
     inside = all(certificate.holds(episode.potentials) for episode in episodes)
-    ratio = float(np.max((certificate.action.high - certificate.action.low) / (provoked.high - provoked.low)))
-    sentence = f"{verdict.sentence} An attack reached ranges {ratio:.2f} times narrower."
+    reached = np.maximum(provoked.high - provoked.low, np.finfo(np.float32).tiny)  # An action may never move.
+    ratio = float(np.max((certificate.action.high - certificate.action.low) / reached))
+    sentence = f"{verdict.sentence} An attack reached ranges {ratio:.3g} times narrower."
     if not inside:
         sentence += " The recording left it: it is not of this circuit."
     return Verdict(verdict.check, inside, sentence, {**verdict.figures, "ratio": ratio})

@@ -15,7 +15,7 @@ such as standard deviations seen in a recording.
 from __future__ import annotations
 
 import copy
-from abc import ABC
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, SupportsFloat
@@ -111,9 +111,9 @@ class SensorDisturbance(Disturbance):
     def _fit(self, key: str, reading: Array) -> Array:
         return fitted(self.disturb(key, reading), self.boxes[key])
 
+    @abstractmethod
     def disturb(self, key: str, reading: Array) -> Array:
         """The reading of a Box, disturbed; its bounds need not be kept."""
-        raise NotImplementedError
 
 
 class SensorNoise(SensorDisturbance):

@@ -29,7 +29,6 @@ from ncp_rl.audit.intervals import Range
 from ncp_rl.audit.neurons import Watched, listed
 from ncp_rl.audit.verdict import Verdict
 from ncp_rl.circuit import Circuit
-from ncp_rl.kernels import EPSILON
 from ncp_rl.recording.episode import Episode
 from ncp_rl.wiring import Wiring
 
@@ -46,8 +45,10 @@ _ROUNDING = 1e-5
 def tau_bounds(circuit: Circuit) -> Range:
     """(U,) seconds, least and greatest time constant for any input; formula in the module's docstring."""
     cell = Cell.of(circuit)
-    between, from_senses = (part.total(part.w, cell.units) for part in (cell.synapses, cell.sensory))
-    return Range(cell.cm / (cell.gleak + between + from_senses + EPSILON), cell.cm / (cell.gleak + EPSILON))
+    shut, opened = (
+        cell.conductance(np.full(len(cell.synapses.w), s), np.full(len(cell.sensory.w), s)) for s in (0.0, 1.0)
+    )
+    return Range(cell.cm / opened, cell.cm / shut)
 
 
 def disconnected(wiring: Wiring) -> npt.NDArray[np.bool_]:

@@ -167,9 +167,9 @@ class Explanation:
         offset = 0.0 if action is None else float(self.circuit.bias[action])
         sensory, rest = np.zeros((step + 1 - first, self.episode.sensory.shape[1])), np.zeros(step + 1 - first)
         paths = np.zeros((len(self.cell.sensory.source), units + 1))
+        previous = _previous(self.episode)
         for back, t in enumerate(range(step, first - 1, -1)):
-            previous = self._previous()[t : t + 1]
-            substeps = list(_substeps(self.cell, previous, *_operands(self.episode, slice(t, t + 1))))
+            substeps = list(_substeps(self.cell, previous[t : t + 1], *_operands(self.episode, slice(t, t + 1))))
             for substep in reversed(substeps):
                 flow = substep.sensory[0, :, None] * credit[self.cell.sensory.destination]
                 paths += flow
@@ -177,7 +177,7 @@ class Explanation:
                 at_rest, gain = _secants(self.cell, substep)
                 rest[back] += credit.sum(1) @ (substep.leak[0] + self.cell.synapses.total(at_rest, units))
                 credit = substep.kept[0, :, None] * credit + _handed_back(self.cell, gain, credit)
-        before = float(credit.sum(1) @ self._previous()[first])
+        before = float(credit.sum(1) @ previous[first])
         return History(sensory, rest, before, offset, paths)
 
     def _drivers(self, weights: Array, offset: float) -> Drivers:
@@ -196,9 +196,6 @@ class Explanation:
         weights = np.zeros(self.cell.units)
         weights[self.circuit.wiring.motor] = self.circuit.readout[action]
         return weights
-
-    def _previous(self) -> Array:
-        return _previous(self.episode)
 
     def _parts(self, drivers: Drivers, step: int, n_parts: int) -> str:
         names = (*self.circuit.wiring.names, *self.circuit.sensory_names)

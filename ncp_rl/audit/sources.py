@@ -88,14 +88,15 @@ def audit_sources(
     """
     if out.exists():
         raise RunError(f"The folder {out} exists and is left as it is; name another one for the audit.")
-    runs = {path: name for path, name in zip(sources, _names(sources), strict=True) if path.is_dir()}
+    named = dict(zip(_names(sources), sources, strict=True))
+    runs = {name: path for name, path in named.items() if path.is_dir()}
     missing = [str(path) for path in sources if not path.exists()]
     if missing:
         raise RunError(f"There is no run folder or recording {', '.join(missing)}.")
     out.mkdir(parents=True)
     subjects = []
-    for path, name in zip(sources, _names(sources), strict=True):
-        if path not in runs:
+    for name, path in named.items():
+        if name not in runs:
             recording = Recording.open(path)
             truth = [_chain(path, public_key), _replayed(recording)]
             subjects.append(_ask(recording, name, plan, truth, progress_bar))
@@ -104,14 +105,14 @@ def audit_sources(
     perturbation, verdicts = None, tuple[Verdict, ...]()
     if runs and plan.disturbances:
         perturbation = perturb(
-            {name: path for path, name in runs.items()},
+            runs,
             plan.disturbances,
             n_episodes=plan.n_perturb_episodes,
             seed=plan.seed,
             n_processes=plan.n_processes,
             progress_bar=progress_bar,
         )
-        verdicts = tuple(perturbation.verdict(name, max_loss=plan.max_loss) for name in runs.values())
+        verdicts = tuple(perturbation.verdict(name, max_loss=plan.max_loss) for name in runs)
     audit = Audit(tuple(subjects), perturbation, verdicts)
     (out / "audit.json").write_text(json.dumps(audit.to_dict(), indent=1, allow_nan=False) + "\n")
     return audit

@@ -9,6 +9,7 @@ from ncp_rl import LTC, AutoNCP, LTCInit, Wiring
 from ncp_rl.circuit import Circuit
 from ncp_rl.recording import Episode
 from ncp_rl.wiring import Recipe
+from tests.audit import episodes
 
 
 def circuit(
@@ -44,24 +45,6 @@ def episode(circuit: Circuit, n_steps: int = 50, seed: int = 0) -> Episode:
 def recorded(circuit: Circuit, sensory: Any, start: Any, elapsed_time: Any) -> Episode:
     """The episode of a circuit that received these inputs."""
     potentials = circuit.run(sensory, start, elapsed_time)
-    means, n_steps = circuit.action_means(potentials), len(sensory)
-    nothing = np.zeros(n_steps, np.float32)
-    return Episode(
-        index=0,
-        env_index=0,
-        observation=sensory,
-        observation_names=circuit.sensory_names,
-        action=means,
-        reward=nothing,
-        terminated=False,
-        truncated=True,
-        sensory=sensory,
-        start=start,
-        potentials=potentials,
-        tau=np.ones_like(potentials),
-        value=nothing,
-        action_mean=means,
-        action_std=np.zeros_like(means),
-        log_prob=nothing,
-        elapsed_time=elapsed_time,
-    )
+    arrays = dict(sensory=sensory, start=start, elapsed_time=elapsed_time, potentials=potentials)
+    observed = dict(observation=sensory, observation_names=circuit.sensory_names)
+    return episodes.episode(circuit, 0, 0, arrays | observed | dict(action=circuit.action_means(potentials)))

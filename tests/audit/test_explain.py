@@ -1,29 +1,27 @@
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from ncp_rl import LTC, AutoNCP, FullyConnected, Random, Wiring
+from ncp_rl import LTC, AutoNCP, FullyConnected, Random
 from ncp_rl.audit.explain import explain
 from ncp_rl.circuit import Circuit
 from ncp_rl.kernels import EPSILON
 from tests.audit.circuits import circuit, episode, recorded
+from tests.audit.episodes import built
 
 RECIPES = [AutoNCP(20, sparsity=0.3), AutoNCP(32, sparsity=0.5), FullyConnected(9), Random(12, sparsity=0.5)]
 
 
 def one_neuron(*, unfolds: int = 1) -> Circuit:
     """One sensory input, one motor neuron, one synapse that is half open at 0."""
-    ltc = LTC(
-        Wiring(np.zeros((1, 1), np.int8), np.ones((1, 1), np.int8), n_motor=1), input_map=False, ode_unfolds=unfolds
-    )
-    values = dict(sensory_w=2.0, sensory_sigma=3.0, sensory_mu=0.0, sensory_erev=1.0, cm=1.5, gleak=0.5, vleak=-0.4)
-    with torch.no_grad():
-        for name, value in values.items():
-            inverse = np.log(np.expm1(value)) if name in ("sensory_w", "cm", "gleak") else value
-            getattr(ltc, name).fill_(inverse)
-    return Circuit(ltc, np.full((1, 1), 2.0, np.float32), np.full(1, 0.1, np.float32), ("theta",), ("torque",))
+    values: dict[str, Any] = dict(sensory_w=2.0, sensory_sigma=3.0, sensory_mu=0.0, sensory_erev=1.0)
+    values |= dict(cm=1.5, gleak=0.5, vleak=-0.4)
+    neuron = built([[0]], [[1]], elapsed_time=1.0, ode_unfolds=unfolds, **values)
+    readout, bias = np.full((1, 1), 2.0, np.float32), np.full(1, 0.1, np.float32)
+    return replace(neuron, readout=readout, bias=bias, sensory_names=("theta",), action_names=("torque",))
 
 
 def test_by_hand() -> None:

@@ -2,7 +2,8 @@
 
 Numba's own cache looks at the file of the compiled function only; an edit in a function that it calls from another
 file would run the old code. Here the name of a cache file holds a digest of all kernel sources, so old code cannot be
-found, not even while another process writes the new.
+found, not even while another process writes the new. A kernel from elsewhere calls functions of its own file and of
+these alone: the name of its cache file holds a digest of its own file too.
 
 Nor may two kernels share an index file: where two processes write it at once, the entry of one can end up with the code
 of the other. So the digest covers the processor too, and each variant of a kernel has a name of its own.
@@ -37,7 +38,8 @@ def sources_digest() -> str:
 def _keyed_by_sources(locator: type[Any]) -> type[Any]:
     class _Locator(locator):
         def get_disambiguator(self) -> str:
-            return sources_digest()
+            own = hashlib.sha256(Path(self._py_file).read_bytes()).hexdigest()[:16]
+            return f"{sources_digest()}{own}"
 
     return _Locator
 

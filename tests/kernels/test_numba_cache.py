@@ -57,6 +57,18 @@ def test_edited_sources_are_compiled_again(capsys: pytest.CaptureFixture[str], m
     assert "compiling" in announcement(capsys)
 
 
+def test_an_edited_kernel_from_elsewhere_is_compiled_again(tmp_path: Path) -> None:
+    """Not even an edit that keeps the file's size and time, which is all that Numba looks at."""
+    module, found = tmp_path / "elsewhere.py", []
+    environment = dict(os.environ, NUMBA_CACHE_DIR=str(tmp_path / "cache"), PYTHONPATH=os.pathsep.join(sys.path))
+    for amount in (1, 2):
+        module.write_text(f"from ncp_rl.kernels.numba_cache import kernel\nprint(kernel(lambda x: x + {amount})(40))\n")
+        os.utime(module, (0, 0))
+        done = subprocess.run([sys.executable, module], env=environment, check=True, stdout=subprocess.PIPE, text=True)
+        found.append(done.stdout)
+    assert found == ["41\n", "42\n"]
+
+
 def test_digest_covers_every_compiled_source() -> None:
     folder = Path(numba_cache.__file__).parent
     assert len(list(folder.glob("numba_*.py"))) >= 5

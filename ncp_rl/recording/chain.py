@@ -14,13 +14,15 @@ shows that a recording was never made, or that its end was cut off before the se
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
+from collections.abc import Callable
 from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import (
@@ -32,8 +34,9 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_public_key,
 )
 
-from ncp_rl.recording.encode import Messages
+from ncp_rl.recording.encode import Integers, Messages
 from ncp_rl.recording.errors import RecordingError
+from ncp_rl.recording.sha256 import DIGEST_BYTES
 
 _CHAIN_DOMAIN = b"ncp_rl recording 1 chain\0"
 _RECORD_DOMAIN = b"ncp_rl recording 1 record\0"
@@ -42,25 +45,35 @@ _RECORD_DOMAIN = b"ncp_rl recording 1 record\0"
 LINK_BYTES = 4
 
 
+#: Links of a chain, side by side, from the head before them and the messages' bytes and offsets.
+Link = Callable[[bytes, memoryview, Integers], bytes]
+
+
+def hashlib_links(head: bytes, data: memoryview, offsets: Integers) -> bytes:
+    """Links of a chain, as the standard library makes them: what `sha256_links` is checked against by `verify`."""
+    links = []
+    for start, stop in pairwise(offsets.tolist()):
+        head = sha256(head + data[start:stop]).digest()
+        links.append(head)
+    return b"".join(links)
+
+
 class Chain:
     """The running head of the chain and the running digest of the file."""
 
-    def __init__(self, beginning: bytes) -> None:
+    def __init__(self, beginning: bytes, link: Link = hashlib_links) -> None:
         """Start with the file's bytes before the first chunk."""
         self.head = sha256(_CHAIN_DOMAIN + sha256(beginning).digest()).digest()
         self.count = 0
         self._file = sha256(beginning)
+        self._link = link
 
     def extend(self, messages: Messages) -> bytes:
         """Link the messages on; the short forms of their links, side by side."""
-        # The rollout stands still in this loop, which keeps the GIL: every call in it counts.
-        data, head, heads, offsets = bytes(messages.data), self.head, [], messages.offsets.tolist()
-        for start, stop in itertools.pairwise(offsets):
-            head = sha256(head + data[start:stop]).digest()
-            heads.append(head)
-        self.head = head
-        self.count += len(heads)
-        return b"".join([each[:LINK_BYTES] for each in heads])
+        links = self._link(self.head, messages.data, messages.offsets)
+        self.head = links[-DIGEST_BYTES:] or self.head
+        self.count += len(messages)
+        return np.frombuffer(links, np.uint8).reshape(-1, DIGEST_BYTES)[:, :LINK_BYTES].tobytes()
 
     def add_bytes(self, data: bytes) -> None:
         """Count bytes of the file in."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from ncp_rl.kernels.numba_cache import kernel
 from ncp_rl.ltc import LTC, MotorMap
 from ncp_rl.policy import NCPPolicy
 from ncp_rl.wiring import Wiring
@@ -111,21 +113,17 @@ class Circuit:
             sensory: (..., S) float32, sensory inputs.
             potentials: (..., U) float32.
         """
+        between, senses = self.wiring.synapses, self.wiring.sensory_synapses
         with torch.no_grad():
-            params = self.ltc.packed().params
-            cm, gleak, _ = params.neuronal.cpu()
-            conductance = gleak.expand(*potentials.shape[:-1], -1)
-            for values, (w, sigma, mu, _), synapses in (
-                (potentials, params.synaptic.cpu(), self.wiring.synapses),
-                (sensory, params.sensory.cpu(), self.wiring.sensory_synapses),
-            ):
-                presynaptic = torch.from_numpy(np.asarray(values)[..., synapses.source])
-                open_ = torch.sigmoid(sigma * (presynaptic - mu))
-                # A product with (E, U) is faster than sums by index.
-                into = torch.zeros(len(w), self.wiring.units)
-                into[torch.arange(len(w)), torch.from_numpy(synapses.destination).long()] = w
-                conductance = conductance + open_ @ into
-            return np.asarray((cm / conductance).numpy())
+            synaptic, sensory_rows, (cm, gleak, _) = (rows.cpu().numpy() for rows in self.ltc.packed().params)
+        source = np.concatenate([between.source, self.wiring.units + senses.source])
+        destination = np.concatenate([between.destination, senses.destination])
+        values = np.concatenate([potentials, sensory], axis=-1, dtype=np.float32)
+        found = np.empty(potentials.shape, np.float32)
+        rows = np.concatenate([synaptic, sensory_rows], axis=1)
+        table = found.reshape(math.prod(found.shape[:-1]), self.wiring.units)
+        _time_constants(values.reshape(len(table), values.shape[-1]), rows, source, destination, cm, gleak, table)
+        return found
 
     def run(self, sensory: Floats, start: Floats, elapsed_time: Floats, *, width: int = 1) -> Floats:
         """Potentials (T, U) after each step.
@@ -179,6 +177,19 @@ def _checked_settings(entries: Any) -> dict[str, Any]:
         if not isinstance(entries[name], list) or not all(isinstance(item, str) for item in entries[name]):
             raise ValueError(f"{name} must be a list of names")
     return entries
+
+
+@kernel
+def _time_constants(values: Any, synapses: Any, source: Any, destination: Any, cm: Any, gleak: Any, found: Any) -> None:
+    one = np.float32(1)
+    for row in range(len(values)):
+        for j in range(len(gleak)):
+            found[row, j] = gleak[j]
+        for e in range(len(source)):
+            w, sigma, mu = synapses[0, e], synapses[1, e], synapses[2, e]
+            found[row, destination[e]] += w / (one + math.exp(sigma * (mu - values[row, source[e]])))
+        for j in range(len(cm)):
+            found[row, j] = cm[j] / found[row, j]
 
 
 def _affine(action_net: nn.Module) -> tuple[Floats, Floats]:

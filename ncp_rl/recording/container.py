@@ -39,6 +39,9 @@ from mcap.records import (
 from ncp_rl.recording.encode import Messages
 from ncp_rl.recording.layout import COMPRESSED_IMAGE, Layout, Topic
 
+# Opcode, length of the rest, channel, bytes of the entries.
+_INDEX_HEADER = struct.Struct("<BQHI")
+
 MAGIC = b"\x89MCAP0\r\n"
 LIBRARY = "ncp_rl recording 1"
 
@@ -83,11 +86,10 @@ class Container:
         )
         start, record = self.offset, self._advance(_bytes([chunk]))
         indexes, index_start, places = [], self.offset, {}
-        for channel in np.unique(messages.channels).tolist():
-            at = messages.channels == channel
+        for channel, index in _message_indexes(messages).items():
             places[channel] = self.offset
-            indexes.append(self._advance(_message_index(channel, times[at], messages.offsets[:-1][at])))
-            self._counts[channel] = self._counts.get(channel, 0) + int(at.sum())
+            indexes.append(self._advance(index))
+            self._counts[channel] = self._counts.get(channel, 0) + (len(index) - _INDEX_HEADER.size) // 16
         self._chunks.append(
             ChunkIndex(
                 chunk_length=len(record),
@@ -176,7 +178,15 @@ def _bytes(records: Iterable[McapRecord]) -> bytes:
     return data
 
 
-def _message_index(channel: int, log_times: Any, offsets: Any) -> bytes:
-    """A message index record; the library's own takes a Python loop over all messages."""
-    entries = np.stack([log_times, offsets], axis=1).astype("<u8").tobytes()
-    return struct.pack("<BQHI", Opcode.MESSAGE_INDEX, 6 + len(entries), channel, len(entries)) + entries
+def _message_indexes(messages: Messages) -> dict[int, bytes]:
+    """A message index record for each channel; the library's own takes a Python loop over all messages."""
+    order = np.argsort(messages.channels, kind="stable")
+    entries = np.stack([messages.log_times, messages.offsets[:-1]], axis=1).astype("<u8")[order].tobytes()
+    found, start = {}, 0
+    for channel, count in enumerate(np.bincount(messages.channels).tolist()):
+        if count:
+            size = 16 * count
+            header = _INDEX_HEADER.pack(Opcode.MESSAGE_INDEX, 6 + size, channel, size)
+            found[channel] = header + entries[start : start + size]
+            start += size
+    return found

@@ -230,6 +230,11 @@ class Layout:
                 start += field.width
         return found
 
+    @property
+    def width(self) -> int:
+        """Numbers of such a row."""
+        return sum(at.stop - at.start for at in self.columns.values())
+
     def to_dict(self) -> dict[str, Any]:
         """A description that JSON can carry."""
         return asdict(self)

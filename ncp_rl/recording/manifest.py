@@ -118,12 +118,18 @@ def make_manifest(model: OnPolicyAlgorithm, env: VecEnv, layout: Layout, **setti
             "squash_output": bool(policy.squash_output),
         },
         "platform": describe_platform(policy.device),
-        "versions": {name: version(name) for name in _PACKAGES},
+        "versions": _versions(),
         "threads": torch.get_num_threads(),
         "git": _git(),
         "layout": layout.to_dict(),
     }
     return json.dumps(entries, indent=1, allow_nan=False).encode()
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    """Of the packages that a run rests on."""
+    return {name: version(name) for name in _PACKAGES}
 
 
 @functools.cache

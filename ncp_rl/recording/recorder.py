@@ -80,7 +80,7 @@ def record_rollouts(
         camera = _Camera(env, layout) if images else None
         for step in _rollout(policy, env, camera, deterministic):
             writer.append(step._replace(keep=left > 0))
-            ended = step.done & (left > 0)
+            ended = (step.terminated | step.truncated) & (left > 0)
             left -= ended
             progress.update(int(ended.sum()))
             if not left.any():
@@ -90,7 +90,7 @@ def record_rollouts(
 
 def _rollout(policy: NCPPolicy, env: VecEnv, camera: _Camera | None, deterministic: bool) -> Any:
     """Steps without end."""
-    tap, normalize = PolicyTap(policy), unwrap_vec_normalize(env)
+    tap, normalize, every = PolicyTap(policy), unwrap_vec_normalize(env), np.ones(env.num_envs, bool)
     try:
         observation: Any = env.reset()
         shape = (1, env.num_envs, policy.wiring.units)
@@ -106,7 +106,8 @@ def _rollout(policy: NCPPolicy, env: VecEnv, camera: _Camera | None, determinist
             sample = drawn.cpu().numpy()
             action = to_environment(policy, sample)
             observation, reward, starts, infos = env.step(action)
-            yield _step(tap, normalize, raw, sample, action, _raw_reward(reward, normalize), starts, infos, images)
+            reward = _raw_reward(reward, normalize)
+            yield _step(tap, normalize, raw, sample, action, reward, starts, infos, every, images)
     finally:
         tap.close()
 
@@ -129,18 +130,19 @@ def _step(
     reward: Array,
     done: Array,
     infos: Any,
+    keep: Array,
     images: dict[str, Array],
 ) -> Step:
     assert tap.seen is not None
-    if not done.any():
-        return Step(observation, tap.seen, sample, action, reward, done, None, None, {}, images)
-    truncated = np.array([bool(info.get("TimeLimit.truncated", False)) for info in infos])
+    if not np.count_nonzero(done):
+        return Step(observation, tap.seen, sample, action, reward, done, done, keep, {}, images)
+    truncated = done & [bool(info.get("TimeLimit.truncated", False)) for info in infos]
     ended = np.flatnonzero(done).tolist()
     final = {n: infos[n]["terminal_observation"] for n in ended if "terminal_observation" in infos[n]}
     if normalize is not None:
         # VecNormalize has put the normalised one in the place of the one that the environment gave.
         final = {n: normalize.unnormalize_obs(last) for n, last in final.items()}
-    return Step(observation, tap.seen, sample, action, reward, done, truncated, None, final, images)
+    return Step(observation, tap.seen, sample, action, reward, done & ~truncated, truncated, keep, final, images)
 
 
 def _raw_observation(observation: Any, normalize: VecNormalize | None) -> Any:
@@ -236,6 +238,7 @@ class NeuronRecorder(BaseCallback):
         self._normalize = unwrap_vec_normalize(env)
         self._observation = _raw_observation(self.model._last_obs, self._normalize)
         self._pictures = self._camera.look(self._observation) if self._camera else {}
+        self._every_env = np.ones(env.num_envs, bool)
         self._tap = PolicyTap(policy)
 
     def _on_step(self) -> bool:
@@ -245,9 +248,8 @@ class NeuronRecorder(BaseCallback):
         reward = _raw_reward(rollout["rewards"], self._normalize)
         actions = rollout["actions"], rollout["clipped_actions"]
         ended = rollout["dones"], rollout["infos"]
-        self._writer.append(
-            _step(self._tap, self._normalize, self._observation, *actions, reward, *ended, self._pictures)
-        )
+        seen = self._tap, self._normalize, self._observation
+        self._writer.append(_step(*seen, *actions, reward, *ended, self._every_env, self._pictures))
         self._observation = _raw_observation(rollout["new_obs"], self._normalize)
         if self._camera:
             self._pictures = self._camera.look(self._observation)

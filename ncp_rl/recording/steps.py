@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from dataclasses import dataclass
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,12 +13,14 @@ import numpy.typing as npt
 from PIL import Image
 
 from ncp_rl.circuit import Circuit
+from ncp_rl.kernels.numba_cache import kernel
 from ncp_rl.recording.container import END_CHANNEL, EPISODE_CHANNEL, IMAGE_CHANNEL, STEP_CHANNELS
 from ncp_rl.recording.encode import Messages, RowEncoder, message_text
-from ncp_rl.recording.layout import Layout
+from ncp_rl.recording.layout import Layout, Observed
 from ncp_rl.recording.trace import Seen
 
 Array = npt.NDArray[Any]
+Integers = npt.NDArray[np.int64]
 
 
 class Step(NamedTuple):
@@ -33,12 +35,12 @@ class Step(NamedTuple):
     """(N, ...) as handed to the environment"""
     reward: Array
     """(N,) not normalised"""
-    done: Array
+    terminated: Array
     """(N,) bool"""
-    truncated: Array | None
-    """(N,) bool, or None where none is"""
-    keep: Array | None
-    """(N,) bool, which environments are recorded; None for all"""
+    truncated: Array
+    """(N,) bool"""
+    keep: Array
+    """(N,) bool, which environments are recorded"""
     final: dict[int, Any]
     """By environment, where one ended an episode: the observation that it ended with, before normalisation"""
     images: dict[str, Array]
@@ -46,60 +48,79 @@ class Step(NamedTuple):
 
 
 class Block:
-    """Steps of N environments, side by side in arrays.
+    """Steps of N environments side by side, the numbers of each as bytes, so that a step costs the rollout little.
 
     A step is copied rather than referred to: tensors that live on keep the rollout from using their memory again, which
     costs more than the copy does.
     """
 
     def __init__(self, layout: Layout, capacity: int) -> None:
-        """Make room for `capacity` steps, once the first one tells its sizes; observed images are left out."""
-        self.n_steps = 0
+        """Make room for `capacity` steps; observed images are left out."""
         self.before: Array
         """(N, U), potentials before the first step, still without resets"""
         self.final: list[tuple[int, int, Any]] = []
         """Step, environment and the observation that an episode ended with"""
         self.images: list[dict[str, Array]] = []
-        self._observed = observed_names(layout)
-        self._capacity = capacity
-        self._arrays: dict[str, Array] = {}
+        self._observed, self._capacity = observed_parts(layout), capacity
+        self._steps: list[bytes] = []
+        self._dtype: np.dtype[Any]
+
+    @property
+    def n_steps(self) -> int:
+        """Steps so far."""
+        return len(self._steps)
 
     @property
     def full(self) -> bool:
         """Whether no step fits in any more."""
-        return self.n_steps == self._capacity
+        return len(self._steps) == self._capacity
 
     def put(self, step: Step) -> None:
         """Copy a step."""
-        k, seen = self.n_steps, step.seen
-        if k == 0:
-            self.before = seen.before.cpu().numpy().copy()
-        for name, value in zip(Seen._fields, seen, strict=True):
-            if value is not None and name != "before":
-                self._keep(name, k, value.cpu().numpy())
-        for name in ("sample", "action", "reward", "done", "truncated", "keep"):
-            value = getattr(step, name)
-            if value is not None:
-                self._keep(name, k, value)
-        for name, key in self._observed.items():
-            self._keep(name, k, step.observation if key is None else step.observation[key])
-        self.final += [(k, n, observation) for n, observation in step.final.items()]
+        before, *seen = step.seen
+        parts = [tensor.numpy(force=True) for tensor in seen if tensor is not None]
+        parts += step.sample, step.action, step.terminated, step.truncated, step.keep
+        # Environments may change the type from step to step.
+        parts.append(np.asarray(step.reward, np.float32))
+        for part in self._observed:
+            whole = step.observation if part.key is None else step.observation[part.key]
+            parts.append(np.asarray(whole, part.dtype))
+        if not self._steps:
+            self.before = before.numpy(force=True).copy()
+            self._dtype = self._fields(step.seen, parts)
+        if step.final:
+            self.final += [(self.n_steps, n, observation) for n, observation in step.final.items()]
         self.images.append(step.images)
-        self.n_steps += 1
+        self._steps.append(b"".join([part.tobytes() for part in parts]))
 
-    def _keep(self, name: str, k: int, value: Array) -> None:
-        if name not in self._arrays:
-            # What not every step has is False where it has not.
-            self._arrays[name] = np.zeros((self._capacity, *value.shape), value.dtype)
-        self._arrays[name][k] = value
+    def _fields(self, seen: Seen, parts: list[Array]) -> np.dtype[Any]:
+        names = [name for name, tensor in zip(Seen._fields[1:], seen[1:], strict=True) if tensor is not None]
+        names += ["sample", "action", "terminated", "truncated", "keep", "reward", *map(observed_name, self._observed)]
+        return np.dtype([(name, part.dtype, part.shape) for name, part in zip(names, parts, strict=True)])
 
-    def __contains__(self, name: str) -> bool:
-        """Whether any step had it."""
-        return name in self._arrays
+    def steps(self) -> Array:
+        """(K,), the steps so far, a field for each part."""
+        return np.frombuffer(b"".join(self._steps), self._dtype)
 
-    def __getitem__(self, name: str) -> Array:
-        """(K, ...), of the steps so far."""
-        return self._arrays[name][: self.n_steps]
+
+class _Envs(NamedTuple):
+    """Counts of each environment, (N,) each."""
+
+    episode: Integers
+    step: Integers
+    time: Integers
+
+
+class _Span(NamedTuple):
+    """Steps of one episode."""
+
+    episode: int
+    env: int
+    step: int
+    """Of the first"""
+    n_steps: int
+    k: int
+    """Where in the block the first one stands"""
 
 
 class EncodedSteps(NamedTuple):
@@ -110,139 +131,178 @@ class EncodedSteps(NamedTuple):
     """(episode, env, first step, steps) of those that the steps belong to"""
 
 
-@dataclass(frozen=True)
-class _Places:
-    """Where each step stands: (K, N) arrays."""
-
-    episode: Array
-    step: Array
-    log_time: Array
-    """Nanoseconds of simulated time since the recording began, episodes of an environment one after the other."""
-
-
 class StepEncoder:
-    """Counts episodes, steps and simulated time over all steps that it encodes."""
+    """Counts episodes, steps and simulated time over all steps that it encodes.
+
+    Whatever NumPy does on a large array lets the rollout's thread have the GIL and then waits for it, and the rollout
+    waits in turn: so a block takes few, large operations here.
+    """
 
     def __init__(self, layout: Layout, circuit: Circuit) -> None:
         """Start a recording of `circuit`."""
         self.n_episodes = 0
         self._layout, self._circuit = layout, circuit
         self._rows = RowEncoder(layout, STEP_CHANNELS)
-        # Of each environment: its episode, steps in it and time so far.
-        self._episode, self._step, self._time = (np.zeros(layout.n_envs, np.int64) for _ in range(3))
-        self._begun = False
+        self._envs = _Envs(*(np.full(layout.n_envs, start, np.int64) for start in (-1, 0, 0)))
+        self._columns: Integers | None = None
+        # Kernels are compiled before the first step, not while steps wait to be written.
+        no_steps = np.empty((0, layout.n_envs), np.float32)
+        self._count(no_steps != 0, no_steps != 0, no_steps)
+        circuit.time_constants(np.empty((0, layout.n_sensory), np.float32), np.empty((0, layout.units), np.float32))
+        self._rows.encode(np.empty((0, layout.width)), np.empty(0, np.int64), 0)
 
     def encode(self, block: Block, sequence: int) -> EncodedSteps | None:
         """Messages of K steps, the first with number `sequence`; None where no environment is recorded."""
-        fields = _fields(block, self._layout, self._circuit)
-        shape = (block.n_steps, self._layout.n_envs)
-        keep = block["keep"] if "keep" in block else np.ones(shape, bool)
-        starts = block["episode_starts"].reshape(shape) != 0
-        before = np.where(starts[0][:, None], 0, block.before)
-        if not self._begun:
-            starts[0] = True
-            self._begun = True
-        places = self._count(starts & keep, keep, fields["elapsed_time"])
-        parts = self._episode_messages(starts & keep, before, places, sequence)
-        if keep.any():
-            values = self._values(fields, places)[keep.ravel()]
-            times = places.log_time.ravel()[keep.ravel()]
-            parts.append(self._rows.encode(values, times, sequence + len(parts)))
-        if not parts:
+        steps = block.steps()
+        keep, starts, elapsed = steps["keep"], steps["episode_starts"][:, 0] != 0, self._elapsed_time(steps)
+        times, places, spans = self._count(starts, keep, elapsed)
+        if not spans:
             return None
-        count = sum(map(len, parts))
-        parts += self._end_messages(block, keep, places, sequence + count)
-        count = sum(map(len, parts))
-        parts += _image_messages(block.images, keep, places.log_time, sequence + count)
-        return EncodedSteps(Messages.join(parts), _episode_spans(places, keep))
+        tau = self._circuit.time_constants(steps["sensory"][:, 0], steps["potentials"][:, 0])
+        values = self._values(steps, elapsed_time=elapsed, tau=tau, places=places)
+        parts = self._episode_messages(spans, starts, block.before, times, sequence)
+        rows, row_times = values.reshape(keep.size, -1), times.ravel()
+        if not keep.all():
+            rows, row_times = rows[keep.ravel()], row_times[keep.ravel()]
+        parts.append(self._rows.encode(rows, row_times, sequence + len(parts)))
+        parts += self._end_messages(block, keep, places, times, sequence + sum(map(len, parts)))
+        parts += _image_messages(block.images, keep, times, sequence + sum(map(len, parts)))
+        return EncodedSteps(Messages.join(parts), sorted(span[:4] for span in spans))
 
-    def _count(self, starts: Array, keep: Array, elapsed: Array) -> _Places:
-        """Go on counting; starts (K, N), keep (K, N) bool, elapsed (K, N) seconds."""
-        n_steps = len(starts)
-        k = np.arange(n_steps)[:, None]
-        numbers = self.n_episodes + np.cumsum(starts.ravel()).reshape(starts.shape) - 1
-        last = np.maximum.accumulate(np.where(starts, k, -1), axis=0)
-        begun = np.take_along_axis(numbers, np.maximum(last, 0), axis=0)
-        episode = np.where(last >= 0, begun, self._episode)
-        step = np.where(last >= 0, k - last, self._step + k)
-        nanoseconds = np.rint(np.nan_to_num(elapsed.astype(np.float64)) * 1e9).astype(np.int64)
-        log_time = self._time + np.cumsum(nanoseconds * keep, axis=0)
-        self.n_episodes += int(starts.sum())
-        self._episode, self._step, self._time = episode[-1], step[-1] + 1, log_time[-1]
-        return _Places(episode, step, log_time)
+    def _elapsed_time(self, steps: Array) -> Array:
+        """(K, N) seconds."""
+        if "elapsed_time" in (steps.dtype.names or ()):
+            return np.ascontiguousarray(steps["elapsed_time"][:, 0])
+        return np.full((len(steps), self._layout.n_envs), self._circuit.ltc.elapsed_time, np.float32)
 
-    def _values(self, fields: dict[str, Array], places: _Places) -> npt.NDArray[np.float64]:
-        n_steps, n = places.step.shape
-        envs = np.broadcast_to(np.arange(n), (n_steps, n))
-        sources = fields | {"env": envs, "episode": places.episode, "step": places.step}
-        columns = self._layout.columns
-        values = np.empty((n_steps * n, max(at.stop for at in columns.values())))
-        for name, at in columns.items():
-            values[:, at] = sources[name].reshape(n_steps * n, -1)
-        return values
+    def _values(self, steps: Array, **more: Array) -> npt.NDArray[np.float64]:
+        """(K, N, C), numbers of the steps, and of `more` fields of theirs, by the layout's columns."""
+        names = list(steps.dtype.names or ())
+        shapes = {name: steps.dtype[name].shape for name in names} | {name: more[name].shape[1:] for name in more}
+        rows = np.empty(len(steps), [(name, np.float64, shape) for name, shape in shapes.items()])
+        # float64 holds float32 and every smaller type as they are.
+        rows[names] = steps
+        for name, values in more.items():
+            rows[name] = values.reshape(len(steps), *shapes[name])
+        if self._columns is None:
+            self._columns = _columns(shapes, self._layout, self._circuit)
+        return np.take(rows.view(np.float64).reshape(len(steps), -1), self._columns, axis=1)
 
-    def _episode_messages(self, starts: Array, before: Array, places: _Places, sequence: int) -> list[Messages]:
+    def _count(self, starts: Array, keep: Array, elapsed: Array) -> tuple[Integers, Array, list[_Span]]:
+        """Count on; see `_place` for the arguments, and for the results: `times`, `places`, `spans`."""
+        times, places = np.empty(keep.shape, np.int64), np.empty((*keep.shape, 3))
+        spans = np.empty((keep.size, len(_Span._fields)), np.int64)
+        counts = self.n_episodes, *self._envs
+        self.n_episodes, n_spans = _place(starts, keep, elapsed, *counts, times, places, spans)
+        return times, places, [_Span(*span) for span in spans[:n_spans].tolist()]
+
+    def _episode_messages(
+        self, spans: list[_Span], starts: Array, before: Array, times: Integers, sequence: int
+    ) -> list[Messages]:
         """A message for each episode that begins; only the first step of all can begin with other than zero."""
         found: list[Messages] = []
-        for k, n in np.argwhere(starts):
-            start = before[n] if k == 0 else np.zeros(self._layout.units)
-            numbers = [float(n), float(places.episode[k, n]), *map(float, start)]
-            text = message_text(self._layout.episode_topic, numbers)
-            time = int(places.log_time[k, n])
+        for span in (span for span in spans if span.step == 0):
+            goes_on = span.k == 0 and not starts[0, span.env]
+            start = before[span.env] if goes_on else np.zeros(self._layout.units)
+            numbers = [float(span.env), float(span.episode), *map(float, start)]
+            text, time = message_text(self._layout.episode_topic, numbers), int(times[span.k, span.env])
             found.append(Messages.single(EPISODE_CHANNEL, sequence + len(found), time, text))
         return found
 
-    def _end_messages(self, block: Block, keep: Array, places: _Places, sequence: int) -> list[Messages]:
+    def _end_messages(self, block: Block, keep: Array, places: Array, times: Integers, sequence: int) -> list[Messages]:
         """A message for each episode that ended with an observation."""
         found: list[Messages] = []
         for k, n, observation in block.final:
             if keep[k, n]:
                 parts = observation if isinstance(observation, dict) else {None: observation}
                 values = [v for part in self._layout.observed if part.names for v in np.ravel(parts[part.key])]
-                numbers = [float(n), float(places.episode[k, n]), *map(float, values)]
-                text, time = message_text(self._layout.end_topic, numbers), int(places.log_time[k, n])
+                numbers = [float(n), float(places[k, n, 1]), *map(float, values)]
+                text, time = message_text(self._layout.end_topic, numbers), int(times[k, n])
                 found.append(Messages.single(END_CHANNEL, sequence + len(found), time, text))
         return found
 
 
-def observed_names(layout: Layout) -> dict[str, str | None]:
-    """Names in a `Block` of what is observed, images left out, and their keys in Dict observations."""
-    return {f"observation/{part.key}": part.key for part in layout.observed if part.names}
+def observed_parts(layout: Layout) -> list[Observed]:
+    """What is observed, images left out."""
+    return [part for part in layout.observed if part.names]
 
 
-def _fields(block: Block, layout: Layout, circuit: Circuit) -> dict[str, Array]:
-    """Every field of the messages but for the counts: (K, N, ...)."""
-    shape = (block.n_steps, layout.n_envs)
-    sensory, potentials = block["sensory"][:, 0], block["potentials"][:, 0]
-    tau = circuit.time_constants(sensory, potentials)
-    truncated = block["truncated"] if "truncated" in block else np.zeros(shape, bool)
-    observed = (block[name].reshape(*shape, -1) for name in observed_names(layout))
-    parts = [np.empty((*shape, 0), np.float32), *observed]
-    seconds = np.full(shape, circuit.ltc.elapsed_time, np.float32)
-    fields: dict[str, Array] = {
-        "observation": np.concatenate(parts, axis=-1),
-        "terminated": block["done"] & ~truncated,
-        "truncated": block["done"] & truncated,
-        "elapsed_time": block["elapsed_time"][:, 0] if "elapsed_time" in block else seconds,
-        "sensory": sensory,
+def observed_name(part: Observed) -> str:
+    """Of a part in a `Block`."""
+    return f"observation/{part.key}"
+
+
+def _columns(shapes: dict[str, tuple[int, ...]], layout: Layout, circuit: Circuit) -> Integers:
+    """(N, C), where each environment's numbers stand among those of a step, whose fields have these shapes."""
+    stops = np.cumsum([math.prod(shape) for shape in shapes.values()]).tolist()
+    fields = {
+        name: np.arange(stop - math.prod(shape), stop).reshape(layout.n_envs, -1)
+        for (name, shape), stop in zip(shapes.items(), stops, strict=True)
     }
-    fields |= {name: block[name] for name in ("action", "sample", "reward", "value", "action_mean", "log_prob")}
-    for layer in ("motor", "command", "inter"):
-        where = getattr(circuit.wiring, layer)
-        fields[f"potentials.{layer}"], fields[f"tau.{layer}"] = potentials[..., where], tau[..., where]
-    if not layout.discrete:
-        fields["action_std"] = block["action_std"]
-    return fields
+    observed = [fields[observed_name(part)] for part in observed_parts(layout)]
+    places = fields["places"]
+    sources = {
+        "env": places[:, :1],
+        "episode": places[:, 1:2],
+        "step": places[:, 2:],
+        "observation": np.concatenate([places[:, :0], *observed], axis=1),
+    }
+    for name in layout.columns.keys() - sources.keys():
+        whole, _, layer = name.partition(".")
+        sources[name] = fields[whole][:, getattr(circuit.wiring, layer) if layer else slice(None)]
+    return np.concatenate([sources[name] for name in layout.columns], axis=1)
 
 
-def _episode_spans(places: _Places, keep: Array) -> list[tuple[int, int, int, int]]:
-    envs = np.broadcast_to(np.arange(keep.shape[1]), keep.shape)[keep]
-    episodes, steps = places.episode[keep], places.step[keep]
-    found = []
-    for episode in np.unique(episodes).tolist():
-        at = episodes == episode
-        found.append((episode, int(envs[at][0]), int(steps[at].min()), int(at.sum())))
-    return found
+@kernel
+def _place(
+    starts: Any,
+    keep: Any,
+    elapsed: Any,
+    n_episodes: int,
+    episode: Any,
+    step: Any,
+    time: Any,
+    times: Any,
+    places: Any,
+    spans: Any,
+) -> tuple[int, int]:
+    """Count the steps of each environment on.
+
+    Args:
+        starts: (K, N) bool, where an episode starts.
+        keep: (K, N) bool, what is recorded.
+        elapsed: (K, N) seconds.
+        n_episodes: Number of the next episode.
+        episode: (N,), the environments' episodes, -1 before the first; changed.
+        step: (N,), number of the next step; changed.
+        time: (N,), nanoseconds of simulated time since the recording began, episodes of an environment one after the
+            other; changed.
+        times: (K, N), filled: `time` after each step.
+        places: (K, N, 3), filled: environment, episode and step.
+        spans: (K N, 5), filled with a `_Span` for each episode that is recorded.
+
+    Returns:
+        Number of the next episode, and of spans.
+    """
+    n_spans = 0
+    span = np.full(len(episode), -1)
+    for k in range(len(keep)):
+        for n in range(len(episode)):
+            if keep[k, n] and (starts[k, n] or episode[n] < 0):
+                episode[n], step[n], span[n] = n_episodes, 0, -1
+                n_episodes += 1
+            if keep[k, n]:
+                if span[n] < 0:
+                    span[n] = n_spans
+                    spans[n_spans] = (episode[n], n, step[n], 0, k)
+                    n_spans += 1
+                spans[span[n], 3] += 1
+                if math.isfinite(elapsed[k, n]):
+                    time[n] += np.int64(np.rint(elapsed[k, n] * 1e9))
+            times[k, n] = time[n]
+            places[k, n] = (n, episode[n], step[n])
+            step[n] += 1
+    return n_episodes, n_spans
 
 
 def _image_messages(images: list[dict[str, Array]], keep: Array, times: Array, sequence: int) -> list[Messages]:

@@ -14,6 +14,7 @@ import threading
 from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
 import zstandard
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -23,6 +24,7 @@ from ncp_rl.recording.container import Container
 from ncp_rl.recording.encode import Messages
 from ncp_rl.recording.errors import RecordingError
 from ncp_rl.recording.layout import Layout
+from ncp_rl.recording.sha256 import sha256_links
 from ncp_rl.recording.steps import Block, Step, StepEncoder
 
 #: Seconds after which steps are written at the latest.
@@ -32,7 +34,7 @@ INTERVAL = 0.1
 MAX_RATIO = 64
 
 # Bytes of messages in a chunk, and how many chunks may wait for the thread before the rollout waits for it.
-_CHUNK_BYTES = 2**21
+_CHUNK_BYTES = 2**22
 _MAX_WAITING = 16
 _BYTES_PER_NUMBER = 15
 
@@ -68,7 +70,8 @@ class RecordingWriter:
         self._container = Container()
         attachments = {"manifest.json": manifest, "circuit.json": settings, "circuit.safetensors": tensors}
         beginning = self._container.begin(layout, attachments)
-        self._chain = Chain(beginning)
+        self._chain = Chain(beginning, sha256_links)
+        sha256_links(b"", memoryview(b""), np.array([0]))  # Compiled before the first step, as the encoder is.
         self._size = 0
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +87,8 @@ class RecordingWriter:
         self._steps_per_chunk = max(1, _CHUNK_BYTES // step_bytes)
         self._layout = layout
         self._block, self._waiting = self._new_block(), list[Block]()
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._ending: str | None = None
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name=f"recording {path.name}", daemon=True)
@@ -99,7 +103,7 @@ class RecordingWriter:
         """
         if self._error is not None:
             self.close()
-        with self._changed:
+        with self._lock:  # The condition's own `with` takes three times as long.
             self._block.put(step)
             if not self._block.full:
                 return

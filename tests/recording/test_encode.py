@@ -43,7 +43,7 @@ def encoded(values: npt.NDArray[np.float64], of: Layout) -> dict[str, npt.NDArra
 
 
 def rows(n: int, of: Layout) -> npt.NDArray[np.float64]:
-    values = np.zeros((n, max(at.stop for at in of.columns.values())))
+    values = np.zeros((n, of.width))
     values[:, of.columns["env"]] = np.arange(n)[:, None] % 2
     values[:, of.columns["step"]] = np.arange(n)[:, None] * 10**6
     values[:, of.columns["truncated"]] = np.arange(n)[:, None] % 2

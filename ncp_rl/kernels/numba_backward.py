@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -31,7 +30,6 @@ from ncp_rl.kernels.numba_forward import (
     GLEAK,
     MIDPOINT,
     MU,
-    PAIR,
     PULL,
     REVERSAL,
     SIGMA,
@@ -46,6 +44,7 @@ from ncp_rl.kernels.numba_forward import (
     gather_delta,
     integers,
     lane_rows,
+    may_saturate,
     paired,
     paired_source,
     scatter,
@@ -89,16 +88,6 @@ def add_gradient(grad: Floats, first: int, n_sequences: int, step: int, incoming
 
 
 @inlined
-def destinations(vectors: Integers) -> Any:
-    """(vectors,) int32, the neuron that the synapses of each vector end in."""
-    n_neurons = vectors.shape[0] - 1
-    result = np.empty(integer(vectors, n_neurons), np.int32)
-    for j in range(n_neurons):
-        result[vectors[j] : vectors[j + 1]] = j
-    return result
-
-
-@inlined
 def pull_back_neurons(
     neuronal: Floats,
     delta: Floats,
@@ -135,8 +124,8 @@ def pull_back_neurons(
 @inlined
 def pull_back_synapses(
     table: Floats,
+    pointer: Integers,
     source: Integers,
-    destination: Integers,
     currents: Floats,
     conductances: Floats,
     first_row: int,
@@ -146,16 +135,14 @@ def pull_back_synapses(
 ) -> None:
     """Add what reaches the presynaptic potentials to their adjoint; P and Q are at row `first_row` onwards."""
     keep_apart()
-    for e in range(0, destination.shape[0], PAIR):
-        j = first_row + integer(destination, e)
-        current = repeat(load(currents, j))
-        conductance = repeat(load(conductances, j))
-        for vector in range(e, e + PAIR):
-            row = vector * COLUMNS
-            sigmoid = load(sigmoids, first_sigmoid + vector)
-            y = (current * broadcast(table, row + REVERSAL) - conductance) * sigmoid
+    for j in range(pointer.shape[0] - 1):
+        current = repeat(load(currents, first_row + j))
+        conductance = repeat(load(conductances, first_row + j))
+        for e in range(integer(pointer, j), integer(pointer, j + 1)):
+            sigmoid = load(sigmoids, first_sigmoid + e)
+            y = (current * broadcast(table, e * COLUMNS + REVERSAL) - conductance) * sigmoid
             z = y - y * sigmoid
-            add_to_sources(adjoint, source, vector, z * broadcast(table, row + PULL))
+            add_to_sources(adjoint, source, e, z * broadcast(table, e * COLUMNS + PULL))
 
 
 @inlined
@@ -179,11 +166,10 @@ def sum_neurons(
 @inlined
 def accumulate(
     table: Floats,
+    pointer: Integers,
     source: Integers,
-    destination: Integers,
     presynaptics: Floats,
     n_presynaptic: int,
-    n_neurons: int,
     n_unfolds: int,
     currents: Floats,
     conductances: Floats,
@@ -192,34 +178,24 @@ def accumulate(
 ) -> None:
     """Add P s, y, z and z (v - mu), summed over the substeps of one step and folded, to one row per vector."""
     keep_apart()
-    n_vectors = destination.shape[0]
-    for e in range(0, n_vectors, PAIR):
-        j = integer(destination, e)
-        row, second_row = e * COLUMNS, (e + 1) * COLUMNS
-        reversal, second_reversal = broadcast(table, row + REVERSAL), broadcast(table, second_row + REVERSAL)
-        midpoint, second_midpoint = broadcast(table, row + MIDPOINT), broadcast(table, second_row + MIDPOINT)
-        sum_ps = sum_y = sum_z = sum_zv = spread(_ZERO)
-        second_ps = second_y = second_z = second_zv = spread(_ZERO)
-        for k in range(n_unfolds):
-            current = repeat(load(currents, k * n_neurons + j))
-            conductance = repeat(load(conductances, k * n_neurons + j))
-            sigmoid = load(sigmoids, k * n_vectors + e)
-            y = (current * reversal - conductance) * sigmoid
-            z = y - y * sigmoid
-            sum_ps = sum_ps + current * sigmoid
-            sum_y = sum_y + y
-            sum_z = sum_z + z
-            sum_zv = sum_zv + z * (load_sources(presynaptics, k * n_presynaptic, source, e) - midpoint)
-            sigmoid = load(sigmoids, k * n_vectors + e + 1)
-            y = (current * second_reversal - conductance) * sigmoid
-            z = y - y * sigmoid
-            second_ps = second_ps + current * sigmoid
-            second_y = second_y + y
-            second_z = second_z + z
-            potential = load_sources(presynaptics, k * n_presynaptic, source, e + 1)
-            second_zv = second_zv + z * (potential - second_midpoint)
-        store(sums, e, load(sums, e) + fold4(sum_ps, sum_y, sum_z, sum_zv))
-        store(sums, e + 1, load(sums, e + 1) + fold4(second_ps, second_y, second_z, second_zv))
+    n_neurons = pointer.shape[0] - 1
+    n_vectors = integer(pointer, n_neurons)
+    for j in range(n_neurons):
+        for e in range(integer(pointer, j), integer(pointer, j + 1)):
+            reversal = broadcast(table, e * COLUMNS + REVERSAL)
+            midpoint = broadcast(table, e * COLUMNS + MIDPOINT)
+            sum_ps = sum_y = sum_z = sum_zv = spread(_ZERO)
+            for k in range(n_unfolds):
+                current = repeat(load(currents, k * n_neurons + j))
+                conductance = repeat(load(conductances, k * n_neurons + j))
+                sigmoid = load(sigmoids, k * n_vectors + e)
+                y = (current * reversal - conductance) * sigmoid
+                z = y - y * sigmoid
+                sum_ps = sum_ps + current * sigmoid
+                sum_y = sum_y + y
+                sum_z = sum_z + z
+                sum_zv = sum_zv + z * (load_sources(presynaptics, k * n_presynaptic, source, e) - midpoint)
+            store(sums, e, load(sums, e) + fold4(sum_ps, sum_y, sum_z, sum_zv))
 
 
 @inlined
@@ -325,7 +301,7 @@ def backward_kernel(width: int) -> Callable[..., None]:
         inputs_gradient = floats(inputs_gradient_address, n_samples, n_inputs)
         state_gradient = floats(state_gradient_address, n_sequences, n_neurons)
         elapsed_gradient = floats(elapsed_gradient_address, elapsed_time.shape[0], n_sequences)
-        destination, sensory_destination = destinations(pointer), destinations(sensory_pointer)
+        clamped = may_saturate(synaptic, sensory, neuronal, state)
         table = synapse_table(synaptic, own_pointer, pointer, n_parts, cell_width, table_width, True)
         sensory_table = synapse_table(
             sensory, own_sensory_pointer, sensory_pointer, n_parts, cell_width, table_width, True
@@ -378,20 +354,11 @@ def backward_kernel(width: int) -> Callable[..., None]:
                     conductance,
                     sensory_sigmoids,
                 )
-                solve(
-                    table,
-                    pointer,
-                    source,
-                    neuronal,
-                    delta,
-                    current,
-                    conductance,
-                    unfolded,
-                    ode_unfolds,
-                    slopes,
-                    reciprocals,
-                    sigmoids,
-                )
+                operands = table, pointer, source, neuronal, delta, current, conductance, unfolded, ode_unfolds
+                if clamped:
+                    solve(True, *operands, slopes, reciprocals, sigmoids)
+                else:
+                    solve(None, *operands, slopes, reciprocals, sigmoids)
                 add_gradient(grad, first, n_sequences, t, incoming, adjoint)
                 zero(delta_sum)
                 for k in range(ode_unfolds - 1, -1, -1):
@@ -408,23 +375,14 @@ def backward_kernel(width: int) -> Callable[..., None]:
                         delta_sum,
                     )
                     pull_back_synapses(
-                        table,
-                        source,
-                        destination,
-                        currents,
-                        conductances,
-                        before,
-                        sigmoids,
-                        k * n_vectors,
-                        adjoint,
+                        table, pointer, source, currents, conductances, before, sigmoids, k * n_vectors, adjoint
                     )
                 sum_neurons(currents, conductances, current_sums, conductance_sums, neuronal_totals)
                 accumulate(
                     table,
+                    pointer,
                     source,
-                    destination,
                     unfolded,
-                    n_neurons,
                     n_neurons,
                     ode_unfolds,
                     currents,
@@ -433,30 +391,11 @@ def backward_kernel(width: int) -> Callable[..., None]:
                     synaptic_totals,
                 )
                 zero(inputs_adjoint)
-                pull_back_synapses(
-                    sensory_table,
-                    sensory_source,
-                    sensory_destination,
-                    current_sums,
-                    conductance_sums,
-                    0,
-                    sensory_sigmoids,
-                    0,
-                    inputs_adjoint,
-                )
-                accumulate(
-                    sensory_table,
-                    sensory_source,
-                    sensory_destination,
-                    rows,
-                    n_inputs,
-                    n_neurons,
-                    1,
-                    current_sums,
-                    conductance_sums,
-                    sensory_sigmoids,
-                    sensory_totals,
-                )
+                # What sensory synapses receive and give.
+                sensory_operands = sensory_table, sensory_pointer, sensory_source
+                sums = current_sums, conductance_sums
+                pull_back_synapses(*sensory_operands, *sums, 0, sensory_sigmoids, 0, inputs_adjoint)
+                accumulate(*sensory_operands, rows, n_inputs, 1, *sums, sensory_sigmoids, sensory_totals)
                 scatter(inputs_adjoint, 0, first, n_sequences, t, inputs_gradient)
                 write_elapsed_gradient(delta_sum, first, t, ode_unfolds, elapsed_gradient)
                 clear_started(adjoint, n_neurons, starts, t, first)

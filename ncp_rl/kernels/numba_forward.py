@@ -29,9 +29,11 @@ from ncp_rl.kernels.contract import EPSILON
 from ncp_rl.kernels.numba_cache import inlined, kernel
 from ncp_rl.kernels.numba_lanes import (
     LANES,
+    MAX_EXPONENT,
     as_rows,
     bool_pointer,
     broadcast,
+    clamp_exponent,
     float32_pointer,
     fold,
     int32_pointer,
@@ -64,6 +66,8 @@ COLUMNS = 8
 PAIR = 2
 
 _EPSILON = np.float32(EPSILON)
+#: Below `MAX_EXPONENT` by more than potentials leave their range for rounding.
+_SAFE_EXPONENT = np.float32(0.99 * MAX_EXPONENT)
 _LOG2_E = np.float32(math.log2(math.e))
 _ONE = np.float32(1.0)
 _ZERO = np.float32(0.0)
@@ -176,9 +180,39 @@ def synapse_table(
 
 
 @inlined
-def exponent(table: Floats, vector: int, presynaptic: Any) -> Any:
+def may_saturate(synaptic: Floats, sensory: Floats, neuronal: Floats, state: Floats) -> bool:
+    """Whether an exponent between neurons may pass `MAX_EXPONENT`, so that it must be clamped.
+
+    It seldom may: a potential is a weighted mean of reversal potentials, its leak potential, zero and where it began,
+    and never passes the largest of these.
+    """
+    bound = max(largest(synaptic[EREV]), largest(sensory[EREV]), largest(neuronal[VLEAK]))
+    for sequence in range(state.shape[0]):
+        bound = max(bound, largest(state[sequence]))
+    for e in range(synaptic.shape[1]):
+        # The other way round, NaN would pass.
+        if not abs(synaptic[SIGMA, e]) * (bound + abs(synaptic[MU, e])) * _LOG2_E <= _SAFE_EXPONENT:
+            return True
+    return False
+
+
+@inlined
+def largest(values: Floats) -> Any:
+    """Largest magnitude; NaN, which saturates nothing, does not count."""
+    result = _ZERO
+    for i in range(values.shape[0]):
+        if abs(values[i]) > result:
+            result = abs(values[i])
+    return result
+
+
+@inlined
+def exponent(table: Floats, vector: int, presynaptic: Any, clamped: bool | None) -> Any:
     """What the sigmoids of a vector of synapses are taken of, to base 2."""
-    return presynaptic * broadcast(table, vector * COLUMNS + SLOPE) + broadcast(table, vector * COLUMNS + OFFSET)
+    value = presynaptic * broadcast(table, vector * COLUMNS + SLOPE) + broadcast(table, vector * COLUMNS + OFFSET)
+    if clamped is not None:
+        value = clamp_exponent(value)
+    return value
 
 
 @inlined
@@ -251,17 +285,18 @@ def synaptic_sums(
     first_row: int,
     sigmoids: Floats | None,
     first_sigmoid: int,
+    clamped: bool | None,
 ) -> Any:
     """Current and conductance of the synapses of one neuron; row `first_row` is the first presynaptic potential.
 
-    Their sigmoids go to `sigmoids`, where there is one.
+    Their sigmoids go to `sigmoids`, where there is one. Exponents are `clamped`, unless that is None.
     """
     current = conductance = spread(_ZERO)
     e = first_vector
     while e < last_vector:
         first, second = logistics2(
-            exponent(table, e, load_sources(presynaptics, first_row, source, e)),
-            exponent(table, e + 1, load_sources(presynaptics, first_row, source, e + 1)),
+            exponent(table, e, load_sources(presynaptics, first_row, source, e), clamped),
+            exponent(table, e + 1, load_sources(presynaptics, first_row, source, e + 1), clamped),
         )
         if sigmoids is not None:
             store(sigmoids, first_sigmoid + e, first)
@@ -292,7 +327,7 @@ def sensory_sums(
     for j in range(neuronal.shape[1]):
         gleak = neuronal[GLEAK, j]
         currents, conductances = synaptic_sums(
-            table, source, integer(pointer, j), integer(pointer, j + 1), inputs, 0, sigmoids, 0
+            table, source, integer(pointer, j), integer(pointer, j + 1), inputs, 0, sigmoids, 0, True
         )
         store(current, j, currents + gleak * neuronal[VLEAK, j])
         store(conductance, j, conductances + (gleak + _EPSILON))
@@ -300,6 +335,7 @@ def sensory_sums(
 
 @inlined
 def solve(
+    clamped: bool | None,
     table: Floats,
     pointer: Integers,
     source: Integers,
@@ -315,7 +351,8 @@ def solve(
 ) -> None:
     """All substeps of one step: from the first U rows of `unfolded`, U rows after each.
 
-    What a backward pass needs beside these is kept where there is room for it, in the same order.
+    What a backward pass needs beside these is kept where there is room for it, in the same order. Exponents are
+    `clamped`, unless that is None.
     """
     keep_apart()
     n_neurons = neuronal.shape[1]
@@ -333,6 +370,7 @@ def solve(
                 before,
                 sigmoids,
                 k * n_vectors,
+                clamped,
             )
             current_sum = load(current, j) + currents
             conductance_sum = load(conductance, j) + conductances
@@ -389,17 +427,11 @@ def forward_kernel(width: int) -> Callable[..., None]:
         source = paired_source(own_pointer, integers(source_address, n_synapses), pointer, width)
         own_sensory_source = integers(sensory_source_address, n_sensory)
         sensory_source = paired_source(own_sensory_pointer, own_sensory_source, sensory_pointer, width)
-        table = synapse_table(
-            floats(synaptic_address, 4, n_synapses), own_pointer, pointer, n_parts, cell_width, table_width, False
-        )
+        synaptic, sensory = floats(synaptic_address, 4, n_synapses), floats(sensory_address, 4, n_sensory)
+        clamped = may_saturate(synaptic, sensory, neuronal, state)
+        table = synapse_table(synaptic, own_pointer, pointer, n_parts, cell_width, table_width, False)
         sensory_table = synapse_table(
-            floats(sensory_address, 4, n_sensory),
-            own_sensory_pointer,
-            sensory_pointer,
-            n_parts,
-            cell_width,
-            table_width,
-            False,
+            sensory, own_sensory_pointer, sensory_pointer, n_parts, cell_width, table_width, False
         )
 
         unfolded = lane_rows((ode_unfolds + 1) * n_neurons, width)
@@ -416,20 +448,11 @@ def forward_kernel(width: int) -> Callable[..., None]:
                 gather(inputs, first, n_sequences, t, rows)
                 gather_delta(elapsed_time, t, first, ode_unfolds, delta)
                 sensory_sums(sensory_table, sensory_pointer, sensory_source, rows, neuronal, current, conductance, None)
-                solve(
-                    table,
-                    pointer,
-                    source,
-                    neuronal,
-                    delta,
-                    current,
-                    conductance,
-                    unfolded,
-                    ode_unfolds,
-                    None,
-                    None,
-                    None,
-                )
+                operands = table, pointer, source, neuronal, delta, current, conductance, unfolded, ode_unfolds
+                if clamped:
+                    solve(True, *operands, None, None, None)
+                else:
+                    solve(None, *operands, None, None, None)
                 scatter(unfolded, last, first, n_sequences, t, potentials)
                 for j in range(n_neurons):
                     store(unfolded, j, load(unfolded, last + j))

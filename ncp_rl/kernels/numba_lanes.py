@@ -31,6 +31,8 @@ from numba.np.arrayobj import make_array
 LANES = 16
 #: How many sequences a row may hold.
 WIDTHS = (8, 16)
+#: Exponents to base 2 between this and its negative give powers that are normal numbers.
+MAX_EXPONENT = 126.0
 
 #: What a function hands to Numba: a signature, and the code generator that belongs to it.
 Typed = tuple[Any, Callable[..., Any]]
@@ -453,7 +455,7 @@ def reciprocal(typing_context: Any, value: Any) -> Typed:
 
 @intrinsic
 def logistics2(typing_context: Any, first: Any, second: Any) -> Typed:
-    """1 / (1 + 2^x) of two exponents x: the logistic function of -x ln 2.
+    """1 / (1 + 2^x) of two exponents x, NaN or within `MAX_EXPONENT`: the logistic function of -x ln 2.
 
     Two at once, operation by operation: one alone is a chain of fourteen operations that each wait for the last.
     """
@@ -463,6 +465,19 @@ def logistics2(typing_context: Any, first: Any, second: Any) -> Typed:
         return context.make_tuple(builder, sig.return_type, values)
 
     return types.UniTuple(lanes_type, 2)(first, second), generate
+
+
+@intrinsic
+def clamp_exponent(typing_context: Any, exponent: Any) -> Typed:
+    """`exponent` within `MAX_EXPONENT`, far into saturation either way. NaN stays NaN: the comparisons are ordered."""
+
+    def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        exponent = arguments[0]
+        for comparison, bound in (("<", _constant(-MAX_EXPONENT)), (">", _constant(MAX_EXPONENT))):
+            exponent = builder.select(builder.fcmp_ordered(comparison, exponent, bound), bound, exponent)
+        return exponent
+
+    return lanes_type(exponent), generate
 
 
 @intrinsic
@@ -492,25 +507,20 @@ def _pointer(element_type: Any, address: Any) -> Typed:
 
 def _logistics2(builder: Any, exponents: list[Any], exp2: Callable[..., Any]) -> list[Any]:
     one = _constant(1.0)
-    powers = exp2(builder, [_clamp(builder, exponent) for exponent in exponents])
-    denominators = [builder.fadd(power, one, flags=_FUSE) for power in powers]
+    denominators = [builder.fadd(power, one, flags=_FUSE) for power in exp2(builder, exponents)]
     return [builder.fdiv(one, denominator) for denominator in denominators]
-
-
-def _clamp(builder: Any, exponent: Any) -> Any:
-    """`exponent` between -126 and 126, where powers of two are normal numbers; far into saturation either way.
-
-    The comparisons are ordered, so that NaN stays NaN.
-    """
-    for comparison, bound in (("<", _constant(-126.0)), (">", _constant(126.0))):
-        exponent = builder.select(builder.fcmp_ordered(comparison, exponent, bound), bound, exponent)
-    return exponent
 
 
 def _exp2(builder: Any, exponents: list[Any]) -> list[Any]:
     """2^x by a whole power of two and a polynomial of degree 5."""
     wholes, rests = _split(builder, exponents, steps=1)
-    mantissas = _polynomial(builder, rests, _exp2_coefficients(0.5, degree=5))
+    # In pairs of neighbours first: that waits for fewer operations than one coefficient after the other.
+    coefficients = _exp2_coefficients(0.5, degree=5)
+    pairs = [
+        [_multiply_add(builder, odd, x, even) for even, odd in zip(coefficients[::2], coefficients[1::2], strict=True)]
+        for x in rests
+    ]
+    mantissas = _horner(builder, [builder.fmul(x, x, flags=_FUSE) for x in rests], pairs)
     shift = ir.Constant(_INT_VECTOR, [23] * LANES)
     return [
         builder.bitcast(builder.add(builder.bitcast(mantissa, _INT_VECTOR), builder.shl(whole, shift)), _VECTOR)
@@ -521,7 +531,7 @@ def _exp2(builder: Any, exponents: list[Any]) -> list[Any]:
 def _exp2_table(builder: Any, exponents: list[Any]) -> list[Any]:
     """2^x by a table of sixteenths, which lies in one AVX-512 register, and a polynomial of degree 2."""
     sixteenths, rests = _split(builder, exponents, steps=16)
-    mantissas = _polynomial(builder, rests, _exp2_coefficients(1 / 32, degree=2))
+    mantissas = _horner(builder, rests, [_exp2_coefficients(1 / 32, degree=2)] * len(rests))
     # Shifted by 19, the number of sixteenths adds its whole part to the exponent; the rest of it is taken off here.
     numbers = np.arange(16, dtype=np.int32)
     bits = (2.0 ** (numbers / 16)).astype(np.float32).view(np.int32) - (numbers << 19)
@@ -545,20 +555,25 @@ def _split(builder: Any, values: list[Any], steps: int) -> tuple[list[Any], list
     return [builder.bitcast(sum_, _INT_VECTOR) for sum_ in sums], rests
 
 
-def _exp2_coefficients(bound: float, degree: int) -> list[float]:
+def _exp2_coefficients(bound: float, degree: int) -> list[Any]:
     """Polynomial of 2^x for -bound <= x <= bound, lowest power first; relative error below 3e-7 as used here."""
     nodes = bound * np.cos(np.linspace(0, np.pi, 4001))
     powers = 2.0**nodes
     fit = np.polynomial.chebyshev.Chebyshev.fit(nodes, powers, degree, w=1 / powers, domain=[-bound, bound])
-    return [float(np.float32(c)) for c in fit.convert(kind=np.polynomial.Polynomial).coef]
+    return [_constant(float(np.float32(c))) for c in fit.convert(kind=np.polynomial.Polynomial).coef]
 
 
-def _polynomial(builder: Any, values: list[Any], coefficients: list[float]) -> list[Any]:
-    results = [_constant(coefficients[-1])] * len(values)
-    for coefficient in map(_constant, coefficients[-2::-1]):
-        products = [builder.fmul(result, x, flags=_FUSE) for result, x in zip(results, values, strict=True)]
-        results = [builder.fadd(product, coefficient, flags=_FUSE) for product in products]
+def _horner(builder: Any, values: list[Any], terms: list[list[Any]]) -> list[Any]:
+    """The polynomial in each value whose coefficients are its terms, lowest power first."""
+    results = [own[-1] for own in terms]
+    for power in range(len(terms[0]) - 2, -1, -1):
+        operands = zip(results, values, terms, strict=True)
+        results = [_multiply_add(builder, result, x, own[power]) for result, x, own in operands]
     return results
+
+
+def _multiply_add(builder: Any, factor: Any, other: Any, term: Any) -> Any:
+    return builder.fadd(builder.fmul(factor, other, flags=_FUSE), term, flags=_FUSE)
 
 
 def _has_avx512(context: Any) -> bool:

@@ -131,6 +131,28 @@ def test_saturated_synapses(backend: Backend, n_sequences: int) -> None:
 
 @every_backend
 @few_or_many
+@pytest.mark.parametrize(("operand", "row"), [("state", -1), ("vleak", 2), ("erev", 3), ("sensory_erev", 3), ("mu", 2)])
+def test_exponents_beyond_the_range_of_float32(backend: Backend, n_sequences: int, operand: str, row: int) -> None:
+    """One number so large that 2^x overflows on the way to a sigmoid; beside it, a sequence that is not a number."""
+    case = draw_case(Sizes(6, n_sequences, 5, 11, density=0.8), resets=False).with_dtype(torch.float32)
+    numbers = {
+        "state": case.state,
+        "vleak": case.params.neuronal,
+        "erev": case.params.synaptic,
+        "sensory_erev": case.params.sensory,
+        "mu": case.params.synaptic,
+    }[operand]
+    with torch.no_grad():
+        numbers[row, -1] = 300
+        case.state[0] = float("nan")
+    potentials = run(case.to(device_of(backend)), backend).cpu()
+    expected = run(case.with_dtype(torch.float64), "reference")
+    assert potentials[:, 0].isnan().all()
+    assert (potentials - expected)[:, 1:].abs().max() <= 1e-6 * 300
+
+
+@every_backend
+@few_or_many
 def test_no_elapsed_time_leaves_potentials_and_finite_gradients(backend: Backend, n_sequences: int) -> None:
     case = draw_case(Sizes(5, n_sequences, 4, 9), resets=False)
     case = case._replace(elapsed_time=torch.zeros(5, n_sequences)).with_dtype(torch.float32).to(device_of(backend))

@@ -200,10 +200,9 @@ def accumulate(
 
 @inlined
 def write_synapse_gradients(
-    sums: Floats, pointer: Integers, vectors: Integers, width: int, params: Floats, gradients: Floats, first: int
+    sums: Floats, pointer: Integers, vectors: Integers, width: int, params: Floats, gradients: Floats
 ) -> None:
-    """From the folded sums of each vector, the rows w, sigma, mu, erev at `first` of the flat `gradients`."""
-    n_synapses = params.shape[1]
+    """From the folded sums of each vector, the rows w, sigma, mu, erev of `gradients` (4, E)."""
     n_parts = LANES // width
     for j in range(pointer.shape[0] - 1):
         for e in range(pointer[j], pointer[j + 1]):
@@ -216,21 +215,21 @@ def write_synapse_gradients(
                 sum_z += sums[slot // n_parts, lane + 2]
                 sum_zv += sums[slot // n_parts, lane + 3]
             w, sigma = params[W, e], params[SIGMA, e]
-            gradients[first + W * n_synapses + e] = sum_y
-            gradients[first + SIGMA * n_synapses + e] = w * sum_zv
-            gradients[first + MU * n_synapses + e] = -w * sigma * sum_z
-            gradients[first + EREV * n_synapses + e] = w * sum_ps
+            gradients[W, e] = sum_y
+            gradients[SIGMA, e] = w * sum_zv
+            gradients[MU, e] = -w * sigma * sum_z
+            gradients[EREV, e] = w * sum_ps
 
 
 @inlined
-def write_neuron_gradients(sums: Floats, neuronal: Floats, gradients: Floats, first: int) -> None:
-    """From U rows each of sums of P slope, P and Q, the rows cm, gleak, vleak at `first` of the flat `gradients`."""
+def write_neuron_gradients(sums: Floats, neuronal: Floats, gradients: Floats) -> None:
+    """From U rows each of sums of P slope, P and Q, the rows cm, gleak, vleak of `gradients` (3, U)."""
     n_neurons = neuronal.shape[1]
     for j in range(n_neurons):
         current, conductance = total(load(sums, n_neurons + j)), total(load(sums, 2 * n_neurons + j))
-        gradients[first + CM * n_neurons + j] = -total(load(sums, j))
-        gradients[first + GLEAK * n_neurons + j] = neuronal[VLEAK, j] * current - conductance
-        gradients[first + VLEAK * n_neurons + j] = neuronal[GLEAK, j] * current
+        gradients[CM, j] = -total(load(sums, j))
+        gradients[GLEAK, j] = neuronal[VLEAK, j] * current - conductance
+        gradients[VLEAK, j] = neuronal[GLEAK, j] * current
 
 
 @inlined
@@ -265,7 +264,9 @@ def backward_kernel(width: int) -> Callable[..., None]:
         inputs_gradient_address: int,
         state_gradient_address: int,
         elapsed_gradient_address: int,
-        partials_address: int,
+        synaptic_partials_address: int,
+        sensory_partials_address: int,
+        neuronal_partials_address: int,
         n_steps: int,
         n_sequences: int,
         n_inputs: int,
@@ -276,7 +277,7 @@ def backward_kernel(width: int) -> Callable[..., None]:
         first_block: int,
         last_block: int,
     ) -> None:
-        """Blocks `first_block` to `last_block`, all steps; each block writes its own row of parameter gradients.
+        """Blocks `first_block` to `last_block`, all steps; each block writes parameter gradients of its own.
 
         An address of 0 stands for an operand that is not there.
         """
@@ -329,7 +330,9 @@ def backward_kernel(width: int) -> Callable[..., None]:
         sigmoids = lane_rows(ode_unfolds * n_vectors, LANES)
         sensory_sigmoids = lane_rows(n_sensory_vectors, LANES)
         delta_sum = lane_rows(1, width)
-        partials = floats(partials_address, last_block, 4 * n_synapses + 4 * n_sensory + 3 * n_neurons)
+        synaptic_partials = floats(synaptic_partials_address, 4 * last_block, n_synapses)
+        sensory_partials = floats(sensory_partials_address, 4 * last_block, n_sensory)
+        neuronal_partials = floats(neuronal_partials_address, 3 * last_block, n_neurons)
         for block in range(first_block, last_block):
             first = block * width
             zero(adjoint)
@@ -400,11 +403,12 @@ def backward_kernel(width: int) -> Callable[..., None]:
                 write_elapsed_gradient(delta_sum, first, t, ode_unfolds, elapsed_gradient)
                 clear_started(adjoint, n_neurons, starts, t, first)
             scatter(adjoint, 0, first, n_sequences, 0, state_gradient)
-            write_synapse_gradients(synaptic_totals, own_pointer, pointer, width, synaptic, partials[block], 0)
-            write_synapse_gradients(
-                sensory_totals, own_sensory_pointer, sensory_pointer, width, sensory, partials[block], 4 * n_synapses
-            )
-            write_neuron_gradients(neuronal_totals, neuronal, partials[block], 4 * (n_synapses + n_sensory))
+            own = synaptic_partials[4 * block : 4 * (block + 1)]
+            own_sensory = sensory_partials[4 * block : 4 * (block + 1)]
+            own_neuronal = neuronal_partials[3 * block : 3 * (block + 1)]
+            write_synapse_gradients(synaptic_totals, own_pointer, pointer, width, synaptic, own)
+            write_synapse_gradients(sensory_totals, own_sensory_pointer, sensory_pointer, width, sensory, own_sensory)
+            write_neuron_gradients(neuronal_totals, neuronal, own_neuronal)
 
     compiled: Callable[..., None] = backward_blocks
     return compiled

@@ -94,7 +94,7 @@ def backward(
     n_blocks = -(-n_sequences // width)
     inputs_gradient, state_gradient = torch.empty_like(inputs), torch.empty_like(state)
     elapsed_gradient = None if elapsed_time is None else torch.empty_like(elapsed_time)
-    partials = inputs.new_empty(n_blocks, sum(tensor.numel() for tensor in params))
+    partials = [inputs.new_empty(n_blocks, *tensor.shape) for tensor in params]
     arguments = (
         grad.data_ptr(),
         potentials.data_ptr(),
@@ -107,7 +107,7 @@ def backward(
         inputs_gradient.data_ptr(),
         state_gradient.data_ptr(),
         0 if elapsed_gradient is None else elapsed_gradient.data_ptr(),
-        partials.data_ptr(),
+        *(partial.data_ptr() for partial in partials),
         n_steps,
         n_sequences,
         n_inputs,
@@ -117,7 +117,7 @@ def backward(
         ode_unfolds,
     )
     _run_blocks(backward_kernel(width), n_blocks, _n_sigmoids(params, inputs, ode_unfolds), arguments)
-    return Gradients(_sum_partials(partials, params), inputs_gradient, state_gradient, elapsed_gradient)
+    return Gradients(Params(*map(_sum_blocks, partials)), inputs_gradient, state_gradient, elapsed_gradient)
 
 
 def _block_width(n_sequences: int) -> int:
@@ -155,11 +155,6 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
-def _sum_partials(partials: Tensor, params: Params) -> Params:
-    """Sum over blocks, one after the other whatever the number of threads, split into the shapes of `params`."""
-    sums = torch.from_numpy(partials.numpy().sum(axis=0))
-    ends = itertools.accumulate(tensor.numel() for tensor in params)
-    # Copies: an optimizer may write into a gradient, which must not be memory that others share.
-    return Params(
-        *(sums[end - tensor.numel() : end].clone().view_as(tensor) for tensor, end in zip(params, ends, strict=True))
-    )
+def _sum_blocks(partials: Tensor) -> Tensor:
+    """Sum over the first dimension, one block after the other whatever the number of threads."""
+    return partials.squeeze_(0) if len(partials) == 1 else torch.from_numpy(partials.numpy().sum(axis=0))

@@ -28,7 +28,7 @@ from ncp_rl.recording.sha256 import sha256_links
 from ncp_rl.recording.steps import Block, Step, StepEncoder
 
 #: Seconds after which steps are written at the latest.
-INTERVAL = 0.1
+INTERVAL = 0.25
 
 #: A chunk that shrinks more than this is stored as it is: readers take such a ratio for a bomb.
 MAX_RATIO = 64

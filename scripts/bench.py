@@ -134,6 +134,7 @@ def describe_machine(args: Args) -> dict[str, Any]:
     models = [line for line in cpu.read_text().splitlines() if line.startswith("model name")] if cpu.exists() else []
     return {
         "cpu": models[0].partition(": ")[2] if models else platform.processor(),
+        "vectors": torch.backends.cpu.get_cpu_capability(),
         "cores": multiprocessing.cpu_count(),
         "gpu": torch.cuda.get_device_name() if args.device == "cuda" else "none",
         "threads": args.threads,

@@ -154,7 +154,8 @@ class StepEncoder:
     def encode(self, block: Block, sequence: int) -> EncodedSteps | None:
         """Messages of K steps, the first with number `sequence`; None where no environment is recorded."""
         steps = block.steps()
-        keep, starts, elapsed = steps["keep"], steps["episode_starts"][:, 0] != 0, self._elapsed_time(steps)
+        # A copy, as fields of a step lie elsewhere than arrays do, for which kernels would be compiled once more.
+        keep, starts, elapsed = steps["keep"].copy(), steps["episode_starts"][:, 0] != 0, self._elapsed_time(steps)
         times, places, spans = self._count(starts, keep, elapsed)
         if not spans:
             return None
@@ -172,7 +173,7 @@ class StepEncoder:
     def _elapsed_time(self, steps: Array) -> Array:
         """(K, N) seconds."""
         if "elapsed_time" in (steps.dtype.names or ()):
-            return np.ascontiguousarray(steps["elapsed_time"][:, 0])
+            return steps["elapsed_time"][:, 0].copy()
         return np.full((len(steps), self._layout.n_envs), self._circuit.ltc.elapsed_time, np.float32)
 
     def _values(self, steps: Array, **more: Array) -> npt.NDArray[np.float64]:

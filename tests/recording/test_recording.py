@@ -14,8 +14,19 @@ from mcap.reader import make_reader
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecNormalize
 
+from ncp_rl import circuit as circuits
 from ncp_rl.circuit import Circuit
-from ncp_rl.recording import NeuronRecorder, Recording, RecordingError, record_rollouts, trace_neurons, verify
+from ncp_rl.recording import (
+    NeuronRecorder,
+    Recording,
+    RecordingError,
+    encode,
+    record_rollouts,
+    sha256,
+    steps,
+    trace_neurons,
+    verify,
+)
 from tests.recording.recordings import SPACES, pendulum, random_model, trained_pendulum
 
 
@@ -237,3 +248,13 @@ def test_circuits_come_back_without_random_numbers() -> None:
     for broken in (b"", tensors[:100], tensors[:-4]):
         with pytest.raises(ValueError):
             Circuit.load(broken, settings)
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_no_kernel_is_compiled_while_steps_wait(tmp_path: Path, space: str) -> None:
+    """Each is compiled for one kind of arguments, when a recording begins: another would take more than a second."""
+    observation_space, action_space, kwargs = SPACES[space]
+    model, venv = random_model(observation_space, action_space, **kwargs)
+    record_rollouts(model, venv, tmp_path / "r.mcap", n_episodes=2, progress_bar=False)
+    kernels: list[Any] = [steps._place, circuits._time_constants, encode._encode_rows, sha256._link]
+    assert [len(kernel.signatures) for kernel in kernels] == [1, 1, 1, 1]

@@ -22,11 +22,11 @@ def test_the_vector_of_nist() -> None:
     assert sha256_links(b"", memoryview(b"abc"), np.array([0, 3])).hex() == expected
 
 
-@pytest.mark.parametrize("length", range(301))
-def test_every_short_length(length: int) -> None:
-    data = np.random.default_rng(length).bytes(length)
-    assert sha256_links(b"", memoryview(data), np.array([0, length])) == sha256(data).digest()
-    assert sha256_links(data, memoryview(b""), np.array([0, 0])) == sha256(data).digest()
+def test_every_short_length() -> None:
+    for length in range(301):
+        data = np.random.default_rng(length).bytes(length)
+        assert sha256_links(b"", memoryview(data), np.array([0, length])) == sha256(data).digest(), length
+        assert sha256_links(data, memoryview(b""), np.array([0, 0])) == sha256(data).digest(), length
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -165,6 +165,11 @@ class Layout:
         """Neurons."""
         return self.n_motor + self.n_command + self.n_inter
 
+    @cached_property
+    def observed_numbers(self) -> tuple[Observed, ...]:
+        """What is observed, images left out."""
+        return tuple(part for part in self.observed if part.names)
+
     @property
     def observation_names(self) -> tuple[str, ...]:
         """(D,), of the observed quantities in the messages."""
@@ -174,7 +179,7 @@ class Layout:
     def observation_kind(self) -> Kind:
         """float32 where that holds every observed quantity."""
         exact = {"float32", "float16", "int8", "uint8", "int16", "uint16", "bool"}
-        return "float32" if all(part.dtype in exact for part in self.observed if part.names) else "float64"
+        return "float32" if all(part.dtype in exact for part in self.observed_numbers) else "float64"
 
     @cached_property
     def topics(self) -> tuple[Topic, ...]:

@@ -203,7 +203,7 @@ class Recording:
         ends = rows[END_CHANNEL]
         final = ends[0, topics[END_CHANNEL].slices["observation"]] if len(ends) else ends
         std = np.full_like(fields["action_mean"], np.nan) if self.layout.discrete else fields["action_std"]
-        dtype = np.result_type(np.float32, *(part.dtype for part in self.layout.observed if part.names))
+        dtype = np.result_type(np.float32, *(part.dtype for part in self.layout.observed_numbers))
         wanted = dtype if self.layout.observation_kind == "float64" else np.float32
         single = {name: fields[name][:, 0] for name in ("reward", "value", "log_prob", "elapsed_time")}
         several = dict(

@@ -61,7 +61,7 @@ class Block:
         self.final: list[tuple[int, int, Any]] = []
         """Step, environment and the observation that an episode ended with"""
         self.images: list[dict[str, Array]] = []
-        self._observed, self._capacity = observed_parts(layout), capacity
+        self._observed, self._capacity = layout.observed_numbers, capacity
         self._steps: list[bytes] = []
         self._dtype: np.dtype[Any]
 
@@ -216,16 +216,11 @@ class StepEncoder:
         for k, n, observation in block.final:
             if keep[k, n]:
                 parts = observation if isinstance(observation, dict) else {None: observation}
-                values = [v for part in self._layout.observed if part.names for v in np.ravel(parts[part.key])]
+                values = [v for part in self._layout.observed_numbers for v in np.ravel(parts[part.key])]
                 numbers = [float(n), float(places[k, n, 1]), *map(float, values)]
                 text, time = message_text(self._layout.end_topic, numbers), int(times[k, n])
                 found.append(Messages.single(END_CHANNEL, sequence + len(found), time, text))
         return found
-
-
-def observed_parts(layout: Layout) -> list[Observed]:
-    """What is observed, images left out."""
-    return [part for part in layout.observed if part.names]
 
 
 def observed_name(part: Observed) -> str:
@@ -240,7 +235,7 @@ def _columns(shapes: dict[str, tuple[int, ...]], layout: Layout, circuit: Circui
         name: np.arange(stop - math.prod(shape), stop).reshape(layout.n_envs, -1)
         for (name, shape), stop in zip(shapes.items(), stops, strict=True)
     }
-    observed = [fields[observed_name(part)] for part in observed_parts(layout)]
+    observed = [fields[observed_name(part)] for part in layout.observed_numbers]
     places = fields["places"]
     sources = {
         "env": places[:, :1],

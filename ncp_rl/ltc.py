@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ncp_rl.kernels import EPSILON, Backend, Params, Synapses, ltc_scan
+from ncp_rl.kernels import EPSILON, Backend, HeldParams, Params, Synapses, ltc_scan
 from ncp_rl.wiring import SynapseList, Wiring
 
 Range = tuple[float, float]
@@ -224,7 +224,8 @@ class LTC(nn.Module):
             return self._pack()
         versions = [(p._version, p.data_ptr()) for p in self._parameters.values() if p is not None]
         if self._packed is None or self._versions != versions:
-            self._packed, self._versions = self._pack(), versions
+            packed = self._pack()
+            self._packed, self._versions = packed._replace(params=HeldParams(*packed.params)), versions
         return self._packed
 
     def _pack(self) -> Packed:

@@ -5,7 +5,8 @@ Letters: T time steps, N sequences, S sensory inputs, U neurons, E synapses betw
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import functools
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,18 @@ class Params(NamedTuple):
     """(4, E_s) the same rows for the sensory synapses, in the order of `Synapses.sensory_source`."""
     neuronal: Tensor
     """(3, U) rows cm, gleak, vleak."""
+
+
+class HeldParams(Params):
+    """Parameters whose tensors nobody changes any more, so that what follows from them is computed once."""
+
+    @functools.cached_property
+    def derived(self) -> dict[Any, Any]:
+        """What backends keep here, by keys of their own."""
+        return {}
+
+    def __getstate__(self) -> None:
+        """Copies derive anew: what is kept here may hold addresses of the original's memory."""
 
 
 class Synapses(NamedTuple):

@@ -34,14 +34,14 @@ class FusedBackend(Protocol):
         *,
         ode_unfolds: int,
         save: bool,
-    ) -> tuple[Tensor, Tensor]:
-        """Potentials (T, N, U), and what `backward` can use if `save`: of any shape, empty (0,) if nothing."""
+    ) -> tuple[Tensor, Any]:
+        """Potentials (T, N, U), and what `backward` can use if `save`: of any kind, None if nothing."""
 
     def backward(
         self,
         grad: Tensor,
         potentials: Tensor,
-        saved: Tensor,
+        saved: Any,
         params: Params,
         synapses: Synapses,
         inputs: Tensor,
@@ -51,7 +51,7 @@ class FusedBackend(Protocol):
         *,
         ode_unfolds: int,
     ) -> Gradients:
-        """Gradients for `grad` (T, N, U) of the potentials; `saved` may be empty."""
+        """Gradients for `grad` (T, N, U) of the potentials; `saved` may be None."""
 
 
 @functools.cache
@@ -85,7 +85,7 @@ def scan(
         potentials: Tensor = _scan_operator(*params, *synapses, *rest, ode_unfolds, name)
         return potentials
     if torch.is_grad_enabled() and _wants_gradient(params, inputs, state, elapsed_time):
-        potentials = _Scan.apply(name, ode_unfolds, *params, *synapses, *rest)
+        potentials = _Scan.apply(name, ode_unfolds, synapses, *params, *rest)
         return potentials
     return load_backend(name).forward(
         params, synapses, inputs, state, episode_starts, elapsed_time, ode_unfolds=ode_unfolds, save=False
@@ -105,13 +105,13 @@ def _wants_gradient(params: Params, inputs: Tensor, state: Tensor, elapsed_time:
 
 
 class _Scan(torch.autograd.Function):
-    """Operands: 3 parameters, 4 synapse lists, inputs, state, episode_starts, elapsed_time."""
+    """Operands: 3 parameters, inputs, state, episode_starts, elapsed_time."""
 
     @staticmethod
-    def forward(ctx: Any, name: str, ode_unfolds: int, *operands: Any) -> Tensor:
-        params, synapses, rest = Params(*operands[:3]), Synapses(*operands[3:7]), operands[7:]
+    def forward(ctx: Any, name: str, ode_unfolds: int, synapses: Synapses, *operands: Any) -> Tensor:
+        params, rest = Params(*operands[:3]), operands[3:]
         potentials, saved = load_backend(name).forward(params, synapses, *rest, ode_unfolds=ode_unfolds, save=True)
-        ctx.name, ctx.ode_unfolds, ctx.saved = name, ode_unfolds, saved
+        ctx.name, ctx.ode_unfolds, ctx.synapses, ctx.saved = name, ode_unfolds, synapses, saved
         ctx.save_for_backward(potentials, *operands)
         return potentials
 
@@ -119,18 +119,17 @@ class _Scan(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         potentials, *operands = ctx.saved_tensors
-        params, synapses, rest = Params(*operands[:3]), Synapses(*operands[3:7]), operands[7:]
         gradients = load_backend(ctx.name).backward(
-            grad.contiguous(), potentials, ctx.saved, params, synapses, *rest, ode_unfolds=ctx.ode_unfolds
+            grad.contiguous(),
+            potentials,
+            ctx.saved,
+            Params(*operands[:3]),
+            ctx.synapses,
+            *operands[3:],
+            ode_unfolds=ctx.ode_unfolds,
         )
-        return None, None, *_for_operands(*gradients)
-
-
-def _for_operands(
-    params: Params, inputs: Tensor, state: Tensor, elapsed_time: Tensor | None
-) -> tuple[Tensor | None, ...]:
-    """Gradients in the order of the operands; synapse lists and episode starts have none."""
-    return *params, None, None, None, None, inputs, state, None, elapsed_time
+        params, inputs, state, elapsed_time = gradients
+        return None, None, None, *params, inputs, state, None, elapsed_time
 
 
 @torch.library.custom_op("ncp_rl::ltc_scan", mutates_args=())
@@ -189,7 +188,7 @@ def _backward_operator(
     gradients = load_backend(backend).backward(
         grad.contiguous(),
         potentials,
-        grad.new_empty(0),
+        None,
         Params(synaptic, sensory, neuronal),
         Synapses(pointer, source, sensory_pointer, sensory_source),
         inputs,
@@ -220,8 +219,9 @@ def _operator_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     *params, inputs, state, elapsed_gradient = _backward_operator(
         grad, *ctx.saved_tensors, ctx.ode_unfolds, ctx.backend
     )
-    gradients = Gradients(Params(*params), inputs, state, None if elapsed_time is None else elapsed_gradient)
-    return *_for_operands(*gradients), None, None
+    # Synapse lists, episode starts, the number of unfolds and the backend have none.
+    no_lists = [None] * len(Synapses._fields)
+    return *params, *no_lists, inputs, state, None, None if elapsed_time is None else elapsed_gradient, None, None
 
 
 _scan_operator.register_autograd(_operator_gradients, setup_context=_save_operands)

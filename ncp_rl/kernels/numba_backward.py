@@ -10,9 +10,9 @@ and the sums over substeps, steps and sequences are its gradients: w of y; erev 
 -w sigma z; v_i of w sigma z. Sensory synapses receive the same from P and Q summed over the substeps of a step. The
 gradient with respect to delta is p (I - G v') = p cm slope.
 
-Three passes serve a step. `solve` runs it again and keeps the sigmoids, which would be needed again anyway: so the
-forward pass has nothing to keep, and nothing travels through memory. `pull_back_*` run through the substeps from the
-last to the first and keep P and Q; then `accumulate` sums over the substeps, synapse by synapse, in registers.
+Three passes serve a step. `solve` runs it again, unless the forward pass kept what that gives. `pull_back_*` run
+through the substeps from the last to the first and keep P and Q; then `accumulate` sums over the substeps, synapse by
+synapse, in registers.
 """
 
 from __future__ import annotations
@@ -24,34 +24,13 @@ import numpy as np
 
 from ncp_rl.kernels.numba_cache import inlined, kernel
 from ncp_rl.kernels.numba_forward import (
-    CM,
-    COLUMNS,
-    EREV,
-    GLEAK,
-    MIDPOINT,
-    MU,
-    PULL,
-    REVERSAL,
-    SIGMA,
-    VLEAK,
-    Floats,
-    Integers,
-    W,
-    bools,
     clear_started,
-    floats,
     gather,
     gather_delta,
-    integers,
-    lane_rows,
-    may_saturate,
-    paired,
-    paired_source,
+    kept_rows,
     scatter,
     sensory_sums,
     solve,
-    synapse_table,
-    table_widths,
 )
 from ncp_rl.kernels.numba_lanes import (
     LANES,
@@ -63,10 +42,28 @@ from ncp_rl.kernels.numba_lanes import (
     keep_first,
     load,
     load_sources,
+    prefetch,
     repeat,
     spread,
     store,
     total,
+)
+from ncp_rl.kernels.numba_memory import Floats, Integers, address_of, bools, floats, integers, new_rows
+from ncp_rl.kernels.numba_tables import (
+    CM,
+    COLUMNS,
+    EREV,
+    GLEAK,
+    MIDPOINT,
+    MU,
+    PULL,
+    REVERSAL,
+    SIGMA,
+    VLEAK,
+    W,
+    largest,
+    read_tables,
+    table_width,
 )
 
 _ZERO = np.float32(0.0)
@@ -88,6 +85,21 @@ def add_gradient(grad: Floats, first: int, n_sequences: int, step: int, incoming
 
 
 @inlined
+def solved_again(
+    delta: Floats, slopes: Floats, reciprocals: Floats, unfolded: Floats, n_neurons: int, kept_size: int
+) -> None:
+    """From the first U rows of `unfolded`, U rows after each substep, from the slopes that were kept.
+
+    What was kept of the step that is next lies `kept_size` elements before.
+    """
+    step = load(delta, 0)
+    for row in range(slopes.shape[0]):
+        prefetch(slopes, row, kept_size)
+        prefetch(reciprocals, row, kept_size)
+        store(unfolded, row + n_neurons, load(unfolded, row) + step * load(slopes, row))
+
+
+@inlined
 def pull_back_neurons(
     neuronal: Floats,
     delta: Floats,
@@ -96,13 +108,14 @@ def pull_back_neurons(
     slopes: Floats,
     reciprocals: Floats,
     adjoint: Floats,
+    currents: Floats,
+    conductances: Floats,
     sums: Floats,
     delta_sum: Floats,
 ) -> None:
     """From the adjoint of the potentials after a substep: P and Q, and what reaches the neuron's own past.
 
-    P takes the place of the reciprocals, Q that of the slopes; P slope is added to `sums`, the share of delta to
-    `delta_sum`.
+    P and Q go to `currents` and `conductances`; P slope is added to `sums`, the share of delta to `delta_sum`.
     """
     keep_apart()
     n_neurons = neuronal.shape[1]
@@ -115,8 +128,8 @@ def pull_back_neurons(
         remembered = p * neuronal[CM, j]
         delta_total = delta_total + remembered * slope
         store(adjoint, j, remembered)
-        store(reciprocals, before + j, current)
-        store(slopes, before + j, current * load(unfolded, before + n_neurons + j))
+        store(currents, before + j, current)
+        store(conductances, before + j, current * load(unfolded, before + n_neurons + j))
         store(sums, j, load(sums, j) + current * slope)
     store(delta_sum, 0, delta_total)
 
@@ -132,13 +145,18 @@ def pull_back_synapses(
     sigmoids: Floats,
     first_sigmoid: int,
     adjoint: Floats,
+    kept_size: int,
 ) -> None:
-    """Add what reaches the presynaptic potentials to their adjoint; P and Q are at row `first_row` onwards."""
+    """Add what reaches the presynaptic potentials to their adjoint; P and Q are at row `first_row` onwards.
+
+    Sigmoids come from memory, where those of the step that is next lie `kept_size` elements before.
+    """
     keep_apart()
     for j in range(pointer.shape[0] - 1):
         current = repeat(load(currents, first_row + j))
         conductance = repeat(load(conductances, first_row + j))
         for e in range(integer(pointer, j), integer(pointer, j + 1)):
+            prefetch(sigmoids, first_sigmoid + e, kept_size)
             sigmoid = load(sigmoids, first_sigmoid + e)
             y = (current * broadcast(table, e * COLUMNS + REVERSAL) - conductance) * sigmoid
             z = y - y * sigmoid
@@ -199,26 +217,23 @@ def accumulate(
 
 
 @inlined
-def write_synapse_gradients(
-    sums: Floats, pointer: Integers, vectors: Integers, width: int, params: Floats, gradients: Floats
-) -> None:
+def write_synapse_gradients(sums: Floats, slots: Integers, width: int, params: Floats, gradients: Floats) -> None:
     """From the folded sums of each vector, the rows w, sigma, mu, erev of `gradients` (4, E)."""
     n_parts = LANES // width
-    for j in range(pointer.shape[0] - 1):
-        for e in range(pointer[j], pointer[j + 1]):
-            slot = vectors[j] * n_parts + e - pointer[j]
-            first_lane = slot % n_parts * width
-            sum_ps = sum_y = sum_z = sum_zv = _ZERO
-            for lane in range(first_lane, first_lane + width, 4):
-                sum_ps += sums[slot // n_parts, lane]
-                sum_y += sums[slot // n_parts, lane + 1]
-                sum_z += sums[slot // n_parts, lane + 2]
-                sum_zv += sums[slot // n_parts, lane + 3]
-            w, sigma = params[W, e], params[SIGMA, e]
-            gradients[W, e] = sum_y
-            gradients[SIGMA, e] = w * sum_zv
-            gradients[MU, e] = -w * sigma * sum_z
-            gradients[EREV, e] = w * sum_ps
+    for e in range(slots.shape[0]):
+        slot = slots[e]
+        first_lane = slot % n_parts * width
+        sum_ps = sum_y = sum_z = sum_zv = _ZERO
+        for lane in range(first_lane, first_lane + width, 4):
+            sum_ps += sums[slot // n_parts, lane]
+            sum_y += sums[slot // n_parts, lane + 1]
+            sum_z += sums[slot // n_parts, lane + 2]
+            sum_zv += sums[slot // n_parts, lane + 3]
+        w, sigma = params[W, e], params[SIGMA, e]
+        gradients[W, e] = sum_y
+        gradients[SIGMA, e] = w * sum_zv
+        gradients[MU, e] = -w * sigma * sum_z
+        gradients[EREV, e] = w * sum_ps
 
 
 @inlined
@@ -244,7 +259,7 @@ def write_elapsed_gradient(delta_sum: Floats, first: int, step: int, ode_unfolds
 @functools.cache
 def backward_kernel(width: int) -> Callable[..., None]:
     """The backward pass over blocks of `width` sequences, compiled when it is first called."""
-    cell_width, table_width = table_widths(width)
+    columns = table_width(width)
 
     @functools.partial(kernel, variant=width)
     def backward_blocks(
@@ -254,13 +269,19 @@ def backward_kernel(width: int) -> Callable[..., None]:
         state_address: int,
         starts_address: int,
         elapsed_address: int,
-        synaptic_address: int,
-        sensory_address: int,
+        kept_address: int,
+        kept_size: int,
+        n_kept: int,
+        tables_address: int,
         neuronal_address: int,
         pointer_address: int,
         source_address: int,
         sensory_pointer_address: int,
         sensory_source_address: int,
+        synaptic_address: int,
+        sensory_address: int,
+        slots_address: int,
+        sensory_slots_address: int,
         inputs_gradient_address: int,
         state_gradient_address: int,
         elapsed_gradient_address: int,
@@ -279,7 +300,7 @@ def backward_kernel(width: int) -> Callable[..., None]:
     ) -> None:
         """Blocks `first_block` to `last_block`, all steps; each block writes parameter gradients of its own.
 
-        An address of 0 stands for an operand that is not there.
+        An address of 0 stands for an operand that is not there; what is kept is as `forward_kernel` wrote it.
         """
         n_samples = n_steps * n_sequences
         grad = floats(grad_address, n_samples, n_neurons)
@@ -288,51 +309,45 @@ def backward_kernel(width: int) -> Callable[..., None]:
         state = floats(state_address, n_sequences, n_neurons)
         starts = bools(starts_address, n_steps if starts_address else 0, n_sequences)
         elapsed_time = floats(elapsed_address, n_steps if elapsed_address else 0, n_sequences)
+        neuronal = floats(neuronal_address, 3, n_neurons)
         synaptic = floats(synaptic_address, 4, n_synapses)
         sensory = floats(sensory_address, 4, n_sensory)
-        neuronal = floats(neuronal_address, 3, n_neurons)
-        n_parts = LANES // width
-        own_pointer = integers(pointer_address, n_neurons + 1)
-        own_sensory_pointer = integers(sensory_pointer_address, n_neurons + 1)
-        pointer = paired(own_pointer, n_parts)
-        sensory_pointer = paired(own_sensory_pointer, n_parts)
-        source = paired_source(own_pointer, integers(source_address, n_synapses), pointer, width)
-        own_sensory_source = integers(sensory_source_address, n_sensory)
-        sensory_source = paired_source(own_sensory_pointer, own_sensory_source, sensory_pointer, width)
+        slots = integers(slots_address, n_synapses)
+        sensory_slots = integers(sensory_slots_address, n_sensory)
+        pointer = integers(pointer_address, n_neurons + 1)
+        sensory_pointer = integers(sensory_pointer_address, n_neurons + 1)
+        n_vectors, n_sensory_vectors = integer(pointer, n_neurons), integer(sensory_pointer, n_neurons)
+        source = integers(source_address, n_vectors * LANES // width)
+        sensory_source = integers(sensory_source_address, n_sensory_vectors * LANES // width)
+        limit, table, sensory_table = read_tables(tables_address, n_vectors, n_sensory_vectors, columns)
+        clamped = largest(state) > limit
         inputs_gradient = floats(inputs_gradient_address, n_samples, n_inputs)
         state_gradient = floats(state_gradient_address, n_sequences, n_neurons)
         elapsed_gradient = floats(elapsed_gradient_address, elapsed_time.shape[0], n_sequences)
-        clamped = may_saturate(synaptic, sensory, neuronal, state)
-        table = synapse_table(synaptic, own_pointer, pointer, n_parts, cell_width, table_width, True)
-        sensory_table = synapse_table(
-            sensory, own_sensory_pointer, sensory_pointer, n_parts, cell_width, table_width, True
-        )
-
-        n_vectors = integer(pointer, n_neurons)
-        n_sensory_vectors = integer(sensory_pointer, n_neurons)
-        slopes = lane_rows(ode_unfolds * n_neurons, width)
-        reciprocals = lane_rows(ode_unfolds * n_neurons, width)
-        unfolded = lane_rows((ode_unfolds + 1) * n_neurons, width)
-        rows = lane_rows(n_inputs, width)
-        delta = lane_rows(1, width)
-        current = lane_rows(n_neurons, width)
-        conductance = lane_rows(n_neurons, width)
-        adjoint = lane_rows(n_neurons, width)
-        incoming = lane_rows(n_neurons, width)
-        inputs_adjoint = lane_rows(n_inputs, width)
-        current_sums = lane_rows(n_neurons, width)
-        conductance_sums = lane_rows(n_neurons, width)
-        synaptic_totals = lane_rows(n_vectors, LANES)
-        sensory_totals = lane_rows(n_sensory_vectors, LANES)
-        neuronal_totals = lane_rows(3 * n_neurons, width)
-        # `pull_back_neurons` writes P and Q over them.
-        currents, conductances = reciprocals, slopes
-        sigmoids = lane_rows(ode_unfolds * n_vectors, LANES)
-        sensory_sigmoids = lane_rows(n_sensory_vectors, LANES)
-        delta_sum = lane_rows(1, width)
         synaptic_partials = floats(synaptic_partials_address, 4 * last_block, n_synapses)
         sensory_partials = floats(sensory_partials_address, 4 * last_block, n_sensory)
         neuronal_partials = floats(neuronal_partials_address, 3 * last_block, n_neurons)
+
+        unfolded = new_rows((ode_unfolds + 1) * n_neurons, width)
+        rows = new_rows(n_inputs, width)
+        delta = new_rows(1, width)
+        current = new_rows(n_neurons, width)
+        conductance = new_rows(n_neurons, width)
+        adjoint = new_rows(n_neurons, width)
+        incoming = new_rows(n_neurons, width)
+        inputs_adjoint = new_rows(n_inputs, width)
+        currents = new_rows(ode_unfolds * n_neurons, width)
+        conductances = new_rows(ode_unfolds * n_neurons, width)
+        current_sums = new_rows(n_neurons, width)
+        conductance_sums = new_rows(n_neurons, width)
+        synaptic_totals = new_rows(n_vectors, LANES)
+        sensory_totals = new_rows(n_sensory_vectors, LANES)
+        neuronal_totals = new_rows(3 * n_neurons, width)
+        delta_sum = new_rows(1, width)
+        # A step that was not kept is solved again here.
+        own = new_rows(kept_size // LANES if n_kept < n_steps else 0, LANES)
+        own_address = address_of(own)
+        first_kept = n_steps - n_kept
         for block in range(first_block, last_block):
             first = block * width
             zero(adjoint)
@@ -347,21 +362,24 @@ def backward_kernel(width: int) -> Callable[..., None]:
                 else:
                     gather(state, first, n_sequences, 0, unfolded)
                 clear_started(unfolded, n_neurons, starts, t, first)
-                sensory_sums(
-                    sensory_table,
-                    sensory_pointer,
-                    sensory_source,
-                    rows,
-                    neuronal,
-                    current,
-                    conductance,
-                    sensory_sigmoids,
+                address = own_address
+                if t >= first_kept:
+                    address = kept_address + 4 * kept_size * (block * n_kept + t - first_kept)
+                sensory_sigmoids, slopes, reciprocals, sigmoids = kept_rows(
+                    address, n_sensory_vectors, n_vectors, ode_unfolds, n_neurons, width
                 )
-                operands = table, pointer, source, neuronal, delta, current, conductance, unfolded, ode_unfolds
-                if clamped:
-                    solve(True, *operands, slopes, reciprocals, sigmoids)
+                sensory_operands = sensory_table, sensory_pointer, sensory_source
+                operands = table, pointer, source
+                if t >= first_kept:
+                    solved_again(delta, slopes, reciprocals, unfolded, n_neurons, kept_size)
                 else:
-                    solve(None, *operands, slopes, reciprocals, sigmoids)
+                    sensory_sums(*sensory_operands, rows, neuronal, current, conductance, sensory_sigmoids, None)
+                    leak_and_senses = neuronal, delta, current, conductance
+                    solutions = unfolded, ode_unfolds, slopes, reciprocals, sigmoids
+                    if clamped:
+                        solve(True, None, *operands, *leak_and_senses, *solutions)
+                    else:
+                        solve(None, None, *operands, *leak_and_senses, *solutions)
                 add_gradient(grad, first, n_sequences, t, incoming, adjoint)
                 zero(delta_sum)
                 for k in range(ode_unfolds - 1, -1, -1):
@@ -374,41 +392,33 @@ def backward_kernel(width: int) -> Callable[..., None]:
                         slopes,
                         reciprocals,
                         adjoint,
+                        currents,
+                        conductances,
                         neuronal_totals,
                         delta_sum,
                     )
                     pull_back_synapses(
-                        table, pointer, source, currents, conductances, before, sigmoids, k * n_vectors, adjoint
+                        *operands, currents, conductances, before, sigmoids, k * n_vectors, adjoint, kept_size
                     )
                 sum_neurons(currents, conductances, current_sums, conductance_sums, neuronal_totals)
                 accumulate(
-                    table,
-                    pointer,
-                    source,
-                    unfolded,
-                    n_neurons,
-                    ode_unfolds,
-                    currents,
-                    conductances,
-                    sigmoids,
-                    synaptic_totals,
+                    *operands, unfolded, n_neurons, ode_unfolds, currents, conductances, sigmoids, synaptic_totals
                 )
                 zero(inputs_adjoint)
                 # What sensory synapses receive and give.
-                sensory_operands = sensory_table, sensory_pointer, sensory_source
                 sums = current_sums, conductance_sums
-                pull_back_synapses(*sensory_operands, *sums, 0, sensory_sigmoids, 0, inputs_adjoint)
+                pull_back_synapses(*sensory_operands, *sums, 0, sensory_sigmoids, 0, inputs_adjoint, kept_size)
                 accumulate(*sensory_operands, rows, n_inputs, 1, *sums, sensory_sigmoids, sensory_totals)
                 scatter(inputs_adjoint, 0, first, n_sequences, t, inputs_gradient)
                 write_elapsed_gradient(delta_sum, first, t, ode_unfolds, elapsed_gradient)
                 clear_started(adjoint, n_neurons, starts, t, first)
             scatter(adjoint, 0, first, n_sequences, 0, state_gradient)
-            own = synaptic_partials[4 * block : 4 * (block + 1)]
-            own_sensory = sensory_partials[4 * block : 4 * (block + 1)]
-            own_neuronal = neuronal_partials[3 * block : 3 * (block + 1)]
-            write_synapse_gradients(synaptic_totals, own_pointer, pointer, width, synaptic, own)
-            write_synapse_gradients(sensory_totals, own_sensory_pointer, sensory_pointer, width, sensory, own_sensory)
-            write_neuron_gradients(neuronal_totals, neuronal, own_neuronal)
+            of_synaptic = synaptic_partials[4 * block : 4 * (block + 1)]
+            of_sensory = sensory_partials[4 * block : 4 * (block + 1)]
+            of_neuronal = neuronal_partials[3 * block : 3 * (block + 1)]
+            write_synapse_gradients(synaptic_totals, slots, width, synaptic, of_synaptic)
+            write_synapse_gradients(sensory_totals, sensory_slots, width, sensory, of_sensory)
+            write_neuron_gradients(neuronal_totals, neuronal, of_neuronal)
 
     compiled: Callable[..., None] = backward_blocks
     return compiled

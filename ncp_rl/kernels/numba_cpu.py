@@ -8,18 +8,44 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ncp_rl.kernels.contract import Gradients, Params, Synapses
 from ncp_rl.kernels.numba_backward import backward_kernel
 from ncp_rl.kernels.numba_forward import forward_kernel
-from ncp_rl.kernels.numba_lanes import WIDTHS
+from ncp_rl.kernels.numba_lanes import LANES, WIDTHS
+from ncp_rl.kernels.numba_tables import Tables, tables_of
 
 #: Sigmoids that make a thread worth its start, which takes 30 us: about 150 us of work.
 SIGMOIDS_PER_THREAD = 1_000_000
 
-_NOTHING = torch.empty(0)
+#: What a forward pass may keep for its backward pass, which computes the rest again.
+SAVED_BYTES = 256 << 20
+
+
+class Saved:
+    """What a backward pass can use of the forward pass; when it is deleted, its memory serves another."""
+
+    def __init__(self, tables: Tables, n_blocks: int, n_steps: int, n_neurons: int, ode_unfolds: int) -> None:
+        """Tables, and room for as many of the last steps as `SAVED_BYTES` allow."""
+        width, (n_vectors, n_sensory_vectors) = tables.layout.width, tables.layout.sizes
+        n_rows = 2 * ode_unfolds * n_neurons
+        self.tables = tables
+        self.step_size = LANES * (n_sensory_vectors + ode_unfolds * n_vectors) + width * n_rows
+        """Number of float32 for one step of one block, see `numba_forward.kept_rows`"""
+        self.n_kept = min(n_steps, SAVED_BYTES // max(1, 4 * n_blocks * self.step_size))
+        self.memory = _borrow(n_blocks * self.n_kept * self.step_size)
+
+    def __del__(self) -> None:
+        """Give the memory back."""
+        _give_back(self.memory)
+
+    @property
+    def arguments(self) -> tuple[int, int, int]:
+        """Address from the beginning of a cache line on, size of a step, number of steps: as kernels take them."""
+        return -(-self.memory.data_ptr() // 64) * 64, self.step_size, self.n_kept
 
 
 def forward(
@@ -32,52 +58,45 @@ def forward(
     *,
     ode_unfolds: int,
     save: bool,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Saved | None]:
     """Run the scan over contiguous float32 operands on the CPU.
 
     Returns:
-        (T, N, U), potentials after each step; and (0,), whether to `save` or not: they are all that `backward` needs.
+        (T, N, U), potentials after each step, and what `backward` can use, if `save`.
     """
     n_steps, n_sequences, n_inputs = inputs.shape
     n_neurons = state.shape[1]
     width = _block_width(n_sequences)
     n_blocks = -(-n_sequences // width)
+    tables = tables_of(params, synapses, width)
     potentials = inputs.new_empty(n_steps, n_sequences, n_neurons)
+    saved = Saved(tables, n_blocks, n_steps, n_neurons, ode_unfolds) if save else None
     # A policy calls this once per environment step: no loops, no generators, no more attributes than it takes.
-    synaptic, sensory, neuronal = params
-    pointer, source, sensory_pointer, sensory_source = synapses
     arguments = (
         inputs.data_ptr(),
         state.data_ptr(),
         0 if episode_starts is None else episode_starts.data_ptr(),
         0 if elapsed_time is None else elapsed_time.data_ptr(),
-        synaptic.data_ptr(),
-        sensory.data_ptr(),
-        neuronal.data_ptr(),
-        pointer.data_ptr(),
-        source.data_ptr(),
-        sensory_pointer.data_ptr(),
-        sensory_source.data_ptr(),
         potentials.data_ptr(),
+        *((0, 0, 0) if saved is None else saved.arguments),
+        *tables.addresses,
         n_steps,
         n_sequences,
         n_inputs,
         n_neurons,
-        source.numel(),
-        sensory_source.numel(),
         ode_unfolds,
     )
     if n_blocks == 1:
         forward_kernel(width)(*arguments, 0, 1)
     else:
         _run_blocks(forward_kernel(width), n_blocks, _n_sigmoids(params, inputs, ode_unfolds), arguments)
-    return potentials, _NOTHING
+    return potentials, saved
 
 
 def backward(
     grad: Tensor,
     potentials: Tensor,
-    saved: Tensor,
+    saved: Saved | None,
     params: Params,
     synapses: Synapses,
     inputs: Tensor,
@@ -92,6 +111,7 @@ def backward(
     n_neurons = state.shape[1]
     width = _block_width(n_sequences)
     n_blocks = -(-n_sequences // width)
+    saved = saved or Saved(tables_of(params, synapses, width), n_blocks, 0, n_neurons, ode_unfolds)
     inputs_gradient, state_gradient = torch.empty_like(inputs), torch.empty_like(state)
     elapsed_gradient = None if elapsed_time is None else torch.empty_like(elapsed_time)
     partials = [inputs.new_empty(n_blocks, *tensor.shape) for tensor in params]
@@ -102,8 +122,11 @@ def backward(
         state.data_ptr(),
         0 if episode_starts is None else episode_starts.data_ptr(),
         0 if elapsed_time is None else elapsed_time.data_ptr(),
-        *(tensor.data_ptr() for tensor in params),
-        *(tensor.data_ptr() for tensor in synapses),
+        *saved.arguments,
+        *saved.tables.addresses,
+        params.synaptic.data_ptr(),
+        params.sensory.data_ptr(),
+        *(kind.slot.data_ptr() for kind in saved.tables.layout.vectors),
         inputs_gradient.data_ptr(),
         state_gradient.data_ptr(),
         0 if elapsed_gradient is None else elapsed_gradient.data_ptr(),
@@ -118,6 +141,28 @@ def backward(
     )
     _run_blocks(backward_kernel(width), n_blocks, _n_sigmoids(params, inputs, ode_unfolds), arguments)
     return Gradients(Params(*map(_sum_blocks, partials)), inputs_gradient, state_gradient, elapsed_gradient)
+
+
+#: Memory of forward passes gone by, for those to come: to touch fresh pages takes longer than to compute again.
+_free: list[Tensor] = []
+
+
+def _borrow(n_elements: int) -> Tensor:
+    """Float32, uninitialised, enough for `n_elements` from the beginning of a cache line on."""
+    n_elements += LANES
+    try:
+        # What is too small has served its time.
+        while len(memory := _free.pop()) < n_elements:
+            pass
+    except IndexError:
+        # NumPy asks for huge pages, PyTorch does not.
+        memory = torch.from_numpy(np.empty(n_elements, np.float32))
+    return memory
+
+
+def _give_back(memory: Tensor) -> None:
+    if sum(other.nbytes for other in _free) + memory.nbytes <= SAVED_BYTES:
+        _free.append(memory)
 
 
 def _block_width(n_sequences: int) -> int:

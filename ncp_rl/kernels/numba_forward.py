@@ -1,209 +1,84 @@
 """The scan forward in Numba, eight or sixteen sequences at once.
 
 A block is `width` sequences side by side: whatever belongs to a neuron or an input is a row of as many lanes, and a
-vector of `LANES` lanes holds as many synapses of one neuron as that leaves room for: one where the width is 16, two
-where it is 8. With the current I and the conductance G that leak and synapses add up to, the solver's quotient is the
-same as
+vector of synapses has as many lanes for each. With the current I and the conductance G that leak and synapses add up
+to, the solver's quotient is the same as
 
     v <- v + delta slope,    slope = (I - G v) / (cm + delta G),
 
-which leaves v as it is where delta is 0, and loses no digits where delta is small. Nothing is kept for the backward
-pass but the potentials after each step: it needs every sigmoid again, and with these it has all substeps anew.
-
-Every tensor arrives as the address of its data: Numba takes twenty integers in half a microsecond, and as many arrays
-in ten.
+which leaves v as it is where delta is 0, and loses no digits where delta is small. For a backward pass it keeps the
+sigmoids, the slopes and the reciprocals of the denominators of as many of the last steps as there is memory for.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from numba import carray  # type: ignore[attr-defined]
 
 from ncp_rl.kernels.contract import EPSILON
 from ncp_rl.kernels.numba_cache import inlined, kernel
 from ncp_rl.kernels.numba_lanes import (
     LANES,
-    MAX_EXPONENT,
-    as_rows,
-    bool_pointer,
     broadcast,
     clamp_exponent,
-    float32_pointer,
+    fence,
     fold,
-    int32_pointer,
     integer,
     keep_apart,
     load,
     load_sources,
     logistics2,
-    number,
     reciprocal,
     spread,
     store,
+    stream,
     transpose,
 )
-
-Floats = npt.NDArray[np.float32]
-Integers = npt.NDArray[np.int32]
-Bools = npt.NDArray[np.uint8]
-
-#: Rows of `Params.synaptic`, `Params.sensory`.
-W, SIGMA, MU, EREV = range(4)
-#: Rows of `Params.neuronal`.
-CM, GLEAK, VLEAK = range(3)
-
-#: Columns of a synapse table: all that the inner loops read of one vector of synapses lies in one cache line.
-#: The exponent of the sigmoid is slope * v + offset, to base 2.
-SLOPE, OFFSET, WEIGHT, DRIVE, REVERSAL, PULL, MIDPOINT = range(7)
-COLUMNS = 8
-#: Vectors of synapses that a loop takes at once.
-PAIR = 2
+from ncp_rl.kernels.numba_memory import Bools, Floats, Integers, bools, floats, integers, new_rows, rows_at
+from ncp_rl.kernels.numba_tables import (
+    CM,
+    COLUMNS,
+    DRIVE,
+    GLEAK,
+    OFFSET,
+    PAIR,
+    SLOPE,
+    VLEAK,
+    WEIGHT,
+    largest,
+    read_tables,
+    table_width,
+)
 
 _EPSILON = np.float32(EPSILON)
-#: Below `MAX_EXPONENT` by more than potentials leave their range for rounding.
-_SAFE_EXPONENT = np.float32(0.99 * MAX_EXPONENT)
-_LOG2_E = np.float32(math.log2(math.e))
 _ONE = np.float32(1.0)
 _ZERO = np.float32(0.0)
 
 
 @inlined
-def floats(address: int, rows: int, columns: int) -> Any:
-    """(rows, columns) float32 at `address`."""
-    return carray(float32_pointer(address), (rows, columns))
+def kept_rows(address: int, n_sensory_vectors: int, n_vectors: int, n_unfolds: int, n_neurons: int, width: int) -> Any:
+    """What is kept of a step at `address`: sensory sigmoids, slopes, reciprocals, sigmoids; see `kept_size`."""
+    slopes = address + 4 * LANES * n_sensory_vectors
+    reciprocals = slopes + 4 * width * n_unfolds * n_neurons
+    sigmoids = reciprocals + 4 * width * n_unfolds * n_neurons
+    return (
+        rows_at(address, n_sensory_vectors, LANES),
+        rows_at(slopes, n_unfolds * n_neurons, width),
+        rows_at(reciprocals, n_unfolds * n_neurons, width),
+        rows_at(sigmoids, n_unfolds * n_vectors, LANES),
+    )
 
 
 @inlined
-def integers(address: int, length: int) -> Any:
-    """(length,) int32 at `address`."""
-    return carray(int32_pointer(address), (length,))
-
-
-@inlined
-def bools(address: int, rows: int, columns: int) -> Any:
-    """(rows, columns) uint8 at `address`."""
-    return carray(bool_pointer(address), (rows, columns))
-
-
-@inlined
-def lane_memory(n_elements: int) -> Any:
-    """(n_elements,) float32, uninitialised, from the beginning of a cache line on."""
-    memory = np.empty(n_elements + LANES, np.float32)
-    first = -(memory.ctypes.data // 4) % LANES
-    return memory[first : first + n_elements]
-
-
-@inlined
-def lane_rows(n_rows: int, width: int) -> Any:
-    """(n_rows, width) float32, uninitialised, no row in two cache lines: such a row loads at half speed."""
-    return as_rows(lane_memory(n_rows * width).reshape((n_rows, width)), width)
-
-
-@inlined
-def paired(pointer: Integers, n_parts: int) -> Any:
-    """(U + 1,) int32, vectors of `n_parts` synapses up to each neuron, a multiple of `PAIR` for every neuron."""
-    result = np.zeros(pointer.shape[0], np.int32)
-    for j in range(pointer.shape[0] - 1):
-        fan_in = pointer[j + 1] - pointer[j]
-        result[j + 1] = result[j] + (fan_in + PAIR * n_parts - 1) // (PAIR * n_parts) * PAIR
-    return result
-
-
-@inlined
-def paired_source(pointer: Integers, source: Integers, vectors: Integers, width: int) -> Any:
-    """Where the rows of the sources begin, (vectors * LANES // width,) int32; padding repeats a neuron's last one."""
-    n_parts = LANES // width
-    n_neurons = pointer.shape[0] - 1
-    result = np.empty(integer(vectors, n_neurons) * n_parts, np.int32)
-    for j in range(n_neurons):
-        e = integer(pointer, j)
-        last = integer(pointer, j + 1) - 1
-        for slot in range(integer(vectors, j) * n_parts, integer(vectors, j + 1) * n_parts):
-            result[slot] = integer(source, min(e, last)) * width
-            e += 1
-    return result
-
-
-def table_widths(width: int) -> tuple[int, int]:
-    """Lanes that a table holds of a parameter: for one synapse, and for a vector of them.
-
-    One number is enough where it goes to all lanes, which an instruction does while it computes.
-    """
-    return (1, 1) if width == LANES else (width, LANES)
-
-
-@inlined
-def synapse_table(
-    params: Floats,
-    pointer: Integers,
-    vectors: Integers,
-    n_parts: int,
-    cell_width: int,
-    table_width: int,
-    for_gradients: bool,
-) -> Any:
-    """(vectors * COLUMNS, table_width) of the (4, E) rows w, sigma, mu, erev; padding repeats without weight.
-
-    The columns from `REVERSAL` on are left out unless they are wanted `for_gradients`.
-    """
-    n_neurons = pointer.shape[0] - 1
-    n_rows = integer(vectors, n_neurons) * COLUMNS
-    memory = lane_memory(n_rows * table_width)
-    cells = as_rows(memory.reshape((n_rows * n_parts, cell_width)), cell_width)
-    n_synapses = params.shape[1]
-    for j in range(n_neurons):
-        e = integer(pointer, j)
-        last = integer(pointer, j + 1) - 1
-        for vector in range(integer(vectors, j), integer(vectors, j + 1)):
-            for part in range(n_parts):
-                at = min(e, last)
-                w = number(params, W * n_synapses + at) if e <= last else _ZERO
-                sigma, mu = number(params, SIGMA * n_synapses + at), number(params, MU * n_synapses + at)
-                erev = number(params, EREV * n_synapses + at)
-                cell = vector * COLUMNS * n_parts + part
-                store(cells, cell + SLOPE * n_parts, -sigma * _LOG2_E)
-                store(cells, cell + OFFSET * n_parts, sigma * mu * _LOG2_E)
-                store(cells, cell + WEIGHT * n_parts, w)
-                store(cells, cell + DRIVE * n_parts, w * erev)
-                if for_gradients:
-                    store(cells, cell + REVERSAL * n_parts, erev)
-                    store(cells, cell + PULL * n_parts, w * sigma)
-                    store(cells, cell + MIDPOINT * n_parts, mu)
-                e += 1
-    return as_rows(memory.reshape((n_rows, table_width)), table_width)
-
-
-@inlined
-def may_saturate(synaptic: Floats, sensory: Floats, neuronal: Floats, state: Floats) -> bool:
-    """Whether an exponent between neurons may pass `MAX_EXPONENT`, so that it must be clamped.
-
-    It seldom may: a potential is a weighted mean of reversal potentials, its leak potential, zero and where it began,
-    and never passes the largest of these.
-    """
-    bound = max(largest(synaptic[EREV]), largest(sensory[EREV]), largest(neuronal[VLEAK]))
-    for sequence in range(state.shape[0]):
-        bound = max(bound, largest(state[sequence]))
-    for e in range(synaptic.shape[1]):
-        # The other way round, NaN would pass.
-        if not abs(synaptic[SIGMA, e]) * (bound + abs(synaptic[MU, e])) * _LOG2_E <= _SAFE_EXPONENT:
-            return True
-    return False
-
-
-@inlined
-def largest(values: Floats) -> Any:
-    """Largest magnitude; NaN, which saturates nothing, does not count."""
-    result = _ZERO
-    for i in range(values.shape[0]):
-        if abs(values[i]) > result:
-            result = abs(values[i])
-    return result
+def keep(rows: Floats, row: int, value: Any, streamed: bool | None) -> None:
+    """Write one row, past the caches if `streamed`."""
+    if streamed is None:
+        store(rows, row, value)
+    else:
+        stream(rows, row, value)
 
 
 @inlined
@@ -286,10 +161,12 @@ def synaptic_sums(
     sigmoids: Floats | None,
     first_sigmoid: int,
     clamped: bool | None,
+    streamed: bool | None,
 ) -> Any:
     """Current and conductance of the synapses of one neuron; row `first_row` is the first presynaptic potential.
 
-    Their sigmoids go to `sigmoids`, where there is one. Exponents are `clamped`, unless that is None.
+    Their sigmoids go to `sigmoids`, where there is one, past the caches if `streamed`. Exponents are `clamped`. Both
+    are True or None: the compiler leaves out what hangs on None.
     """
     current = conductance = spread(_ZERO)
     e = first_vector
@@ -299,8 +176,8 @@ def synaptic_sums(
             exponent(table, e + 1, load_sources(presynaptics, first_row, source, e + 1), clamped),
         )
         if sigmoids is not None:
-            store(sigmoids, first_sigmoid + e, first)
-            store(sigmoids, first_sigmoid + e + 1, second)
+            keep(sigmoids, first_sigmoid + e, first, streamed)
+            keep(sigmoids, first_sigmoid + e + 1, second, streamed)
         row = e * COLUMNS
         current = current + first * broadcast(table, row + DRIVE)
         conductance = conductance + first * broadcast(table, row + WEIGHT)
@@ -321,13 +198,14 @@ def sensory_sums(
     current: Floats,
     conductance: Floats,
     sigmoids: Floats | None,
+    streamed: bool | None,
 ) -> None:
     """What holds still within a step, (U, width): the current and conductance of leak and sensory synapses."""
     keep_apart()
     for j in range(neuronal.shape[1]):
         gleak = neuronal[GLEAK, j]
         currents, conductances = synaptic_sums(
-            table, source, integer(pointer, j), integer(pointer, j + 1), inputs, 0, sigmoids, 0, True
+            table, source, integer(pointer, j), integer(pointer, j + 1), inputs, 0, sigmoids, 0, True, streamed
         )
         store(current, j, currents + gleak * neuronal[VLEAK, j])
         store(conductance, j, conductances + (gleak + _EPSILON))
@@ -336,6 +214,7 @@ def sensory_sums(
 @inlined
 def solve(
     clamped: bool | None,
+    streamed: bool | None,
     table: Floats,
     pointer: Integers,
     source: Integers,
@@ -351,8 +230,8 @@ def solve(
 ) -> None:
     """All substeps of one step: from the first U rows of `unfolded`, U rows after each.
 
-    What a backward pass needs beside these is kept where there is room for it, in the same order. Exponents are
-    `clamped`, unless that is None.
+    What a backward pass needs beside these is kept where there is room for it, in the same order; see `synaptic_sums`
+    for `clamped` and `streamed`.
     """
     keep_apart()
     n_neurons = neuronal.shape[1]
@@ -371,6 +250,7 @@ def solve(
                 sigmoids,
                 k * n_vectors,
                 clamped,
+                streamed,
             )
             current_sum = load(current, j) + currents
             conductance_sum = load(conductance, j) + conductances
@@ -386,7 +266,7 @@ def solve(
 @functools.cache
 def forward_kernel(width: int) -> Callable[..., None]:
     """The forward pass over blocks of `width` sequences, compiled when it is first called."""
-    cell_width, table_width = table_widths(width)
+    columns = table_width(width)
 
     @functools.partial(kernel, variant=width)
     def forward_blocks(
@@ -394,52 +274,50 @@ def forward_kernel(width: int) -> Callable[..., None]:
         state_address: int,
         starts_address: int,
         elapsed_address: int,
-        synaptic_address: int,
-        sensory_address: int,
+        potentials_address: int,
+        kept_address: int,
+        kept_size: int,
+        n_kept: int,
+        tables_address: int,
         neuronal_address: int,
         pointer_address: int,
         source_address: int,
         sensory_pointer_address: int,
         sensory_source_address: int,
-        potentials_address: int,
         n_steps: int,
         n_sequences: int,
         n_inputs: int,
         n_neurons: int,
-        n_synapses: int,
-        n_sensory: int,
         ode_unfolds: int,
         first_block: int,
         last_block: int,
     ) -> None:
-        """Blocks `first_block` to `last_block`, all steps; an address of 0 stands for an operand that is not there."""
+        """Blocks `first_block` to `last_block`, all steps; an address of 0 stands for an operand that is not there.
+
+        Of each block's last `n_kept` steps, `kept_size` float32 are written at `kept_address`.
+        """
         inputs = floats(inputs_address, n_steps * n_sequences, n_inputs)
         state = floats(state_address, n_sequences, n_neurons)
         potentials = floats(potentials_address, n_steps * n_sequences, n_neurons)
         starts = bools(starts_address, n_steps if starts_address else 0, n_sequences)
         elapsed_time = floats(elapsed_address, n_steps if elapsed_address else 0, n_sequences)
         neuronal = floats(neuronal_address, 3, n_neurons)
-        n_parts = LANES // width
-        own_pointer = integers(pointer_address, n_neurons + 1)
-        own_sensory_pointer = integers(sensory_pointer_address, n_neurons + 1)
-        pointer = paired(own_pointer, n_parts)
-        sensory_pointer = paired(own_sensory_pointer, n_parts)
-        source = paired_source(own_pointer, integers(source_address, n_synapses), pointer, width)
-        own_sensory_source = integers(sensory_source_address, n_sensory)
-        sensory_source = paired_source(own_sensory_pointer, own_sensory_source, sensory_pointer, width)
-        synaptic, sensory = floats(synaptic_address, 4, n_synapses), floats(sensory_address, 4, n_sensory)
-        clamped = may_saturate(synaptic, sensory, neuronal, state)
-        table = synapse_table(synaptic, own_pointer, pointer, n_parts, cell_width, table_width, False)
-        sensory_table = synapse_table(
-            sensory, own_sensory_pointer, sensory_pointer, n_parts, cell_width, table_width, False
-        )
+        pointer = integers(pointer_address, n_neurons + 1)
+        sensory_pointer = integers(sensory_pointer_address, n_neurons + 1)
+        n_vectors, n_sensory_vectors = integer(pointer, n_neurons), integer(sensory_pointer, n_neurons)
+        source = integers(source_address, n_vectors * LANES // width)
+        sensory_source = integers(sensory_source_address, n_sensory_vectors * LANES // width)
+        limit, table, sensory_table = read_tables(tables_address, n_vectors, n_sensory_vectors, columns)
+        clamped = largest(state) > limit
 
-        unfolded = lane_rows((ode_unfolds + 1) * n_neurons, width)
+        unfolded = new_rows((ode_unfolds + 1) * n_neurons, width)
         last = ode_unfolds * n_neurons
-        rows = lane_rows(n_inputs, width)
-        delta = lane_rows(1, width)
-        current = lane_rows(n_neurons, width)
-        conductance = lane_rows(n_neurons, width)
+        rows = new_rows(n_inputs, width)
+        delta = new_rows(1, width)
+        current = new_rows(n_neurons, width)
+        conductance = new_rows(n_neurons, width)
+        sensory_operands = sensory_table, sensory_pointer, sensory_source, rows, neuronal, current, conductance
+        operands = table, pointer, source, neuronal, delta, current, conductance, unfolded, ode_unfolds
         for block in range(first_block, last_block):
             first = block * width
             gather(state, first, n_sequences, 0, unfolded)
@@ -447,15 +325,28 @@ def forward_kernel(width: int) -> Callable[..., None]:
                 clear_started(unfolded, n_neurons, starts, t, first)
                 gather(inputs, first, n_sequences, t, rows)
                 gather_delta(elapsed_time, t, first, ode_unfolds, delta)
-                sensory_sums(sensory_table, sensory_pointer, sensory_source, rows, neuronal, current, conductance, None)
-                operands = table, pointer, source, neuronal, delta, current, conductance, unfolded, ode_unfolds
-                if clamped:
-                    solve(True, *operands, None, None, None)
+                slot = t - (n_steps - n_kept)
+                if slot >= 0:
+                    address = kept_address + 4 * kept_size * (block * n_kept + slot)
+                    sensory_sigmoids, slopes, reciprocals, sigmoids = kept_rows(
+                        address, n_sensory_vectors, n_vectors, ode_unfolds, n_neurons, width
+                    )
+                    sensory_sums(*sensory_operands, sensory_sigmoids, True)
+                    if clamped:
+                        solve(True, True, *operands, slopes, reciprocals, sigmoids)
+                    else:
+                        solve(None, True, *operands, slopes, reciprocals, sigmoids)
                 else:
-                    solve(None, *operands, None, None, None)
+                    sensory_sums(*sensory_operands, None, None)
+                    if clamped:
+                        solve(True, None, *operands, None, None, None)
+                    else:
+                        solve(None, None, *operands, None, None, None)
                 scatter(unfolded, last, first, n_sequences, t, potentials)
                 for j in range(n_neurons):
                     store(unfolded, j, load(unfolded, last + j))
+        if n_kept > 0:
+            fence()
 
     compiled: Callable[..., None] = forward_blocks
     return compiled

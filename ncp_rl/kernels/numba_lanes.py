@@ -212,6 +212,49 @@ def store(typing_context: Any, rows: Any, row: Any, value: Any) -> Typed:
 
 
 @intrinsic
+def stream(typing_context: Any, rows: Any, row: Any, value: Any) -> Typed:
+    """Write one row, which begins at a multiple of its size, past the caches: for what is read much later.
+
+    Other threads see it after a `fence`.
+    """
+
+    def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        address = _row(context, builder, rows, arguments[0], arguments[1], sig.args[1])
+        instruction = builder.store(arguments[2], address, align=4 * rows.width)
+        instruction.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(_INT32, 1)]))
+        return context.get_dummy_value()
+
+    return types.void(rows, row, value), generate
+
+
+@intrinsic
+def fence(typing_context: Any) -> Typed:
+    """Let all that was written be seen before anything else happens."""
+
+    def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+@intrinsic
+def prefetch(typing_context: Any, rows: Any, row: Any, n_before: Any) -> Typed:
+    """Bring near what lies `n_before` elements before a row; nothing needs to be there."""
+
+    def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        array, row_index, distance = arguments
+        first = builder.bitcast(_row(context, builder, rows, array, row_index, sig.args[1]), _FLOAT.as_pointer())
+        address = builder.bitcast(builder.gep(first, [builder.neg(distance)]), ir.IntType(8).as_pointer())
+        # Reading, into the second level, of data.
+        options = [ir.Constant(_INT32, value) for value in (0, 2, 1)]
+        _call(builder, "llvm.prefetch.p0i8", ir.VoidType(), [address, *options])
+        return context.get_dummy_value()
+
+    return types.void(rows, row, types.intp), generate
+
+
+@intrinsic
 def load_sources(typing_context: Any, rows: Any, first_row: Any, source: Any, vector: Any) -> Typed:
     """The rows of the presynaptic neurons of all synapses in one vector.
 
@@ -461,7 +504,7 @@ def logistics2(typing_context: Any, first: Any, second: Any) -> Typed:
     """
 
     def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
-        values = _logistics2(builder, arguments, _exp2_table if _has_avx512(context) else _exp2)
+        values = _logistics2(context, builder, arguments)
         return context.make_tuple(builder, sig.return_type, values)
 
     return types.UniTuple(lanes_type, 2)(first, second), generate
@@ -505,10 +548,29 @@ def _pointer(element_type: Any, address: Any) -> Typed:
     return types.CPointer(element_type)(address), generate
 
 
-def _logistics2(builder: Any, exponents: list[Any], exp2: Callable[..., Any]) -> list[Any]:
+def _logistics2(context: Any, builder: Any, exponents: list[Any]) -> list[Any]:
+    exp2 = _exp2_table if _has(context, "avx512f") else _exp2
+    reciprocals = _reciprocals_avx if _has(context, "avx2") and not _has(context, "avx512f") else _reciprocals
     one = _constant(1.0)
-    denominators = [builder.fadd(power, one, flags=_FUSE) for power in exp2(builder, exponents)]
-    return [builder.fdiv(one, denominator) for denominator in denominators]
+    return reciprocals(builder, [builder.fadd(power, one, flags=_FUSE) for power in exp2(builder, exponents)])
+
+
+def _reciprocals(builder: Any, values: list[Any]) -> list[Any]:
+    return [builder.fdiv(_constant(1.0), value) for value in values]
+
+
+def _reciprocals_avx(builder: Any, values: list[Any]) -> list[Any]:
+    """An estimate of 12 bits and one step of Newton's method, relative error below 2^-22; a division takes longer."""
+    estimates = [_estimate(builder, value) for value in values]
+    pairs = list(zip(values, estimates, strict=True))
+    errors = [builder.fsub(_constant(1.0), builder.fmul(value, x, flags=_FUSE), flags=_FUSE) for value, x in pairs]
+    return [_multiply_add(builder, x, error, x) for x, error in zip(estimates, errors, strict=True)]
+
+
+def _estimate(builder: Any, value: Any) -> Any:
+    halves = [_choose(builder, value, range(first, first + 8)) for first in (0, 8)]
+    low, high = (_call(builder, "llvm.x86.avx.rcp.ps.256", half.type, [half]) for half in halves)
+    return _shuffle(builder, low, high, range(LANES))
 
 
 def _exp2(builder: Any, exponents: list[Any]) -> list[Any]:
@@ -576,8 +638,8 @@ def _multiply_add(builder: Any, factor: Any, other: Any, term: Any) -> Any:
     return builder.fadd(builder.fmul(factor, other, flags=_FUSE), term, flags=_FUSE)
 
 
-def _has_avx512(context: Any) -> bool:
-    return "+avx512f" in context.codegen().magic_tuple()[2].split(",")
+def _has(context: Any, feature: str) -> bool:
+    return f"+{feature}" in context.codegen().magic_tuple()[2].split(",")
 
 
 def _call(builder: Any, name: str, result: Any, arguments: list[Any], **options: Any) -> Any:

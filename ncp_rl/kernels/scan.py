@@ -190,9 +190,11 @@ def _fit_params(params: Params, sizes: _Sizes, inputs: Tensor) -> Params:
         _fit("params.sensory", params.sensory, (4, sizes.n_sensory_synapses), inputs),
         _fit("params.neuronal", params.neuronal, (3, sizes.n_neurons), inputs),
     )
-    if not any(tensor.requires_grad or not tensor.is_contiguous() for tensor in params):
+    if not all(tensor.is_contiguous() for tensor in params):
+        return fitting
+    if not any(tensor.requires_grad for tensor in params):
         sizes.fitted = params  # Never one with a graph behind it, which would be kept alive.
-    return fitting
+    return params
 
 
 def _fit_starts(episode_starts: Tensor, shape: tuple[int, int], inputs: Tensor) -> Tensor:

@@ -73,8 +73,8 @@ def forward(
     *,
     ode_unfolds: int,
     save: bool,
-) -> tuple[Tensor, Tensor]:
-    """Potentials (T, N, U), and what `backward` can use: (2, T, N, K, U) if `save` and it fits, or empty (0,).
+) -> tuple[Tensor, _Unfolds | None]:
+    """Potentials (T, N, U), and what `backward` can use, if `save` and it fits.
 
     Raises:
         ValueError: More neurons than `MAX_NEURONS`, or another dtype than float32.
@@ -82,7 +82,7 @@ def forward(
     _check(params, inputs, state, elapsed_time)
     n_steps, n_sequences, n_neurons = *inputs.shape[:2], state.shape[1]
     shape = (2, n_steps, n_sequences, ode_unfolds, n_neurons)
-    saved = inputs.new_empty(shape if save and _fits(shape) else 0)
+    saved = _Unfolds(*inputs.new_empty(shape)) if save and _fits(shape) else None
     with _on_device_of(inputs):
         scan = _Scan(params, synapses, inputs.shape[2], ode_unfolds)
         potentials = scan.forward(
@@ -90,7 +90,7 @@ def forward(
             state.contiguous(),
             _contiguous(episode_starts),
             _contiguous(elapsed_time),
-            _Unfolds(*saved) if len(saved) else None,
+            saved,
         )
     return potentials, saved
 
@@ -98,7 +98,7 @@ def forward(
 def backward(
     grad: Tensor,
     potentials: Tensor,
-    saved: Tensor,
+    saved: _Unfolds | None,
     params: Params,
     synapses: Synapses,
     inputs: Tensor,
@@ -193,7 +193,7 @@ class _Scan:
         self,
         grad: Tensor,
         potentials: Tensor,
-        saved: Tensor,
+        saved: _Unfolds | None,
         inputs: Tensor,
         state: Tensor,
         episode_starts: Tensor | None,
@@ -214,9 +214,9 @@ class _Scan:
             steps = slice(start, min(start + chunk, n_steps))
             x, starts, seconds = inputs[steps], _part(episode_starts, steps), _part(elapsed_time, steps)
             begin = state if start == 0 else potentials[start - 1]
-            leak_and_senses = None if len(saved) and seconds is None else self.leak_and_senses(x)
-            if len(saved):
-                unfolds = _Unfolds(saved[0, steps], saved[1, steps])
+            leak_and_senses = None if saved is not None and seconds is None else self.leak_and_senses(x)
+            if saved is not None:
+                unfolds = _Unfolds(*(rows[steps] for rows in saved))
             else:
                 assert leak_and_senses is not None
                 unfolds = _Unfolds(*inputs.new_empty(2, *x.shape[:2], self.ode_unfolds, self.n_neurons))

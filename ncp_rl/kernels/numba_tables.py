@@ -1,0 +1,244 @@
+"""What the Numba kernels read instead of synapse lists and parameters, computed once for many steps.
+
+A vector of `LANES` lanes holds as many synapses of one neuron as the sequences of a block leave room for: one where the
+block is 16 wide, two where it is 8. All that an inner loop reads of one vector lies in one cache line.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ncp_rl.kernels.contract import HeldParams, Params, Synapses
+from ncp_rl.kernels.numba_cache import inlined, kernel
+from ncp_rl.kernels.numba_lanes import LANES, MAX_EXPONENT, integer, number, store
+from ncp_rl.kernels.numba_memory import Floats, Integers, floats, integers, rows_at
+
+#: Rows of `Params.synaptic`, `Params.sensory`.
+W, SIGMA, MU, EREV = range(4)
+#: Rows of `Params.neuronal`.
+CM, GLEAK, VLEAK = range(3)
+
+#: Columns of a synapse table. The exponent of the sigmoid is slope * v + offset, to base 2.
+SLOPE, OFFSET, WEIGHT, DRIVE, REVERSAL, PULL, MIDPOINT = range(7)
+COLUMNS = 8
+#: Vectors of synapses that a loop takes at once.
+PAIR = 2
+
+#: Below `MAX_EXPONENT` by more than potentials leave their range for rounding.
+_SAFE_EXPONENT = np.float32(0.99 * MAX_EXPONENT)
+_LOG2_E = np.float32(math.log2(math.e))
+_INFINITY = np.float32(math.inf)
+_ZERO = np.float32(0.0)
+_NEVER = np.float32(-1.0)
+
+
+class Vectors(NamedTuple):
+    """Synapses in vectors, a multiple of `PAIR` for every neuron; a slot is the place of one synapse in a vector."""
+
+    pointer: Tensor
+    """(U + 1,) int32, vectors up to each neuron"""
+    source: Tensor
+    """(slots,) int32, where the row of the presynaptic potential begins, in elements"""
+    synapse: Tensor
+    """(slots,) int32, which synapse; padding repeats a neuron's last one"""
+    slot: Tensor
+    """(E,) int32, where each synapse is that is no padding"""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A wiring as the kernels read it."""
+
+    synapses: Synapses
+    width: int
+    """How many sequences a block holds"""
+    vectors: tuple[Vectors, Vectors]
+    """Of synapses between neurons, and of sensory synapses"""
+    sizes: tuple[int, int]
+    """How many vectors there are of each kind"""
+    readers: tuple[int, ...]
+    """Addresses of pointers and sources"""
+    writers: tuple[int, ...]
+    """Addresses of synapses and slots"""
+
+
+class Tables(NamedTuple):
+    """Parameters as the kernels read them."""
+
+    layout: Layout
+    memory: Tensor
+    """(n,) float32, see `read_tables`"""
+    neuronal: Tensor
+    """(3, U) of `Params`"""
+    addresses: tuple[int, ...]
+    """Of `memory`, of `neuronal`, and the readers of the layout"""
+
+
+def tables_of(params: Params, synapses: Synapses, width: int) -> Tables:
+    """Tables for blocks of `width` sequences; those of `HeldParams` are made once."""
+    if not isinstance(params, HeldParams):
+        return _make_tables(params, synapses, width)
+    tables: Tables | None = params.derived.get(width)
+    if tables is None or tables.layout.synapses is not synapses:
+        tables = params.derived[width] = _make_tables(params, synapses, width)
+    return tables
+
+
+def _make_tables(params: Params, synapses: Synapses, width: int) -> Tables:
+    layout = _layout(synapses, width)
+    synaptic, sensory, neuronal = params
+    memory = torch.empty(LANES + sum(layout.sizes) * COLUMNS * table_width(width))
+    own = memory.data_ptr(), neuronal.data_ptr()
+    fill_kernel(width)(
+        *own,
+        synaptic.data_ptr(),
+        sensory.data_ptr(),
+        *layout.writers,
+        neuronal.shape[1],
+        synaptic.shape[1],
+        sensory.shape[1],
+        *layout.sizes,
+    )
+    return Tables(layout, memory, neuronal, own + layout.readers)
+
+
+@functools.lru_cache(maxsize=64)
+def _layout(synapses: Synapses, width: int) -> Layout:
+    """The layout for blocks of `width` sequences; tensors are told apart by identity."""
+    pointer, source, sensory_pointer, sensory_source = (tensor.numpy() for tensor in synapses)
+    vectors = _arrange(pointer, source, width), _arrange(sensory_pointer, sensory_source, width)
+    between, sensory = vectors
+    return Layout(
+        synapses,
+        width,
+        vectors,
+        (int(between.pointer[-1]), int(sensory.pointer[-1])),
+        tuple(tensor.data_ptr() for kind in vectors for tensor in (kind.pointer, kind.source)),
+        tuple(tensor.data_ptr() for kind in vectors for tensor in (kind.synapse, kind.slot)),
+    )
+
+
+def _arrange(pointer: Integers, source: Integers, width: int) -> Vectors:
+    n_parts = LANES // width
+    fan_in = np.diff(pointer)
+    n_vectors = -(-fan_in // (PAIR * n_parts)) * PAIR
+    vector_pointer = np.concatenate([[0], np.cumsum(n_vectors)])
+    neuron = np.repeat(np.arange(len(fan_in)), n_vectors * n_parts)
+    rank = np.arange(len(neuron)) - vector_pointer[neuron] * n_parts
+    synapse = pointer[neuron] + np.minimum(rank, fan_in[neuron] - 1)
+    slot = np.flatnonzero(rank < fan_in[neuron])
+    arrays = vector_pointer, source[synapse] * width, synapse, slot
+    return Vectors(*(torch.from_numpy(array.astype(np.int32)) for array in arrays))
+
+
+def table_width(width: int) -> int:
+    """Lanes that a table holds of a parameter: of one synapse in a vector a number will do, loaded into all lanes."""
+    return 1 if width == LANES else LANES
+
+
+@functools.cache
+def fill_kernel(width: int) -> Callable[..., None]:
+    """Writes the memory of `Tables` for blocks of `width` sequences; compiled when it is first called."""
+    n_parts = LANES // width
+    cell_width = table_width(width) // n_parts
+
+    @functools.partial(kernel, variant=width)
+    def fill_tables(
+        address: int,
+        neuronal_address: int,
+        synaptic_address: int,
+        sensory_address: int,
+        synapse_address: int,
+        slot_address: int,
+        sensory_synapse_address: int,
+        sensory_slot_address: int,
+        n_neurons: int,
+        n_synapses: int,
+        n_sensory: int,
+        n_vectors: int,
+        n_sensory_vectors: int,
+    ) -> None:
+        synaptic, sensory = floats(synaptic_address, 4, n_synapses), floats(sensory_address, 4, n_sensory)
+        neuronal = floats(neuronal_address, 3, n_neurons)
+        floats(address, 1, 1)[0, 0] = highest_safe(synaptic, sensory, neuronal)
+        address += 4 * LANES
+        cells = rows_at(address, n_vectors * COLUMNS * n_parts, cell_width)
+        synapse, slot = integers(synapse_address, n_vectors * n_parts), integers(slot_address, n_synapses)
+        fill_table(synaptic, synapse, slot, n_parts, cells)
+        address += 4 * n_vectors * COLUMNS * n_parts * cell_width
+        cells = rows_at(address, n_sensory_vectors * COLUMNS * n_parts, cell_width)
+        synapse = integers(sensory_synapse_address, n_sensory_vectors * n_parts)
+        fill_table(sensory, synapse, integers(sensory_slot_address, n_sensory), n_parts, cells)
+
+    compiled: Callable[..., None] = fill_tables
+    return compiled
+
+
+@inlined
+def read_tables(address: int, n_vectors: int, n_sensory_vectors: int, table_width: int) -> Any:
+    """What `highest_safe` gave, and the tables of synapses between neurons and of sensory synapses.
+
+    A table has `COLUMNS` rows for each vector, one of each kind of constant.
+    """
+    first = address + 4 * LANES
+    second = first + 4 * n_vectors * COLUMNS * table_width
+    return (
+        floats(address, 1, 1)[0, 0],
+        rows_at(first, n_vectors * COLUMNS, table_width),
+        rows_at(second, n_sensory_vectors * COLUMNS, table_width),
+    )
+
+
+@inlined
+def fill_table(params: Floats, synapse: Integers, slot: Integers, n_parts: int, cells: Floats) -> None:
+    """The columns of all slots from the (4, E) rows w, sigma, mu, erev; padding has no weight."""
+    n_synapses = params.shape[1]
+    for i in range(synapse.shape[0]):
+        e = integer(synapse, i)
+        w = number(params, W * n_synapses + e) if integer(slot, e) == i else _ZERO
+        sigma, mu = number(params, SIGMA * n_synapses + e), number(params, MU * n_synapses + e)
+        erev = number(params, EREV * n_synapses + e)
+        cell = i // n_parts * COLUMNS * n_parts + i % n_parts
+        store(cells, cell + SLOPE * n_parts, -sigma * _LOG2_E)
+        store(cells, cell + OFFSET * n_parts, sigma * mu * _LOG2_E)
+        store(cells, cell + WEIGHT * n_parts, w)
+        store(cells, cell + DRIVE * n_parts, w * erev)
+        store(cells, cell + REVERSAL * n_parts, erev)
+        store(cells, cell + PULL * n_parts, w * sigma)
+        store(cells, cell + MIDPOINT * n_parts, mu)
+
+
+@inlined
+def highest_safe(synaptic: Floats, sensory: Floats, neuronal: Floats) -> Any:
+    """Up to which magnitude of the first potentials no exponent between neurons can pass `MAX_EXPONENT`; -1 if none.
+
+    A potential is a weighted mean of reversal potentials, its leak potential, zero and where it began, and never passes
+    the largest of these.
+    """
+    result = _INFINITY
+    for e in range(synaptic.shape[1]):
+        room = _SAFE_EXPONENT / (abs(synaptic[SIGMA, e]) * _LOG2_E) - abs(synaptic[MU, e])
+        if math.isnan(room):
+            return _NEVER
+        result = min(result, room)
+    bound = max(largest(synaptic[EREV:]), largest(sensory[EREV:]), largest(neuronal[VLEAK:]))
+    return result if result >= bound else _NEVER
+
+
+@inlined
+def largest(rows: Floats) -> Any:
+    """Largest magnitude; NaN, which saturates nothing, does not count."""
+    result = _ZERO
+    for row in range(rows.shape[0]):
+        for column in range(rows.shape[1]):
+            if abs(rows[row, column]) > result:
+                result = abs(rows[row, column])
+    return result

@@ -90,7 +90,7 @@ def solved_again(
 ) -> None:
     """From the first U rows of `unfolded`, U rows after each substep, from the slopes that were kept.
 
-    What was kept of the step that is next lies `kept_size` elements before.
+    Slopes and reciprocals of the step that is next are fetched meanwhile, see `accumulate`.
     """
     step = load(delta, 0)
     for row in range(slopes.shape[0]):
@@ -145,18 +145,13 @@ def pull_back_synapses(
     sigmoids: Floats,
     first_sigmoid: int,
     adjoint: Floats,
-    kept_size: int,
 ) -> None:
-    """Add what reaches the presynaptic potentials to their adjoint; P and Q are at row `first_row` onwards.
-
-    Sigmoids come from memory, where those of the step that is next lie `kept_size` elements before.
-    """
+    """Add what reaches the presynaptic potentials to their adjoint; P and Q are at row `first_row` onwards."""
     keep_apart()
     for j in range(pointer.shape[0] - 1):
         current = repeat(load(currents, first_row + j))
         conductance = repeat(load(conductances, first_row + j))
         for e in range(integer(pointer, j), integer(pointer, j + 1)):
-            prefetch(sigmoids, first_sigmoid + e, kept_size)
             sigmoid = load(sigmoids, first_sigmoid + e)
             y = (current * broadcast(table, e * COLUMNS + REVERSAL) - conductance) * sigmoid
             z = y - y * sigmoid
@@ -193,8 +188,12 @@ def accumulate(
     conductances: Floats,
     sigmoids: Floats,
     sums: Floats,
+    kept_size: int,
 ) -> None:
-    """Add P s, y, z and z (v - mu), summed over the substeps of one step and folded, to one row per vector."""
+    """Add P s, y, z and z (v - mu), summed over the substeps of one step and folded, to one row per vector.
+
+    Sigmoids come from memory: those of the step that is next, `kept_size` elements before, are fetched meanwhile.
+    """
     keep_apart()
     n_neurons = pointer.shape[0] - 1
     n_vectors = integer(pointer, n_neurons)
@@ -206,6 +205,7 @@ def accumulate(
             for k in range(n_unfolds):
                 current = repeat(load(currents, k * n_neurons + j))
                 conductance = repeat(load(conductances, k * n_neurons + j))
+                prefetch(sigmoids, k * n_vectors + e, kept_size)
                 sigmoid = load(sigmoids, k * n_vectors + e)
                 y = (current * reversal - conductance) * sigmoid
                 z = y - y * sigmoid
@@ -397,18 +397,24 @@ def backward_kernel(width: int) -> Callable[..., None]:
                         neuronal_totals,
                         delta_sum,
                     )
-                    pull_back_synapses(
-                        *operands, currents, conductances, before, sigmoids, k * n_vectors, adjoint, kept_size
-                    )
+                    pull_back_synapses(*operands, currents, conductances, before, sigmoids, k * n_vectors, adjoint)
                 sum_neurons(currents, conductances, current_sums, conductance_sums, neuronal_totals)
                 accumulate(
-                    *operands, unfolded, n_neurons, ode_unfolds, currents, conductances, sigmoids, synaptic_totals
+                    *operands,
+                    unfolded,
+                    n_neurons,
+                    ode_unfolds,
+                    currents,
+                    conductances,
+                    sigmoids,
+                    synaptic_totals,
+                    kept_size,
                 )
                 zero(inputs_adjoint)
                 # What sensory synapses receive and give.
                 sums = current_sums, conductance_sums
-                pull_back_synapses(*sensory_operands, *sums, 0, sensory_sigmoids, 0, inputs_adjoint, kept_size)
-                accumulate(*sensory_operands, rows, n_inputs, 1, *sums, sensory_sigmoids, sensory_totals)
+                pull_back_synapses(*sensory_operands, *sums, 0, sensory_sigmoids, 0, inputs_adjoint)
+                accumulate(*sensory_operands, rows, n_inputs, 1, *sums, sensory_sigmoids, sensory_totals, kept_size)
                 scatter(inputs_adjoint, 0, first, n_sequences, t, inputs_gradient)
                 write_elapsed_gradient(delta_sum, first, t, ode_unfolds, elapsed_gradient)
                 clear_started(adjoint, n_neurons, starts, t, first)

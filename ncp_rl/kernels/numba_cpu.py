@@ -36,11 +36,14 @@ class Saved:
         self.step_size = LANES * (n_sensory_vectors + ode_unfolds * n_vectors) + width * n_rows
         """Number of float32 for one step of one block, see `numba_forward.kept_rows`"""
         self.n_kept = min(n_steps, SAVED_BYTES // max(1, 4 * n_blocks * self.step_size))
+        self._free, self._capacity = _free, SAVED_BYTES // 4 + LANES
         self.memory = _borrow(n_blocks * self.n_kept * self.step_size)
 
     def __del__(self) -> None:
         """Give the memory back."""
-        _give_back(self.memory)
+        # At exit, functions of this module are gone before its objects are.
+        if sum(len(other) for other in self._free) + len(self.memory) <= self._capacity:
+            self._free.append(self.memory)
 
     @property
     def arguments(self) -> tuple[int, int, int]:
@@ -158,11 +161,6 @@ def _borrow(n_elements: int) -> Tensor:
         # NumPy asks for huge pages, PyTorch does not.
         memory = torch.from_numpy(np.empty(n_elements, np.float32))
     return memory
-
-
-def _give_back(memory: Tensor) -> None:
-    if sum(other.nbytes for other in _free) + memory.nbytes <= SAVED_BYTES:
-        _free.append(memory)
 
 
 def _block_width(n_sequences: int) -> int:

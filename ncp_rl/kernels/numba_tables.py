@@ -87,7 +87,8 @@ def tables_of(params: Params, synapses: Synapses, width: int) -> Tables:
     if not isinstance(params, HeldParams):
         return _make_tables(params, synapses, width)
     tables: Tables | None = params.derived.get(width)
-    if tables is None or tables.layout.synapses is not synapses:
+    # Another object may hold the same lists.
+    if tables is None or (tables.layout.synapses is not synapses and tables.layout is not _layout(synapses, width)):
         tables = params.derived[width] = _make_tables(params, synapses, width)
     return tables
 

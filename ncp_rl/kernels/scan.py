@@ -141,7 +141,8 @@ def _measure(synapses: Synapses, n_inputs: int) -> _Sizes:
             f"synapses.pointer and synapses.sensory_pointer must both be (U + 1,) with U >= 1, got ({len(pointer)},) "
             f"and ({len(sensory_pointer)},); build the lists with Synapses.from_adjacency."
         )
-    contiguous = Synapses(*(tensor.contiguous() for tensor in synapses))
+    whole = all(tensor.is_contiguous() for tensor in synapses)
+    contiguous = synapses if whole else Synapses(*(tensor.contiguous() for tensor in synapses))
     return _Sizes(contiguous, synapses, pointer.device, len(pointer) - 1, len(source), len(sensory_source), n_inputs)
 
 

@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
+import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ncp_rl.kernels import Params, Synapses, ltc_scan
+from ncp_rl.kernels import HeldParams, Params, Synapses, ltc_scan, numba_cpu
 from ncp_rl.kernels.scan import Backend
 from tests.kernels.circuits import TOLERANCES, Case, Sizes, draw_case
 
@@ -237,6 +239,62 @@ def test_threads_do_not_change_a_bit(one_thread: None, monkeypatch: pytest.Monke
     torch.set_num_threads(3)
     threaded = potentials_and_gradients(case, "numba", weights, 6)
     assert all(torch.equal(serial[name], threaded[name]) for name in serial)
+
+
+@few_or_many
+@pytest.mark.parametrize("n_kept", [0, 3])
+def test_what_is_kept_for_the_backward_pass_does_not_change_a_bit(
+    n_sequences: int, n_kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = draw_case(Sizes(8, n_sequences, 5, 12)).with_dtype(torch.float32)
+    weights = torch.randn(8, n_sequences, 12)
+    everything = potentials_and_gradients(case, "numba", weights, 6)
+    whole = numba_cpu.forward(*case, ode_unfolds=6, save=True)[1]
+    assert whole is not None and whole.n_kept == 8
+    n_blocks = -(-n_sequences // whole.tables.layout.width)
+    monkeypatch.setattr(numba_cpu, "SAVED_BYTES", 4 * whole.step_size * n_blocks * n_kept)
+    part = numba_cpu.forward(*case, ode_unfolds=6, save=True)[1]
+    assert part is not None and part.n_kept == n_kept
+    for name, tensor in potentials_and_gradients(case, "numba", weights, 6).items():
+        assert torch.equal(tensor, everything[name]), name
+
+
+def test_forward_passes_do_not_share_what_they_keep() -> None:
+    """A critic's pass comes between the actor's and its gradient; a graph may be run through twice."""
+    drawn = [draw_case(Sizes(6, n_sequences, 5, 12), seed=seed) for seed, n_sequences in enumerate((9, 3, 20))]
+    cases = [case.with_dtype(torch.float32) for case in drawn]
+    operands = [list(case.differentiable.values()) for case in cases]
+
+    def gradients(loss: Tensor, k: int) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(loss, operands[k], retain_graph=True)
+
+    apart = [gradients(run(case, "numba").square().sum(), k) for k, case in enumerate(cases)]
+    together = [run(case, "numba").square().sum() for case in cases]
+    for k in (2, 0, 1, 0):
+        assert all(map(torch.equal, gradients(together[k], k), apart[k]))
+
+
+def test_memory_for_the_backward_pass_is_used_again() -> None:
+    case = draw_case(Sizes(50, 16, 5, 12)).with_dtype(torch.float32)
+    first = numba_cpu.forward(*case, ode_unfolds=6, save=True)[1]
+    assert first is not None
+    address = first.memory.data_ptr()
+    del first
+    second = numba_cpu.forward(*case, ode_unfolds=6, save=True)[1]
+    assert second is not None and second.memory.data_ptr() == address
+
+
+@few_or_many
+def test_held_parameters_follow_the_synapse_lists(n_sequences: int) -> None:
+    """What is computed once for parameters is computed for one wiring and one width of a block."""
+    case = draw_case(Sizes(3, n_sequences, 5, 12)).with_dtype(torch.float32, requires_grad=False)
+    held = HeldParams(*case.params)
+    rolled = Synapses(case.synapses.pointer, case.synapses.source.flip(0), *case.synapses[2:])
+    for synapses in (case.synapses, rolled, Synapses(*case.synapses), rolled):
+        expected = run(case._replace(synapses=synapses), "numba")
+        assert torch.equal(run(case._replace(params=held, synapses=synapses), "numba"), expected)
+    assert held.derived
+    assert not copy.deepcopy(held).derived and not pickle.loads(pickle.dumps(held)).derived
 
 
 @every_backend

@@ -504,7 +504,7 @@ def logistics2(typing_context: Any, first: Any, second: Any) -> Typed:
     """
 
     def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
-        values = _logistics2(context, builder, arguments)
+        values = _logistics2(builder, arguments, _exp2_table if _has_avx512(context) else _exp2)
         return context.make_tuple(builder, sig.return_type, values)
 
     return types.UniTuple(lanes_type, 2)(first, second), generate
@@ -548,29 +548,10 @@ def _pointer(element_type: Any, address: Any) -> Typed:
     return types.CPointer(element_type)(address), generate
 
 
-def _logistics2(context: Any, builder: Any, exponents: list[Any]) -> list[Any]:
-    exp2 = _exp2_table if _has(context, "avx512f") else _exp2
-    reciprocals = _reciprocals_avx if _has(context, "avx2") and not _has(context, "avx512f") else _reciprocals
+def _logistics2(builder: Any, exponents: list[Any], exp2: Callable[..., Any]) -> list[Any]:
     one = _constant(1.0)
-    return reciprocals(builder, [builder.fadd(power, one, flags=_FUSE) for power in exp2(builder, exponents)])
-
-
-def _reciprocals(builder: Any, values: list[Any]) -> list[Any]:
-    return [builder.fdiv(_constant(1.0), value) for value in values]
-
-
-def _reciprocals_avx(builder: Any, values: list[Any]) -> list[Any]:
-    """An estimate of 12 bits and one step of Newton's method, relative error below 2^-22; a division takes longer."""
-    estimates = [_estimate(builder, value) for value in values]
-    pairs = list(zip(values, estimates, strict=True))
-    errors = [builder.fsub(_constant(1.0), builder.fmul(value, x, flags=_FUSE), flags=_FUSE) for value, x in pairs]
-    return [_multiply_add(builder, x, error, x) for x, error in zip(estimates, errors, strict=True)]
-
-
-def _estimate(builder: Any, value: Any) -> Any:
-    halves = [_choose(builder, value, range(first, first + 8)) for first in (0, 8)]
-    low, high = (_call(builder, "llvm.x86.avx.rcp.ps.256", half.type, [half]) for half in halves)
-    return _shuffle(builder, low, high, range(LANES))
+    denominators = [builder.fadd(power, one, flags=_FUSE) for power in exp2(builder, exponents)]
+    return [builder.fdiv(one, denominator) for denominator in denominators]
 
 
 def _exp2(builder: Any, exponents: list[Any]) -> list[Any]:
@@ -638,8 +619,8 @@ def _multiply_add(builder: Any, factor: Any, other: Any, term: Any) -> Any:
     return builder.fadd(builder.fmul(factor, other, flags=_FUSE), term, flags=_FUSE)
 
 
-def _has(context: Any, feature: str) -> bool:
-    return f"+{feature}" in context.codegen().magic_tuple()[2].split(",")
+def _has_avx512(context: Any) -> bool:
+    return "+avx512f" in context.codegen().magic_tuple()[2].split(",")
 
 
 def _call(builder: Any, name: str, result: Any, arguments: list[Any], **options: Any) -> Any:

@@ -314,12 +314,17 @@ def backward_kernel(width: int) -> Callable[..., None]:
         sensory = floats(sensory_address, 4, n_sensory)
         slots = integers(slots_address, n_synapses)
         sensory_slots = integers(sensory_slots_address, n_sensory)
-        pointer = integers(pointer_address, n_neurons + 1)
-        sensory_pointer = integers(sensory_pointer_address, n_neurons + 1)
-        n_vectors, n_sensory_vectors = integer(pointer, n_neurons), integer(sensory_pointer, n_neurons)
-        source = integers(source_address, n_vectors * LANES // width)
-        sensory_source = integers(sensory_source_address, n_sensory_vectors * LANES // width)
-        limit, table, sensory_table = read_tables(tables_address, n_vectors, n_sensory_vectors, columns)
+        limit, between, senses = read_tables(
+            tables_address,
+            pointer_address,
+            source_address,
+            sensory_pointer_address,
+            sensory_source_address,
+            n_neurons,
+            LANES // width,
+            columns,
+        )
+        n_vectors, n_sensory_vectors = integer(between[1], n_neurons), integer(senses[1], n_neurons)
         clamped = largest(state) > limit
         inputs_gradient = floats(inputs_gradient_address, n_samples, n_inputs)
         state_gradient = floats(state_gradient_address, n_sequences, n_neurons)
@@ -368,18 +373,16 @@ def backward_kernel(width: int) -> Callable[..., None]:
                 sensory_sigmoids, slopes, reciprocals, sigmoids = kept_rows(
                     address, n_sensory_vectors, n_vectors, ode_unfolds, n_neurons, width
                 )
-                sensory_operands = sensory_table, sensory_pointer, sensory_source
-                operands = table, pointer, source
                 if t >= first_kept:
                     solved_again(delta, slopes, reciprocals, unfolded, n_neurons, kept_size)
                 else:
-                    sensory_sums(*sensory_operands, rows, neuronal, current, conductance, sensory_sigmoids, None)
+                    sensory_sums(*senses, rows, neuronal, current, conductance, sensory_sigmoids, None)
                     leak_and_senses = neuronal, delta, current, conductance
                     solutions = unfolded, ode_unfolds, slopes, reciprocals, sigmoids
                     if clamped:
-                        solve(True, None, *operands, *leak_and_senses, *solutions)
+                        solve(True, None, *between, *leak_and_senses, *solutions)
                     else:
-                        solve(None, None, *operands, *leak_and_senses, *solutions)
+                        solve(None, None, *between, *leak_and_senses, *solutions)
                 add_gradient(grad, first, n_sequences, t, incoming, adjoint)
                 zero(delta_sum)
                 for k in range(ode_unfolds - 1, -1, -1):
@@ -397,10 +400,10 @@ def backward_kernel(width: int) -> Callable[..., None]:
                         neuronal_totals,
                         delta_sum,
                     )
-                    pull_back_synapses(*operands, currents, conductances, before, sigmoids, k * n_vectors, adjoint)
+                    pull_back_synapses(*between, currents, conductances, before, sigmoids, k * n_vectors, adjoint)
                 sum_neurons(currents, conductances, current_sums, conductance_sums, neuronal_totals)
                 accumulate(
-                    *operands,
+                    *between,
                     unfolded,
                     n_neurons,
                     ode_unfolds,
@@ -413,8 +416,8 @@ def backward_kernel(width: int) -> Callable[..., None]:
                 zero(inputs_adjoint)
                 # What sensory synapses receive and give.
                 sums = current_sums, conductance_sums
-                pull_back_synapses(*sensory_operands, *sums, 0, sensory_sigmoids, 0, inputs_adjoint)
-                accumulate(*sensory_operands, rows, n_inputs, 1, *sums, sensory_sigmoids, sensory_totals, kept_size)
+                pull_back_synapses(*senses, *sums, 0, sensory_sigmoids, 0, inputs_adjoint)
+                accumulate(*senses, rows, n_inputs, 1, *sums, sensory_sigmoids, sensory_totals, kept_size)
                 scatter(inputs_adjoint, 0, first, n_sequences, t, inputs_gradient)
                 write_elapsed_gradient(delta_sum, first, t, ode_unfolds, elapsed_gradient)
                 clear_started(adjoint, n_neurons, starts, t, first)

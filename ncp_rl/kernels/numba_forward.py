@@ -37,7 +37,7 @@ from ncp_rl.kernels.numba_lanes import (
     stream,
     transpose,
 )
-from ncp_rl.kernels.numba_memory import Bools, Floats, Integers, bools, floats, integers, new_rows, rows_at
+from ncp_rl.kernels.numba_memory import Bools, Floats, Integers, bools, floats, new_rows, rows_at
 from ncp_rl.kernels.numba_tables import (
     CM,
     COLUMNS,
@@ -60,7 +60,7 @@ _ZERO = np.float32(0.0)
 
 @inlined
 def kept_rows(address: int, n_sensory_vectors: int, n_vectors: int, n_unfolds: int, n_neurons: int, width: int) -> Any:
-    """What is kept of a step at `address`: sensory sigmoids, slopes, reciprocals, sigmoids; see `kept_size`."""
+    """What is kept of a step at `address`: sensory sigmoids, slopes, reciprocals, sigmoids; see `numba_cpu.Saved`."""
     slopes = address + 4 * LANES * n_sensory_vectors
     reciprocals = slopes + 4 * width * n_unfolds * n_neurons
     sigmoids = reciprocals + 4 * width * n_unfolds * n_neurons
@@ -302,12 +302,17 @@ def forward_kernel(width: int) -> Callable[..., None]:
         starts = bools(starts_address, n_steps if starts_address else 0, n_sequences)
         elapsed_time = floats(elapsed_address, n_steps if elapsed_address else 0, n_sequences)
         neuronal = floats(neuronal_address, 3, n_neurons)
-        pointer = integers(pointer_address, n_neurons + 1)
-        sensory_pointer = integers(sensory_pointer_address, n_neurons + 1)
-        n_vectors, n_sensory_vectors = integer(pointer, n_neurons), integer(sensory_pointer, n_neurons)
-        source = integers(source_address, n_vectors * LANES // width)
-        sensory_source = integers(sensory_source_address, n_sensory_vectors * LANES // width)
-        limit, table, sensory_table = read_tables(tables_address, n_vectors, n_sensory_vectors, columns)
+        limit, between, senses = read_tables(
+            tables_address,
+            pointer_address,
+            source_address,
+            sensory_pointer_address,
+            sensory_source_address,
+            n_neurons,
+            LANES // width,
+            columns,
+        )
+        n_vectors, n_sensory_vectors = integer(between[1], n_neurons), integer(senses[1], n_neurons)
         clamped = largest(state) > limit
 
         unfolded = new_rows((ode_unfolds + 1) * n_neurons, width)
@@ -316,8 +321,8 @@ def forward_kernel(width: int) -> Callable[..., None]:
         delta = new_rows(1, width)
         current = new_rows(n_neurons, width)
         conductance = new_rows(n_neurons, width)
-        sensory_operands = sensory_table, sensory_pointer, sensory_source, rows, neuronal, current, conductance
-        operands = table, pointer, source, neuronal, delta, current, conductance, unfolded, ode_unfolds
+        leak_and_senses = neuronal, current, conductance
+        solution = neuronal, delta, current, conductance, unfolded, ode_unfolds
         for block in range(first_block, last_block):
             first = block * width
             gather(state, first, n_sequences, 0, unfolded)
@@ -331,17 +336,17 @@ def forward_kernel(width: int) -> Callable[..., None]:
                     sensory_sigmoids, slopes, reciprocals, sigmoids = kept_rows(
                         address, n_sensory_vectors, n_vectors, ode_unfolds, n_neurons, width
                     )
-                    sensory_sums(*sensory_operands, sensory_sigmoids, True)
+                    sensory_sums(*senses, rows, *leak_and_senses, sensory_sigmoids, True)
                     if clamped:
-                        solve(True, True, *operands, slopes, reciprocals, sigmoids)
+                        solve(True, True, *between, *solution, slopes, reciprocals, sigmoids)
                     else:
-                        solve(None, True, *operands, slopes, reciprocals, sigmoids)
+                        solve(None, True, *between, *solution, slopes, reciprocals, sigmoids)
                 else:
-                    sensory_sums(*sensory_operands, None, None)
+                    sensory_sums(*senses, rows, *leak_and_senses, None, None)
                     if clamped:
-                        solve(True, None, *operands, None, None, None)
+                        solve(True, None, *between, *solution, None, None, None)
                     else:
-                        solve(None, None, *operands, None, None, None)
+                        solve(None, None, *between, *solution, None, None, None)
                 scatter(unfolded, last, first, n_sequences, t, potentials)
                 for j in range(n_neurons):
                     store(unfolded, j, load(unfolded, last + j))

@@ -184,17 +184,33 @@ def fill_kernel(width: int) -> Callable[..., None]:
 
 
 @inlined
-def read_tables(address: int, n_vectors: int, n_sensory_vectors: int, table_width: int) -> Any:
-    """What `highest_safe` gave, and the tables of synapses between neurons and of sensory synapses.
+def read_tables(
+    address: int,
+    pointer_address: int,
+    source_address: int,
+    sensory_pointer_address: int,
+    sensory_source_address: int,
+    n_neurons: int,
+    n_parts: int,
+    table_width: int,
+) -> Any:
+    """What `highest_safe` gave; then table, pointer and source of synapses between neurons, and of sensory synapses.
 
-    A table has `COLUMNS` rows for each vector, one of each kind of constant.
+    A table has `COLUMNS` rows for each vector of `n_parts` synapses, one of each kind of constant.
     """
+    pointer = integers(pointer_address, n_neurons + 1)
+    sensory_pointer = integers(sensory_pointer_address, n_neurons + 1)
+    n_vectors, n_sensory_vectors = integer(pointer, n_neurons), integer(sensory_pointer, n_neurons)
     first = address + 4 * LANES
     second = first + 4 * n_vectors * COLUMNS * table_width
+    table = rows_at(first, n_vectors * COLUMNS, table_width)
+    sensory_table = rows_at(second, n_sensory_vectors * COLUMNS, table_width)
+    source = integers(source_address, n_vectors * n_parts)
+    sensory_source = integers(sensory_source_address, n_sensory_vectors * n_parts)
     return (
         floats(address, 1, 1)[0, 0],
-        rows_at(first, n_vectors * COLUMNS, table_width),
-        rows_at(second, n_sensory_vectors * COLUMNS, table_width),
+        (table, pointer, source),
+        (sensory_table, sensory_pointer, sensory_source),
     )
 
 

@@ -12,13 +12,14 @@ gradient with respect to delta is p (I - G v') = p cm slope.
 
 Three passes serve a step. `solve` runs it again, unless the forward pass kept what that gives. `pull_back_*` run
 through the substeps from the last to the first and keep P and Q; then `accumulate` sums over the substeps, synapse by
-synapse, in registers.
+synapse, in registers. Sensory synapses, which have but one P and Q in a step, wait until it is worth their while.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -28,6 +29,7 @@ from ncp_rl.kernels.numba_forward import (
     gather,
     gather_delta,
     kept_rows,
+    kept_sizes,
     scatter,
     sensory_sums,
     solve,
@@ -48,7 +50,7 @@ from ncp_rl.kernels.numba_lanes import (
     store,
     total,
 )
-from ncp_rl.kernels.numba_memory import Floats, Integers, address_of, bools, floats, integers, new_rows
+from ncp_rl.kernels.numba_memory import Floats, Integers, address_of, bools, floats, integers, new_rows, rows_at
 from ncp_rl.kernels.numba_tables import (
     CM,
     COLUMNS,
@@ -66,6 +68,9 @@ from ncp_rl.kernels.numba_tables import (
     table_width,
 )
 
+#: For as many steps sensory synapses wait. What the forward pass keeps begins with one of these rounds.
+ROUND = 8
+
 _ZERO = np.float32(0.0)
 
 
@@ -77,25 +82,24 @@ def zero(rows: Floats) -> None:
 
 
 @inlined
+def rows_after(rows: Floats, first: int, width: int) -> Any:
+    """The rows from `first` on."""
+    return rows_at(address_of(rows) + 4 * width * first, rows.shape[0] - first, width)
+
+
+@inlined
 def add_gradient(grad: Floats, first: int, n_sequences: int, step: int, incoming: Floats, adjoint: Floats) -> None:
     """Add the incoming gradient of one step to the adjoint; lanes past the last sequence keep zero."""
-    gather(grad, first, n_sequences, step, incoming)
+    gather(grad, first, n_sequences, step, incoming, -1)
     for j in range(grad.shape[1]):
         store(adjoint, j, load(adjoint, j) + keep_first(load(incoming, j), n_sequences - first))
 
 
 @inlined
-def solved_again(
-    delta: Floats, slopes: Floats, reciprocals: Floats, unfolded: Floats, n_neurons: int, kept_size: int
-) -> None:
-    """From the first U rows of `unfolded`, U rows after each substep, from the slopes that were kept.
-
-    Slopes and reciprocals of the step that is next are fetched meanwhile, see `accumulate`.
-    """
+def solved_again(delta: Floats, slopes: Floats, unfolded: Floats, n_neurons: int) -> None:
+    """From the first U rows of `unfolded`, U rows after each substep, from the slopes that were kept."""
     step = load(delta, 0)
     for row in range(slopes.shape[0]):
-        prefetch(slopes, row, kept_size)
-        prefetch(reciprocals, row, kept_size)
         store(unfolded, row + n_neurons, load(unfolded, row) + step * load(slopes, row))
 
 
@@ -104,33 +108,36 @@ def pull_back_neurons(
     neuronal: Floats,
     delta: Floats,
     unfolded: Floats,
-    before: int,
     slopes: Floats,
     reciprocals: Floats,
     adjoint: Floats,
     currents: Floats,
     conductances: Floats,
-    sums: Floats,
+    n_unfolds: int,
+    k: int,
     delta_sum: Floats,
+    ahead: int,
 ) -> None:
-    """From the adjoint of the potentials after a substep: P and Q, and what reaches the neuron's own past.
+    """From the adjoint of the potentials after substep `k`: P and Q, and what reaches the neuron's own past.
 
-    P and Q go to `currents` and `conductances`; P slope is added to `sums`, the share of delta to `delta_sum`.
+    P and Q go to row k of the `n_unfolds` that each neuron has of `currents` and `conductances`; the share of delta is
+    added to `delta_sum`. What lies `ahead` elements before the slopes and reciprocals is fetched: the next step's.
     """
     keep_apart()
     n_neurons = neuronal.shape[1]
     step = load(delta, 0)
     delta_total = load(delta_sum, 0)
     for j in range(n_neurons):
-        slope = load(slopes, before + j)
-        p = load(adjoint, j) * load(reciprocals, before + j)
+        row = k * n_neurons + j
+        prefetch(slopes, row, ahead)
+        prefetch(reciprocals, row, ahead)
+        p = load(adjoint, j) * load(reciprocals, row)
         current = step * p
         remembered = p * neuronal[CM, j]
-        delta_total = delta_total + remembered * slope
+        delta_total = delta_total + remembered * load(slopes, row)
         store(adjoint, j, remembered)
-        store(currents, before + j, current)
-        store(conductances, before + j, current * load(unfolded, before + n_neurons + j))
-        store(sums, j, load(sums, j) + current * slope)
+        store(currents, j * n_unfolds + k, current)
+        store(conductances, j * n_unfolds + k, current * load(unfolded, row + n_neurons))
     store(delta_sum, 0, delta_total)
 
 
@@ -141,16 +148,16 @@ def pull_back_synapses(
     source: Integers,
     currents: Floats,
     conductances: Floats,
-    first_row: int,
+    stride: int,
     sigmoids: Floats,
     first_sigmoid: int,
     adjoint: Floats,
 ) -> None:
-    """Add what reaches the presynaptic potentials to their adjoint; P and Q are at row `first_row` onwards."""
+    """Add what reaches the presynaptic potentials to their adjoint; P and Q of neuron j are at row j * stride."""
     keep_apart()
     for j in range(pointer.shape[0] - 1):
-        current = repeat(load(currents, first_row + j))
-        conductance = repeat(load(conductances, first_row + j))
+        current = repeat(load(currents, j * stride))
+        conductance = repeat(load(conductances, j * stride))
         for e in range(integer(pointer, j), integer(pointer, j + 1)):
             sigmoid = load(sigmoids, first_sigmoid + e)
             y = (current * broadcast(table, e * COLUMNS + REVERSAL) - conductance) * sigmoid
@@ -160,18 +167,29 @@ def pull_back_synapses(
 
 @inlined
 def sum_neurons(
-    currents: Floats, conductances: Floats, current_sums: Floats, conductance_sums: Floats, sums: Floats
+    currents: Floats,
+    conductances: Floats,
+    slopes: Floats,
+    n_unfolds: int,
+    sensory_currents: Floats,
+    sensory_conductances: Floats,
+    sums: Floats,
 ) -> None:
-    """Sum P and Q over the substeps of one step, which the sensory synapses receive; add these sums to `sums`, too."""
+    """Sum P and Q over the substeps of one step for the sensory synapses; add P slope, P and Q to `sums`."""
     keep_apart()
-    n_neurons = current_sums.shape[0]
+    n_neurons = sums.shape[0] // 3
     for j in range(n_neurons):
-        current_sum, conductance_sum = load(currents, j), load(conductances, j)
-        for row in range(j + n_neurons, currents.shape[0], n_neurons):
-            current_sum = current_sum + load(currents, row)
-            conductance_sum = conductance_sum + load(conductances, row)
-        store(current_sums, j, current_sum)
-        store(conductance_sums, j, conductance_sum)
+        row = j * n_unfolds
+        current_sum, conductance_sum = load(currents, row), load(conductances, row)
+        slope_sum = current_sum * load(slopes, j)
+        for k in range(1, n_unfolds):
+            current = load(currents, row + k)
+            slope_sum = slope_sum + current * load(slopes, k * n_neurons + j)
+            current_sum = current_sum + current
+            conductance_sum = conductance_sum + load(conductances, row + k)
+        store(sensory_currents, j * ROUND, current_sum)
+        store(sensory_conductances, j * ROUND, conductance_sum)
+        store(sums, j, load(sums, j) + slope_sum)
         store(sums, n_neurons + j, load(sums, n_neurons + j) + current_sum)
         store(sums, 2 * n_neurons + j, load(sums, 2 * n_neurons + j) + conductance_sum)
 
@@ -183,16 +201,18 @@ def accumulate(
     source: Integers,
     presynaptics: Floats,
     n_presynaptic: int,
-    n_unfolds: int,
     currents: Floats,
     conductances: Floats,
+    stride: int,
     sigmoids: Floats,
+    n_rounds: int,
     sums: Floats,
-    kept_size: int,
+    ahead: int,
 ) -> None:
-    """Add P s, y, z and z (v - mu), summed over the substeps of one step and folded, to one row per vector.
+    """Add P s, y, z and z (v - mu), summed over substeps or steps and folded, to one row per vector.
 
-    Sigmoids come from memory: those of the step that is next, `kept_size` elements before, are fetched meanwhile.
+    Each of the `n_rounds` has `n_presynaptic` rows of potentials and one row of sigmoids per vector; P and Q of neuron
+    j are at rows j * stride onwards. What lies `ahead` elements before the sigmoids is fetched: those that are next.
     """
     keep_apart()
     n_neurons = pointer.shape[0] - 1
@@ -202,10 +222,10 @@ def accumulate(
             reversal = broadcast(table, e * COLUMNS + REVERSAL)
             midpoint = broadcast(table, e * COLUMNS + MIDPOINT)
             sum_ps = sum_y = sum_z = sum_zv = spread(_ZERO)
-            for k in range(n_unfolds):
-                current = repeat(load(currents, k * n_neurons + j))
-                conductance = repeat(load(conductances, k * n_neurons + j))
-                prefetch(sigmoids, k * n_vectors + e, kept_size)
+            for k in range(n_rounds):
+                current = repeat(load(currents, j * stride + k))
+                conductance = repeat(load(conductances, j * stride + k))
+                prefetch(sigmoids, k * n_vectors + e, ahead)
                 sigmoid = load(sigmoids, k * n_vectors + e)
                 y = (current * reversal - conductance) * sigmoid
                 z = y - y * sigmoid
@@ -270,7 +290,6 @@ def backward_kernel(width: int) -> Callable[..., None]:
         starts_address: int,
         elapsed_address: int,
         kept_address: int,
-        kept_size: int,
         n_kept: int,
         tables_address: int,
         neuronal_address: int,
@@ -325,6 +344,7 @@ def backward_kernel(width: int) -> Callable[..., None]:
             columns,
         )
         n_vectors, n_sensory_vectors = integer(between[1], n_neurons), integer(senses[1], n_neurons)
+        sensory_size, step_size = kept_sizes(n_sensory_vectors, n_vectors, ode_unfolds, n_neurons, width)
         clamped = largest(state) > limit
         inputs_gradient = floats(inputs_gradient_address, n_samples, n_inputs)
         state_gradient = floats(state_gradient_address, n_sequences, n_neurons)
@@ -334,7 +354,7 @@ def backward_kernel(width: int) -> Callable[..., None]:
         neuronal_partials = floats(neuronal_partials_address, 3 * last_block, n_neurons)
 
         unfolded = new_rows((ode_unfolds + 1) * n_neurons, width)
-        rows = new_rows(n_inputs, width)
+        inputs_of_round = new_rows(ROUND * n_inputs, width)
         delta = new_rows(1, width)
         current = new_rows(n_neurons, width)
         conductance = new_rows(n_neurons, width)
@@ -343,15 +363,14 @@ def backward_kernel(width: int) -> Callable[..., None]:
         inputs_adjoint = new_rows(n_inputs, width)
         currents = new_rows(ode_unfolds * n_neurons, width)
         conductances = new_rows(ode_unfolds * n_neurons, width)
-        current_sums = new_rows(n_neurons, width)
-        conductance_sums = new_rows(n_neurons, width)
+        currents_of_round = new_rows(n_neurons * ROUND, width)
+        conductances_of_round = new_rows(n_neurons * ROUND, width)
         synaptic_totals = new_rows(n_vectors, LANES)
         sensory_totals = new_rows(n_sensory_vectors, LANES)
         neuronal_totals = new_rows(3 * n_neurons, width)
         delta_sum = new_rows(1, width)
         # A step that was not kept is solved again here.
-        own = new_rows(kept_size // LANES if n_kept < n_steps else 0, LANES)
-        own_address = address_of(own)
+        own = new_rows((ROUND * sensory_size + step_size) // LANES if n_kept < n_steps else 0, LANES)
         first_kept = n_steps - n_kept
         for block in range(first_block, last_block):
             first = block * width
@@ -359,22 +378,30 @@ def backward_kernel(width: int) -> Callable[..., None]:
             zero(synaptic_totals)
             zero(sensory_totals)
             zero(neuronal_totals)
+            kept = kept_address + 4 * block * n_kept * (sensory_size + step_size)
             for t in range(n_steps - 1, -1, -1):
-                gather(inputs, first, n_sequences, t, rows)
+                place = t % ROUND
+                rows = rows_after(inputs_of_round, place * n_inputs, width)
+                sensory_currents = rows_after(currents_of_round, place, width)
+                sensory_conductances = rows_after(conductances_of_round, place, width)
+                gather(inputs, first, n_sequences, t, rows, -1)
                 gather_delta(elapsed_time, t, first, ode_unfolds, delta)
                 if t > 0:
-                    gather(potentials, first, n_sequences, t - 1, unfolded)
+                    gather(potentials, first, n_sequences, t - 1, unfolded, -1)
                 else:
-                    gather(state, first, n_sequences, 0, unfolded)
+                    gather(state, first, n_sequences, 0, unfolded, 0)
                 clear_started(unfolded, n_neurons, starts, t, first)
-                address = own_address
-                if t >= first_kept:
-                    address = kept_address + 4 * kept_size * (block * n_kept + t - first_kept)
-                sensory_sigmoids, slopes, reciprocals, sigmoids = kept_rows(
-                    address, n_sensory_vectors, n_vectors, ode_unfolds, n_neurons, width
-                )
-                if t >= first_kept:
-                    solved_again(delta, slopes, reciprocals, unfolded, n_neurons, kept_size)
+                slot = t - first_kept
+                if slot >= 0:
+                    sensory_address = kept + 4 * sensory_size * slot
+                    address = kept + 4 * (sensory_size * n_kept + step_size * slot)
+                else:
+                    sensory_address = address_of(own) + 4 * sensory_size * place
+                    address = address_of(own) + 4 * sensory_size * ROUND
+                sensory_sigmoids = rows_at(sensory_address, n_sensory_vectors, LANES)
+                slopes, reciprocals, sigmoids = kept_rows(address, n_vectors, ode_unfolds, n_neurons, width)
+                if slot >= 0:
+                    solved_again(delta, slopes, unfolded, n_neurons)
                 else:
                     sensory_sums(*senses, rows, neuronal, current, conductance, sensory_sigmoids, None)
                     leak_and_senses = neuronal, delta, current, conductance
@@ -385,39 +412,24 @@ def backward_kernel(width: int) -> Callable[..., None]:
                         solve(None, None, *between, *leak_and_senses, *solutions)
                 add_gradient(grad, first, n_sequences, t, incoming, adjoint)
                 zero(delta_sum)
+                of_neurons = currents, conductances, ode_unfolds
                 for k in range(ode_unfolds - 1, -1, -1):
-                    before = k * n_neurons
                     pull_back_neurons(
-                        neuronal,
-                        delta,
-                        unfolded,
-                        before,
-                        slopes,
-                        reciprocals,
-                        adjoint,
-                        currents,
-                        conductances,
-                        neuronal_totals,
-                        delta_sum,
+                        neuronal, delta, unfolded, slopes, reciprocals, adjoint, *of_neurons, k, delta_sum, step_size
                     )
-                    pull_back_synapses(*between, currents, conductances, before, sigmoids, k * n_vectors, adjoint)
-                sum_neurons(currents, conductances, current_sums, conductance_sums, neuronal_totals)
+                    now = rows_after(currents, k, width), rows_after(conductances, k, width), ode_unfolds
+                    pull_back_synapses(*between, *now, sigmoids, k * n_vectors, adjoint)
+                sums = sensory_currents, sensory_conductances
+                sum_neurons(currents, conductances, slopes, ode_unfolds, *sums, neuronal_totals)
                 accumulate(
-                    *between,
-                    unfolded,
-                    n_neurons,
-                    ode_unfolds,
-                    currents,
-                    conductances,
-                    sigmoids,
-                    synaptic_totals,
-                    kept_size,
+                    *between, unfolded, n_neurons, *of_neurons, sigmoids, ode_unfolds, synaptic_totals, step_size
                 )
                 zero(inputs_adjoint)
-                # What sensory synapses receive and give.
-                sums = current_sums, conductance_sums
-                pull_back_synapses(*senses, *sums, 0, sensory_sigmoids, 0, inputs_adjoint)
-                accumulate(*senses, rows, n_inputs, 1, *sums, sensory_sigmoids, sensory_totals, kept_size)
+                pull_back_synapses(*senses, *sums, ROUND, sensory_sigmoids, 0, inputs_adjoint)
+                if place == 0:
+                    n_waiting = min(ROUND, n_steps - t)
+                    of_round = *sums, ROUND, sensory_sigmoids, n_waiting, sensory_totals, n_waiting * sensory_size
+                    accumulate(*senses, rows, n_inputs, *of_round)
                 scatter(inputs_adjoint, 0, first, n_sequences, t, inputs_gradient)
                 write_elapsed_gradient(delta_sum, first, t, ode_unfolds, elapsed_gradient)
                 clear_started(adjoint, n_neurons, starts, t, first)

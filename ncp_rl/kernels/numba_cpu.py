@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ncp_rl.kernels.contract import Gradients, Params, Synapses
-from ncp_rl.kernels.numba_backward import backward_kernel
+from ncp_rl.kernels.numba_backward import ROUND, backward_kernel
 from ncp_rl.kernels.numba_forward import forward_kernel
 from ncp_rl.kernels.numba_lanes import LANES, WIDTHS
 from ncp_rl.kernels.numba_tables import Tables, tables_of
@@ -29,13 +29,13 @@ class Saved:
     """What a backward pass can use of the forward pass; when it is deleted, its memory serves another."""
 
     def __init__(self, tables: Tables, n_blocks: int, n_steps: int, n_neurons: int, ode_unfolds: int) -> None:
-        """Tables, and room for as many of the last steps as `SAVED_BYTES` allow."""
+        """Tables, and room for as many of the last steps as `SAVED_BYTES` allow, all others in whole rounds."""
         width, (n_vectors, n_sensory_vectors) = tables.layout.width, tables.layout.sizes
-        n_rows = 2 * ode_unfolds * n_neurons
         self.tables = tables
-        self.step_size = LANES * (n_sensory_vectors + ode_unfolds * n_vectors) + width * n_rows
-        """Number of float32 for one step of one block, see `numba_forward.kept_rows`"""
-        self.n_kept = min(n_steps, SAVED_BYTES // max(1, 4 * n_blocks * self.step_size))
+        self.step_size = LANES * (n_sensory_vectors + ode_unfolds * n_vectors) + 2 * width * ode_unfolds * n_neurons
+        """Number of float32 for one step of one block, see `numba_forward.kept_sizes`"""
+        n_left_out = max(0, n_steps - SAVED_BYTES // max(1, 4 * n_blocks * self.step_size))
+        self.n_kept = max(0, n_steps - -(-n_left_out // ROUND) * ROUND)
         self._free, self._capacity = _free, SAVED_BYTES // 4 + LANES
         self.memory = _borrow(n_blocks * self.n_kept * self.step_size)
 
@@ -46,9 +46,9 @@ class Saved:
             self._free.append(self.memory)
 
     @property
-    def arguments(self) -> tuple[int, int, int]:
-        """Address from the beginning of a cache line on, size of a step, number of steps: as kernels take them."""
-        return -(-self.memory.data_ptr() // 64) * 64, self.step_size, self.n_kept
+    def arguments(self) -> tuple[int, int]:
+        """Address from the beginning of a cache line on, and number of steps: as kernels take them."""
+        return -(-self.memory.data_ptr() // 64) * 64, self.n_kept
 
 
 def forward(
@@ -81,7 +81,7 @@ def forward(
         0 if episode_starts is None else episode_starts.data_ptr(),
         0 if elapsed_time is None else elapsed_time.data_ptr(),
         potentials.data_ptr(),
-        *((0, 0, 0) if saved is None else saved.arguments),
+        *((0, 0) if saved is None else saved.arguments),
         *tables.addresses,
         n_steps,
         n_sequences,

@@ -30,21 +30,21 @@ from ncp_rl.kernels.numba_lanes import (
     keep_apart,
     load,
     load_sources,
-    logistics2,
+    one_plus_exp2,
+    prefetch,
     reciprocal,
     spread,
     store,
     stream,
     transpose,
 )
-from ncp_rl.kernels.numba_memory import Bools, Floats, Integers, bools, floats, new_rows, rows_at
+from ncp_rl.kernels.numba_memory import Bools, Floats, Integers, address_of, bools, floats, new_rows, rows_at
 from ncp_rl.kernels.numba_tables import (
     CM,
     COLUMNS,
     DRIVE,
     GLEAK,
     OFFSET,
-    PAIR,
     SLOPE,
     VLEAK,
     WEIGHT,
@@ -59,14 +59,21 @@ _ZERO = np.float32(0.0)
 
 
 @inlined
-def kept_rows(address: int, n_sensory_vectors: int, n_vectors: int, n_unfolds: int, n_neurons: int, width: int) -> Any:
-    """What is kept of a step at `address`: sensory sigmoids, slopes, reciprocals, sigmoids; see `numba_cpu.Saved`."""
-    slopes = address + 4 * LANES * n_sensory_vectors
-    reciprocals = slopes + 4 * width * n_unfolds * n_neurons
+def kept_sizes(n_sensory_vectors: int, n_vectors: int, n_unfolds: int, n_neurons: int, width: int) -> Any:
+    """How many float32 are kept of a block's sensory synapses, and of its substeps, for one step.
+
+    In memory, the sensory synapses of all steps come before the substeps of the first.
+    """
+    return LANES * n_sensory_vectors, n_unfolds * (LANES * n_vectors + 2 * width * n_neurons)
+
+
+@inlined
+def kept_rows(address: int, n_vectors: int, n_unfolds: int, n_neurons: int, width: int) -> Any:
+    """What is kept of the substeps of one step at `address`: slopes, reciprocals, sigmoids."""
+    reciprocals = address + 4 * width * n_unfolds * n_neurons
     sigmoids = reciprocals + 4 * width * n_unfolds * n_neurons
     return (
-        rows_at(address, n_sensory_vectors, LANES),
-        rows_at(slopes, n_unfolds * n_neurons, width),
+        rows_at(address, n_unfolds * n_neurons, width),
         rows_at(reciprocals, n_unfolds * n_neurons, width),
         rows_at(sigmoids, n_unfolds * n_vectors, LANES),
     )
@@ -82,22 +89,29 @@ def keep(rows: Floats, row: int, value: Any, streamed: bool | None) -> None:
 
 
 @inlined
-def exponent(table: Floats, vector: int, presynaptic: Any, clamped: bool | None) -> Any:
-    """What the sigmoids of a vector of synapses are taken of, to base 2."""
-    value = presynaptic * broadcast(table, vector * COLUMNS + SLOPE) + broadcast(table, vector * COLUMNS + OFFSET)
+def inverse_sigmoids(
+    table: Floats, source: Integers, vector: int, presynaptics: Floats, first_row: int, clamped: bool | None
+) -> Any:
+    """One over the sigmoids of a vector of synapses; row `first_row` is the first presynaptic potential."""
+    row = vector * COLUMNS
+    presynaptic = load_sources(presynaptics, first_row, source, vector)
+    exponent = presynaptic * broadcast(table, row + SLOPE) + broadcast(table, row + OFFSET)
     if clamped is not None:
-        value = clamp_exponent(value)
-    return value
+        exponent = clamp_exponent(exponent)
+    return one_plus_exp2(exponent)
 
 
 @inlined
-def gather(source: Floats, first: int, n_sequences: int, step: int, rows: Floats) -> None:
-    """Columns of `source` (T * N, columns) at one step become rows of lanes.
+def gather(source: Floats, first: int, n_sequences: int, step: int, rows: Floats, ahead: int) -> None:
+    """Columns of `source` (T * N, columns) at one step become rows of lanes; those `ahead` steps later are fetched.
 
     Lanes past the last sequence repeat it: they stay finite where it does, and nobody reads them.
     """
     n_columns, width = source.shape[1], rows.shape[1]
     sequence, count = step * n_sequences + first, min(width, n_sequences - first)
+    later = rows_at(address_of(source) + 4 * n_columns * (sequence + ahead * n_sequences), 0, LANES)
+    for line in range(0, -(-count * n_columns // LANES)):
+        prefetch(later, line, 0)
     if n_columns < width:
         for lane in range(width):
             for column in range(n_columns):
@@ -156,6 +170,7 @@ def synaptic_sums(
     source: Integers,
     first_vector: int,
     last_vector: int,
+    inverse: Any,
     presynaptics: Floats,
     first_row: int,
     sigmoids: Floats | None,
@@ -163,29 +178,23 @@ def synaptic_sums(
     clamped: bool | None,
     streamed: bool | None,
 ) -> Any:
-    """Current and conductance of the synapses of one neuron; row `first_row` is the first presynaptic potential.
+    """Current and conductance of the synapses of one neuron, and the inverse sigmoids of the vector that is next.
 
-    Their sigmoids go to `sigmoids`, where there is one, past the caches if `streamed`. Exponents are `clamped`. Both
-    are True or None: the compiler leaves out what hangs on None.
+    Those of the first come as `inverse`: each vector waits for a division while the next one waits for its power of
+    two. See `inverse_sigmoids` for the operands. The sigmoids go to `sigmoids`, where there is one, past the caches if
+    `streamed`. `clamped` and `streamed` are True or None: the compiler leaves out what hangs on None.
     """
     current = conductance = spread(_ZERO)
-    e = first_vector
-    while e < last_vector:
-        first, second = logistics2(
-            exponent(table, e, load_sources(presynaptics, first_row, source, e), clamped),
-            exponent(table, e + 1, load_sources(presynaptics, first_row, source, e + 1), clamped),
-        )
+    for e in range(first_vector, last_vector):
+        following = inverse_sigmoids(table, source, e + 1, presynaptics, first_row, clamped)
+        sigmoid = reciprocal(inverse)
+        inverse = following
         if sigmoids is not None:
-            keep(sigmoids, first_sigmoid + e, first, streamed)
-            keep(sigmoids, first_sigmoid + e + 1, second, streamed)
+            keep(sigmoids, first_sigmoid + e, sigmoid, streamed)
         row = e * COLUMNS
-        current = current + first * broadcast(table, row + DRIVE)
-        conductance = conductance + first * broadcast(table, row + WEIGHT)
-        row += COLUMNS
-        current = current + second * broadcast(table, row + DRIVE)
-        conductance = conductance + second * broadcast(table, row + WEIGHT)
-        e += PAIR
-    return fold(current, presynaptics), fold(conductance, presynaptics)
+        current = current + sigmoid * broadcast(table, row + DRIVE)
+        conductance = conductance + sigmoid * broadcast(table, row + WEIGHT)
+    return fold(current, presynaptics), fold(conductance, presynaptics), inverse
 
 
 @inlined
@@ -202,10 +211,11 @@ def sensory_sums(
 ) -> None:
     """What holds still within a step, (U, width): the current and conductance of leak and sensory synapses."""
     keep_apart()
+    inverse = inverse_sigmoids(table, source, 0, inputs, 0, True)
     for j in range(neuronal.shape[1]):
         gleak = neuronal[GLEAK, j]
-        currents, conductances = synaptic_sums(
-            table, source, integer(pointer, j), integer(pointer, j + 1), inputs, 0, sigmoids, 0, True, streamed
+        currents, conductances, inverse = synaptic_sums(
+            table, source, integer(pointer, j), integer(pointer, j + 1), inverse, inputs, 0, sigmoids, 0, True, streamed
         )
         store(current, j, currents + gleak * neuronal[VLEAK, j])
         store(conductance, j, conductances + (gleak + _EPSILON))
@@ -239,12 +249,14 @@ def solve(
     step = load(delta, 0)
     for k in range(ode_unfolds):
         before = k * n_neurons
+        inverse = inverse_sigmoids(table, source, 0, unfolded, before, clamped)
         for j in range(n_neurons):
-            currents, conductances = synaptic_sums(
+            currents, conductances, inverse = synaptic_sums(
                 table,
                 source,
                 integer(pointer, j),
                 integer(pointer, j + 1),
+                inverse,
                 unfolded,
                 before,
                 sigmoids,
@@ -254,12 +266,12 @@ def solve(
             )
             current_sum = load(current, j) + currents
             conductance_sum = load(conductance, j) + conductances
-            inverse = reciprocal(neuronal[CM, j] + step * conductance_sum)
+            inverse_denominator = reciprocal(neuronal[CM, j] + step * conductance_sum)
             potential = load(unfolded, before + j)
-            slope = (current_sum - potential * conductance_sum) * inverse
+            slope = (current_sum - potential * conductance_sum) * inverse_denominator
             if slopes is not None and reciprocals is not None:
                 store(slopes, before + j, slope)
-                store(reciprocals, before + j, inverse)
+                store(reciprocals, before + j, inverse_denominator)
             store(unfolded, before + n_neurons + j, potential + step * slope)
 
 
@@ -276,7 +288,6 @@ def forward_kernel(width: int) -> Callable[..., None]:
         elapsed_address: int,
         potentials_address: int,
         kept_address: int,
-        kept_size: int,
         n_kept: int,
         tables_address: int,
         neuronal_address: int,
@@ -294,7 +305,7 @@ def forward_kernel(width: int) -> Callable[..., None]:
     ) -> None:
         """Blocks `first_block` to `last_block`, all steps; an address of 0 stands for an operand that is not there.
 
-        Of each block's last `n_kept` steps, `kept_size` float32 are written at `kept_address`.
+        Of each block's last `n_kept` steps, what a backward pass needs is written at `kept_address`.
         """
         inputs = floats(inputs_address, n_steps * n_sequences, n_inputs)
         state = floats(state_address, n_sequences, n_neurons)
@@ -313,6 +324,7 @@ def forward_kernel(width: int) -> Callable[..., None]:
             columns,
         )
         n_vectors, n_sensory_vectors = integer(between[1], n_neurons), integer(senses[1], n_neurons)
+        sensory_size, step_size = kept_sizes(n_sensory_vectors, n_vectors, ode_unfolds, n_neurons, width)
         clamped = largest(state) > limit
 
         unfolded = new_rows((ode_unfolds + 1) * n_neurons, width)
@@ -325,16 +337,17 @@ def forward_kernel(width: int) -> Callable[..., None]:
         solution = neuronal, delta, current, conductance, unfolded, ode_unfolds
         for block in range(first_block, last_block):
             first = block * width
-            gather(state, first, n_sequences, 0, unfolded)
+            kept = kept_address + 4 * block * n_kept * (sensory_size + step_size)
+            gather(state, first, n_sequences, 0, unfolded, 0)
             for t in range(n_steps):
                 clear_started(unfolded, n_neurons, starts, t, first)
-                gather(inputs, first, n_sequences, t, rows)
+                gather(inputs, first, n_sequences, t, rows, 1)
                 gather_delta(elapsed_time, t, first, ode_unfolds, delta)
                 slot = t - (n_steps - n_kept)
                 if slot >= 0:
-                    address = kept_address + 4 * kept_size * (block * n_kept + slot)
-                    sensory_sigmoids, slopes, reciprocals, sigmoids = kept_rows(
-                        address, n_sensory_vectors, n_vectors, ode_unfolds, n_neurons, width
+                    sensory_sigmoids = rows_at(kept + 4 * sensory_size * slot, n_sensory_vectors, LANES)
+                    slopes, reciprocals, sigmoids = kept_rows(
+                        kept + 4 * (sensory_size * n_kept + step_size * slot), n_vectors, ode_unfolds, n_neurons, width
                     )
                     sensory_sums(*senses, rows, *leak_and_senses, sensory_sigmoids, True)
                     if clamped:

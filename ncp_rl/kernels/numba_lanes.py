@@ -7,13 +7,14 @@ neuron is a row of `width` lanes, one for each sequence; what belongs to synapse
 `LANES // width` synapses.
 
 `+`, `-` and `*` work on lanes, also with one number; the functions below load, store and spread them, lead from rows
-to synapses and back, and evaluate the two expensive operations of the cell, the logistic function and the reciprocal.
+to synapses and back, and evaluate the two expensive operations of the cell, the power and the reciprocal.
 """
 
 # mypy: allow-untyped-calls, allow-untyped-decorators
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -497,17 +498,18 @@ def reciprocal(typing_context: Any, value: Any) -> Typed:
 
 
 @intrinsic
-def logistics2(typing_context: Any, first: Any, second: Any) -> Typed:
-    """1 / (1 + 2^x) of two exponents x, NaN or within `MAX_EXPONENT`: the logistic function of -x ln 2.
+def one_plus_exp2(typing_context: Any, exponent: Any) -> Typed:
+    """1 + 2^x of exponents x, NaN or within `MAX_EXPONENT`: one over the logistic function of -x ln 2.
 
-    Two at once, operation by operation: one alone is a chain of fourteen operations that each wait for the last.
+    Wherever the processor finds powers in a register, a table of them saves two or three multiplications.
     """
 
     def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
-        values = _logistics2(builder, arguments, _exp2_table if _has_avx512(context) else _exp2)
-        return context.make_tuple(builder, sig.return_type, values)
+        features = context.codegen().magic_tuple()[2].split(",")
+        method = next((method for feature, method in _WITH_TABLE.items() if feature in features), _with_polynomial)
+        return method(builder, arguments[0])
 
-    return types.UniTuple(lanes_type, 2)(first, second), generate
+    return lanes_type(exponent), generate
 
 
 @intrinsic
@@ -548,54 +550,56 @@ def _pointer(element_type: Any, address: Any) -> Typed:
     return types.CPointer(element_type)(address), generate
 
 
-def _logistics2(builder: Any, exponents: list[Any], exp2: Callable[..., Any]) -> list[Any]:
-    one = _constant(1.0)
-    denominators = [builder.fadd(power, one, flags=_FUSE) for power in exp2(builder, exponents)]
-    return [builder.fdiv(one, denominator) for denominator in denominators]
-
-
-def _exp2(builder: Any, exponents: list[Any]) -> list[Any]:
-    """2^x by a whole power of two and a polynomial of degree 5."""
-    wholes, rests = _split(builder, exponents, steps=1)
-    # In pairs of neighbours first: that waits for fewer operations than one coefficient after the other.
-    coefficients = _exp2_coefficients(0.5, degree=5)
-    pairs = [
-        [_multiply_add(builder, odd, x, even) for even, odd in zip(coefficients[::2], coefficients[1::2], strict=True)]
-        for x in rests
-    ]
-    mantissas = _horner(builder, [builder.fmul(x, x, flags=_FUSE) for x in rests], pairs)
+def _with_polynomial(builder: Any, exponent: Any) -> Any:
+    """1 + 2^x by a whole power of two and a polynomial of degree 5."""
+    whole, rest = _split(builder, exponent, steps=1)
+    mantissa = _polynomial(builder, rest, _exp2_coefficients(0.5, degree=5))
     shift = ir.Constant(_INT_VECTOR, [23] * LANES)
-    return [
-        builder.bitcast(builder.add(builder.bitcast(mantissa, _INT_VECTOR), builder.shl(whole, shift)), _VECTOR)
-        for mantissa, whole in zip(mantissas, wholes, strict=True)
-    ]
+    power = builder.bitcast(builder.add(builder.bitcast(mantissa, _INT_VECTOR), builder.shl(whole, shift)), _VECTOR)
+    return builder.fadd(power, _constant(1.0), flags=_FUSE)
 
 
-def _exp2_table(builder: Any, exponents: list[Any]) -> list[Any]:
-    """2^x by a table of sixteenths, which lies in one AVX-512 register, and a polynomial of degree 2."""
-    sixteenths, rests = _split(builder, exponents, steps=16)
-    mantissas = _horner(builder, rests, [_exp2_coefficients(1 / 32, degree=2)] * len(rests))
-    # Shifted by 19, the number of sixteenths adds its whole part to the exponent; the rest of it is taken off here.
-    numbers = np.arange(16, dtype=np.int32)
-    bits = (2.0 ** (numbers / 16)).astype(np.float32).view(np.int32) - (numbers << 19)
-    table = ir.Constant(_INT_VECTOR, bits.tolist())
-    shift = ir.Constant(_INT_VECTOR, [19] * LANES)
-    # VPERMD reads the lowest four bits of each index.
-    found = [_call(builder, "llvm.x86.avx512.permvar.si.512", _INT_VECTOR, [table, index]) for index in sixteenths]
-    powers = [
-        builder.bitcast(builder.add(entry, builder.shl(index, shift)), _VECTOR)
-        for entry, index in zip(found, sixteenths, strict=True)
-    ]
-    return [builder.fmul(power, mantissa, flags=_FUSE) for power, mantissa in zip(powers, mantissas, strict=True)]
+def _with_table(builder: Any, exponent: Any, bits: int, degree: int, look_up: Callable[..., Any]) -> Any:
+    """1 + 2^x by a table of 2^`bits` powers, which lies in one register, and a polynomial."""
+    steps, rest = _split(builder, exponent, steps=1 << bits)
+    mantissa = _polynomial(builder, rest, _exp2_coefficients(0.5 / (1 << bits), degree))
+    # Shifted, the number of steps adds its whole part to the exponent; the rest of it is taken off here.
+    numbers = np.arange(1 << bits, dtype=np.int32)
+    entries = (2.0 ** (numbers / (1 << bits))).astype(np.float32).view(np.int32) - (numbers << (23 - bits))
+    shift = ir.Constant(_INT_VECTOR, [23 - bits] * LANES)
+    found = look_up(builder, entries, steps)
+    power = builder.bitcast(builder.add(found, builder.shl(steps, shift)), _VECTOR)
+    return _multiply_add(builder, power, mantissa, _constant(1.0))
 
 
-def _split(builder: Any, values: list[Any], steps: int) -> tuple[list[Any], list[Any]]:
+def _look_up16(builder: Any, entries: Any, index: Any) -> Any:
+    """VPERMD reads the lowest four bits of each index."""
+    table = ir.Constant(_INT_VECTOR, entries.tolist())
+    return _call(builder, "llvm.x86.avx512.permvar.si.512", _INT_VECTOR, [table, index])
+
+
+def _look_up4(builder: Any, entries: Any, index: Any) -> Any:
+    """VPERMILPS reads the lowest two bits of each index."""
+    octet = ir.VectorType(_FLOAT, 8)
+    table = ir.Constant(octet, [float(x) for x in np.tile(entries.view(np.float32), 2)])
+    halves = [_choose(builder, index, range(first, first + 8)) for first in (0, 8)]
+    low, high = (_call(builder, "llvm.x86.avx.vpermilvar.ps.256", octet, [table, half]) for half in halves)
+    return builder.bitcast(_shuffle(builder, low, high, range(LANES)), _INT_VECTOR)
+
+
+#: By features of processors, the best first.
+_WITH_TABLE: dict[str, Callable[..., Any]] = {
+    "+avx512f": functools.partial(_with_table, bits=4, degree=2, look_up=_look_up16),
+    "+avx2": functools.partial(_with_table, bits=2, degree=3, look_up=_look_up4),
+}
+
+
+def _split(builder: Any, value: Any, steps: int) -> tuple[Any, Any]:
     """The nearest number of steps of 1 / `steps` in the lowest bits of an integer, and what is left."""
     # The sum has no bits for less than a step, so that adding rounds.
     rounder = _constant(1.5 * 2**23 / steps)
-    sums = [builder.fadd(value, rounder) for value in values]
-    rests = [builder.fsub(value, builder.fsub(sum_, rounder)) for value, sum_ in zip(values, sums, strict=True)]
-    return [builder.bitcast(sum_, _INT_VECTOR) for sum_ in sums], rests
+    total = builder.fadd(value, rounder)
+    return builder.bitcast(total, _INT_VECTOR), builder.fsub(value, builder.fsub(total, rounder))
 
 
 def _exp2_coefficients(bound: float, degree: int) -> list[Any]:
@@ -606,21 +610,16 @@ def _exp2_coefficients(bound: float, degree: int) -> list[Any]:
     return [_constant(float(np.float32(c))) for c in fit.convert(kind=np.polynomial.Polynomial).coef]
 
 
-def _horner(builder: Any, values: list[Any], terms: list[list[Any]]) -> list[Any]:
-    """The polynomial in each value whose coefficients are its terms, lowest power first."""
-    results = [own[-1] for own in terms]
-    for power in range(len(terms[0]) - 2, -1, -1):
-        operands = zip(results, values, terms, strict=True)
-        results = [_multiply_add(builder, result, x, own[power]) for result, x, own in operands]
-    return results
+def _polynomial(builder: Any, x: Any, coefficients: list[Any]) -> Any:
+    """The polynomial with these coefficients, lowest power first."""
+    result = coefficients[-1]
+    for coefficient in coefficients[-2::-1]:
+        result = _multiply_add(builder, result, x, coefficient)
+    return result
 
 
 def _multiply_add(builder: Any, factor: Any, other: Any, term: Any) -> Any:
     return builder.fadd(builder.fmul(factor, other, flags=_FUSE), term, flags=_FUSE)
-
-
-def _has_avx512(context: Any) -> bool:
-    return "+avx512f" in context.codegen().magic_tuple()[2].split(",")
 
 
 def _call(builder: Any, name: str, result: Any, arguments: list[Any], **options: Any) -> Any:

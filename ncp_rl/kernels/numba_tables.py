@@ -29,8 +29,6 @@ CM, GLEAK, VLEAK = range(3)
 #: Columns of a synapse table. The exponent of the sigmoid is slope * v + offset, to base 2.
 SLOPE, OFFSET, WEIGHT, DRIVE, REVERSAL, PULL, MIDPOINT = range(7)
 COLUMNS = 8
-#: Vectors of synapses that a loop takes at once.
-PAIR = 2
 
 #: Below `MAX_EXPONENT` by more than potentials leave their range for rounding.
 _SAFE_EXPONENT = np.float32(0.99 * MAX_EXPONENT)
@@ -41,12 +39,15 @@ _NEVER = np.float32(-1.0)
 
 
 class Vectors(NamedTuple):
-    """Synapses in vectors, a multiple of `PAIR` for every neuron; a slot is the place of one synapse in a vector."""
+    """Synapses in vectors, each of one neuron; a slot is the place of one synapse in a vector.
+
+    Loops look ahead: tables and sources hold one vector more than there are.
+    """
 
     pointer: Tensor
     """(U + 1,) int32, vectors up to each neuron"""
     source: Tensor
-    """(slots,) int32, where the row of the presynaptic potential begins, in elements"""
+    """(slots + LANES // width,) int32, where the row of the presynaptic potential begins, in elements"""
     synapse: Tensor
     """(slots,) int32, which synapse; padding repeats a neuron's last one"""
     slot: Tensor
@@ -96,7 +97,7 @@ def tables_of(params: Params, synapses: Synapses, width: int) -> Tables:
 def _make_tables(params: Params, synapses: Synapses, width: int) -> Tables:
     layout = _layout(synapses, width)
     synaptic, sensory, neuronal = params
-    memory = torch.empty(LANES + sum(layout.sizes) * COLUMNS * table_width(width))
+    memory = torch.zeros(LANES + (sum(layout.sizes) + 1) * COLUMNS * table_width(width))
     own = memory.data_ptr(), neuronal.data_ptr()
     fill_kernel(width)(
         *own,
@@ -130,13 +131,13 @@ def _layout(synapses: Synapses, width: int) -> Layout:
 def _arrange(pointer: Integers, source: Integers, width: int) -> Vectors:
     n_parts = LANES // width
     fan_in = np.diff(pointer)
-    n_vectors = -(-fan_in // (PAIR * n_parts)) * PAIR
+    n_vectors = -(-fan_in // n_parts)
     vector_pointer = np.concatenate([[0], np.cumsum(n_vectors)])
     neuron = np.repeat(np.arange(len(fan_in)), n_vectors * n_parts)
     rank = np.arange(len(neuron)) - vector_pointer[neuron] * n_parts
     synapse = pointer[neuron] + np.minimum(rank, fan_in[neuron] - 1)
     slot = np.flatnonzero(rank < fan_in[neuron])
-    arrays = vector_pointer, source[synapse] * width, synapse, slot
+    arrays = vector_pointer, np.pad(source[synapse] * width, (0, n_parts)), synapse, slot
     return Vectors(*(torch.from_numpy(array.astype(np.int32)) for array in arrays))
 
 
@@ -205,8 +206,8 @@ def read_tables(
     second = first + 4 * n_vectors * COLUMNS * table_width
     table = rows_at(first, n_vectors * COLUMNS, table_width)
     sensory_table = rows_at(second, n_sensory_vectors * COLUMNS, table_width)
-    source = integers(source_address, n_vectors * n_parts)
-    sensory_source = integers(sensory_source_address, n_sensory_vectors * n_parts)
+    source = integers(source_address, (n_vectors + 1) * n_parts)
+    sensory_source = integers(sensory_source_address, (n_sensory_vectors + 1) * n_parts)
     return (
         floats(address, 1, 1)[0, 0],
         (table, pointer, source),

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -17,6 +14,7 @@ from ncp_rl.kernels.numba_backward import ROUND, backward_kernel
 from ncp_rl.kernels.numba_forward import forward_kernel
 from ncp_rl.kernels.numba_lanes import LANES, WIDTHS
 from ncp_rl.kernels.numba_tables import Tables, tables_of
+from ncp_rl.kernels.threads import run_in_threads
 
 #: Sigmoids that make a thread worth its start, which takes 30 us: about 150 us of work.
 SIGMOIDS_PER_THREAD = 1_000_000
@@ -177,25 +175,19 @@ def _n_sigmoids(params: Params, inputs: Tensor, ode_unfolds: int) -> int:
 
 def _run_blocks(kernel: Callable[..., None], n_blocks: int, n_sigmoids: int, arguments: tuple[int, ...]) -> None:
     """Run `kernel` over all blocks, on as many of PyTorch's number of threads as have enough to do."""
-    n_threads = max(1, min(torch.get_num_threads(), n_blocks, n_sigmoids // SIGMOIDS_PER_THREAD))
-    if n_threads == 1:
+    n_parts = max(1, min(torch.get_num_threads(), n_blocks, n_sigmoids // SIGMOIDS_PER_THREAD))
+    if n_parts == 1:
         kernel(*arguments, 0, n_blocks)
         return
-    bounds = [n_blocks * i // n_threads for i in range(n_threads + 1)]
-    others = [_pool().submit(kernel, *arguments, *span) for span in itertools.pairwise(bounds[1:])]
-    kernel(*arguments, 0, bounds[1])
-    for other in others:
-        other.result()
+    parts = itertools.pairwise(n_blocks * i // n_parts for i in range(n_parts + 1))
+    waiting = iter(list(parts))
 
+    def work() -> None:
+        for first_block, last_block in waiting:
+            kernel(*arguments, first_block, last_block)
 
-@functools.cache
-def _pool() -> ThreadPoolExecutor:
-    # Numba's own thread pools do not survive a fork; this one starts anew in the child.
-    return ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="ncp_rl")
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)
+    # All of PyTorch's threads even if fewer have something to do: OpenMP ends those that one region leaves out.
+    run_in_threads(work, torch.get_num_threads())
 
 
 def _sum_blocks(partials: Tensor) -> Tensor:

@@ -259,29 +259,16 @@ def step(args: Args) -> list[Group]:
     def raw() -> Tensor:
         return backend.forward(params, synapses, inputs, state, None, None, ode_unfolds=6, save=False)[0]
 
-    def stepped(module: nn.Module, *arguments: Any) -> Run:
-        def run() -> None:
-            with torch.no_grad():
-                module(*arguments)
-
-        return run
-
     h = state[None]
-    return [
-        measure(
-            "one step of one sequence, U/S = 32/16",
-            "us",
-            1e6,
-            {
-                "ncp_rl.LTC": stepped(ltc, inputs, state),
-                "  its backend alone": raw,
-                **({"  its compiled kernel alone": compiled_kernel(raw)} if args.device == "cpu" else {}),
-                "torch.nn.LSTM": stepped(modules["torch.nn.LSTM"], inputs, (h, h)),
-                "ncps.torch.LTC": stepped(modules["ncps.torch.LTC"], inputs, state),
-            },
-            args,
-        )
-    ]
+    contenders: dict[str, Run] = {
+        "ncp_rl.LTC": functools.partial(ltc, inputs, state),
+        "  its backend alone": raw,
+        **({"  its compiled kernel alone": compiled_kernel(raw)} if args.device == "cpu" else {}),
+        "torch.nn.LSTM": functools.partial(modules["torch.nn.LSTM"], inputs, (h, h)),
+        "ncps.torch.LTC": functools.partial(modules["ncps.torch.LTC"], inputs, state),
+    }
+    with torch.no_grad():
+        return [measure("one step of one sequence, U/S = 32/16", "us", 1e6, contenders, args)]
 
 
 def compiled_kernel(run: Callable[[], Tensor]) -> Run:

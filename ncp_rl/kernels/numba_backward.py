@@ -68,7 +68,7 @@ from ncp_rl.kernels.numba_tables import (
     table_width,
 )
 
-#: For as many steps sensory synapses wait. What the forward pass keeps begins with one of these rounds.
+#: Sensory synapses wait for a round of so many steps. The steps that a forward pass keeps begin with a round.
 ROUND = 8
 
 _ZERO = np.float32(0.0)
@@ -205,14 +205,14 @@ def accumulate(
     conductances: Floats,
     stride: int,
     sigmoids: Floats,
-    n_rounds: int,
+    n_terms: int,
     sums: Floats,
     ahead: int,
 ) -> None:
     """Add P s, y, z and z (v - mu), summed over substeps or steps and folded, to one row per vector.
 
-    Each of the `n_rounds` has `n_presynaptic` rows of potentials and one row of sigmoids per vector; P and Q of neuron
-    j are at rows j * stride onwards. What lies `ahead` elements before the sigmoids is fetched: those that are next.
+    Each of the `n_terms` of a sum has `n_presynaptic` rows of potentials and a row of sigmoids per vector; P and Q of
+    neuron j are at rows j * stride onwards. What lies `ahead` elements before the sigmoids is fetched: what comes next.
     """
     keep_apart()
     n_neurons = pointer.shape[0] - 1
@@ -222,7 +222,7 @@ def accumulate(
             reversal = broadcast(table, e * COLUMNS + REVERSAL)
             midpoint = broadcast(table, e * COLUMNS + MIDPOINT)
             sum_ps = sum_y = sum_z = sum_zv = spread(_ZERO)
-            for k in range(n_rounds):
+            for k in range(n_terms):
                 current = repeat(load(currents, j * stride + k))
                 conductance = repeat(load(conductances, j * stride + k))
                 prefetch(sigmoids, k * n_vectors + e, ahead)
@@ -354,7 +354,7 @@ def backward_kernel(width: int) -> Callable[..., None]:
         neuronal_partials = floats(neuronal_partials_address, 3 * last_block, n_neurons)
 
         unfolded = new_rows((ode_unfolds + 1) * n_neurons, width)
-        inputs_of_round = new_rows(ROUND * n_inputs, width)
+        inputs_of_round = new_rows(ROUND * max(n_inputs, 1), width)
         delta = new_rows(1, width)
         current = new_rows(n_neurons, width)
         conductance = new_rows(n_neurons, width)

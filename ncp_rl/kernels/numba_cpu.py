@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -174,19 +173,17 @@ def _n_sigmoids(params: Params, inputs: Tensor, ode_unfolds: int) -> int:
 
 
 def _run_blocks(kernel: Callable[..., None], n_blocks: int, n_sigmoids: int, arguments: tuple[int, ...]) -> None:
-    """Run `kernel` over all blocks, on as many of PyTorch's number of threads as have enough to do."""
-    n_parts = max(1, min(torch.get_num_threads(), n_blocks, n_sigmoids // SIGMOIDS_PER_THREAD))
-    if n_parts == 1:
+    """Run `kernel` over all blocks, on PyTorch's number of threads if there is enough to do for two."""
+    if torch.get_num_threads() == 1 or n_blocks == 1 or n_sigmoids < 2 * SIGMOIDS_PER_THREAD:
         kernel(*arguments, 0, n_blocks)
         return
-    parts = itertools.pairwise(n_blocks * i // n_parts for i in range(n_parts + 1))
-    waiting = iter(list(parts))
+    waiting = iter(range(n_blocks))
 
     def work() -> None:
-        for first_block, last_block in waiting:
-            kernel(*arguments, first_block, last_block)
+        for block in waiting:
+            kernel(*arguments, block, block + 1)
 
-    # All of PyTorch's threads even if fewer have something to do: OpenMP ends those that one region leaves out.
+    # All threads even if there are fewer blocks: OpenMP ends those that one parallel region leaves out.
     run_in_threads(work, torch.get_num_threads())
 
 

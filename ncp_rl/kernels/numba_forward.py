@@ -329,7 +329,7 @@ def forward_kernel(width: int) -> Callable[..., None]:
 
         unfolded = new_rows((ode_unfolds + 1) * n_neurons, width)
         last = ode_unfolds * n_neurons
-        rows = new_rows(n_inputs, width)
+        rows = new_rows(max(n_inputs, 1), width)
         delta = new_rows(1, width)
         current = new_rows(n_neurons, width)
         conductance = new_rows(n_neurons, width)

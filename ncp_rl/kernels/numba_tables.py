@@ -41,7 +41,7 @@ _NEVER = np.float32(-1.0)
 class Vectors(NamedTuple):
     """Synapses in vectors, each of one neuron; a slot is the place of one synapse in a vector.
 
-    Loops look ahead: tables and sources hold one vector more than there are.
+    Loops look ahead: tables and sources hold one vector more than there are, whose source is the first row.
     """
 
     pointer: Tensor

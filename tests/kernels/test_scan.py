@@ -41,6 +41,7 @@ GRID = [
     Sizes(n_steps=3, n_sequences=64, n_inputs=32, n_neurons=64, density=0.2),
     Sizes(n_steps=4, n_sequences=5, n_inputs=3, n_neurons=6, density=0.0),
     Sizes(n_steps=4, n_sequences=18, n_inputs=1, n_neurons=1, density=1.0),
+    Sizes(n_steps=10, n_sequences=5, n_inputs=0, n_neurons=9),
 ]
 #: A block of eight sequences or less has kernels of its own; the second number fills no block evenly.
 few_or_many = pytest.mark.parametrize("n_sequences", [7, 19])

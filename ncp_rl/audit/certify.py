@@ -27,7 +27,7 @@ from ncp_rl.audit.verdict import Verdict
 from ncp_rl.circuit import Circuit
 from ncp_rl.kernels import EPSILON
 
-# Unit roundoff of float32, and the relative error allowed to a backend's sigmoid (measured: below 3e-7).
+# Unit roundoff of float32, and the relative error allowed to a backend's sigmoid (measured: below 5e-7).
 _ROUNDOFF = 2.0**-24
 _SIGMOID_ERROR = 1e-6
 # Rounds of the sharper range: every one of them is valid, so that stopping early is too.

@@ -603,7 +603,7 @@ def _split(builder: Any, value: Any, steps: int) -> tuple[Any, Any]:
 
 
 def _exp2_coefficients(bound: float, degree: int) -> list[Any]:
-    """Polynomial of 2^x for -bound <= x <= bound, lowest power first; relative error below 3e-7 as used here."""
+    """Polynomial of 2^x for -bound <= x <= bound, lowest power first; relative error below 5e-7 as used here."""
     nodes = bound * np.cos(np.linspace(0, np.pi, 4001))
     powers = 2.0**nodes
     fit = np.polynomial.chebyshev.Chebyshev.fit(nodes, powers, degree, w=1 / powers, domain=[-bound, bound])

@@ -393,16 +393,14 @@ def backward_kernel(width: int) -> Callable[..., None]:
                 clear_started(unfolded, n_neurons, starts, t, first)
                 slot = t - first_kept
                 if slot >= 0:
-                    sensory_address = kept + 4 * sensory_size * slot
-                    address = kept + 4 * (sensory_size * n_kept + step_size * slot)
-                else:
-                    sensory_address = address_of(own) + 4 * sensory_size * place
-                    address = address_of(own) + 4 * sensory_size * ROUND
-                sensory_sigmoids = rows_at(sensory_address, n_sensory_vectors, LANES)
-                slopes, reciprocals, sigmoids = kept_rows(address, n_vectors, ode_unfolds, n_neurons, width)
-                if slot >= 0:
+                    sensory_sigmoids, slopes, reciprocals, sigmoids = kept_rows(
+                        kept, n_kept, slot, slot, n_sensory_vectors, n_vectors, ode_unfolds, n_neurons, width
+                    )
                     solved_again(delta, slopes, unfolded, n_neurons)
                 else:
+                    sensory_sigmoids, slopes, reciprocals, sigmoids = kept_rows(
+                        address_of(own), ROUND, place, 0, n_sensory_vectors, n_vectors, ode_unfolds, n_neurons, width
+                    )
                     sensory_sums(*senses, rows, neuronal, current, conductance, sensory_sigmoids, None)
                     leak_and_senses = neuronal, delta, current, conductance
                     solutions = unfolded, ode_unfolds, slopes, reciprocals, sigmoids

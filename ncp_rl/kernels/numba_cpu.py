@@ -10,12 +10,12 @@ from torch import Tensor
 
 from ncp_rl.kernels.contract import Gradients, Params, Synapses
 from ncp_rl.kernels.numba_backward import ROUND, backward_kernel
-from ncp_rl.kernels.numba_forward import forward_kernel
+from ncp_rl.kernels.numba_forward import forward_kernel, kept_sizes
 from ncp_rl.kernels.numba_lanes import LANES, WIDTHS
 from ncp_rl.kernels.numba_tables import Tables, tables_of
 from ncp_rl.kernels.threads import run_in_threads
 
-#: Sigmoids that make a thread worth its start, which takes 30 us: about 150 us of work.
+#: Sigmoids that make a thread worth its start, which takes 50 us: about 150 us of work.
 SIGMOIDS_PER_THREAD = 1_000_000
 
 #: What a forward pass may keep for its backward pass, which computes the rest again.
@@ -29,8 +29,8 @@ class Saved:
         """Tables, and room for as many of the last steps as `SAVED_BYTES` allow, all others in whole rounds."""
         width, (n_vectors, n_sensory_vectors) = tables.layout.width, tables.layout.sizes
         self.tables = tables
-        self.step_size = LANES * (n_sensory_vectors + ode_unfolds * n_vectors) + 2 * width * ode_unfolds * n_neurons
-        """Number of float32 for one step of one block, see `numba_forward.kept_sizes`"""
+        self.step_size: int = sum(kept_sizes.py_func(n_sensory_vectors, n_vectors, ode_unfolds, n_neurons, width))
+        """Number of float32 for one step of one block"""
         n_left_out = max(0, n_steps - SAVED_BYTES // max(1, 4 * n_blocks * self.step_size))
         self.n_kept = max(0, n_steps - -(-n_left_out // ROUND) * ROUND)
         self._free, self._capacity = _free, SAVED_BYTES // 4 + LANES

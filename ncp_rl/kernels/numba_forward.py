@@ -60,20 +60,33 @@ _ZERO = np.float32(0.0)
 
 @inlined
 def kept_sizes(n_sensory_vectors: int, n_vectors: int, n_unfolds: int, n_neurons: int, width: int) -> Any:
-    """How many float32 are kept of a block's sensory synapses, and of its substeps, for one step.
-
-    In memory, the sensory synapses of all steps come before the substeps of the first.
-    """
+    """How many float32 are kept of a block's sensory synapses, and of its substeps, for one step."""
     return LANES * n_sensory_vectors, n_unfolds * (LANES * n_vectors + 2 * width * n_neurons)
 
 
 @inlined
-def kept_rows(address: int, n_vectors: int, n_unfolds: int, n_neurons: int, width: int) -> Any:
-    """What is kept of the substeps of one step at `address`: slopes, reciprocals, sigmoids."""
-    reciprocals = address + 4 * width * n_unfolds * n_neurons
+def kept_rows(
+    address: int,
+    n_sensory_slots: int,
+    sensory_slot: int,
+    slot: int,
+    n_sensory_vectors: int,
+    n_vectors: int,
+    n_unfolds: int,
+    n_neurons: int,
+    width: int,
+) -> Any:
+    """What is kept of one step in the memory at `address`: sensory sigmoids, slopes, reciprocals, sigmoids.
+
+    The memory begins with the sensory sigmoids of `n_sensory_slots` steps; then come slots with the rest of a step.
+    """
+    sensory_size, step_size = kept_sizes(n_sensory_vectors, n_vectors, n_unfolds, n_neurons, width)
+    slopes = address + 4 * (sensory_size * n_sensory_slots + step_size * slot)
+    reciprocals = slopes + 4 * width * n_unfolds * n_neurons
     sigmoids = reciprocals + 4 * width * n_unfolds * n_neurons
     return (
-        rows_at(address, n_unfolds * n_neurons, width),
+        rows_at(address + 4 * sensory_size * sensory_slot, n_sensory_vectors, LANES),
+        rows_at(slopes, n_unfolds * n_neurons, width),
         rows_at(reciprocals, n_unfolds * n_neurons, width),
         rows_at(sigmoids, n_unfolds * n_vectors, LANES),
     )
@@ -345,9 +358,8 @@ def forward_kernel(width: int) -> Callable[..., None]:
                 gather_delta(elapsed_time, t, first, ode_unfolds, delta)
                 slot = t - (n_steps - n_kept)
                 if slot >= 0:
-                    sensory_sigmoids = rows_at(kept + 4 * sensory_size * slot, n_sensory_vectors, LANES)
-                    slopes, reciprocals, sigmoids = kept_rows(
-                        kept + 4 * (sensory_size * n_kept + step_size * slot), n_vectors, ode_unfolds, n_neurons, width
+                    sensory_sigmoids, slopes, reciprocals, sigmoids = kept_rows(
+                        kept, n_kept, slot, slot, n_sensory_vectors, n_vectors, ode_unfolds, n_neurons, width
                     )
                     sensory_sums(*senses, rows, *leak_and_senses, sensory_sigmoids, True)
                     if clamped:

@@ -15,12 +15,14 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 
-import torch  # noqa: F401  (loads the OpenMP runtime that is looked for here)
+import torch
 
 _TASK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 #: `void GOMP_parallel(void (*task)(void *), void *data, unsigned n_threads, unsigned flags)`, libgomp's ABI.
-_gomp_parallel = getattr(ctypes.CDLL(None), "GOMP_parallel", None) if sys.platform == "linux" else None
+_gomp_parallel = None
+if sys.platform == "linux" and torch.backends.openmp.is_available():
+    _gomp_parallel = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
 if _gomp_parallel is not None:
     _gomp_parallel.argtypes = [_TASK, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
     _gomp_parallel.restype = None

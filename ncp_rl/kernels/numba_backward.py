@@ -333,7 +333,7 @@ def backward_kernel(width: int) -> Callable[..., None]:
         sensory = floats(sensory_address, 4, n_sensory)
         slots = integers(slots_address, n_synapses)
         sensory_slots = integers(sensory_slots_address, n_sensory)
-        limit, between, senses = read_tables(
+        limits, between, senses = read_tables(
             tables_address,
             pointer_address,
             source_address,
@@ -345,7 +345,7 @@ def backward_kernel(width: int) -> Callable[..., None]:
         )
         n_vectors, n_sensory_vectors = integer(between[1], n_neurons), integer(senses[1], n_neurons)
         sensory_size, step_size = kept_sizes(n_sensory_vectors, n_vectors, ode_unfolds, n_neurons, width)
-        clamped = largest(state) > limit
+        clamped = largest(state) > limits[0]
         inputs_gradient = floats(inputs_gradient_address, n_samples, n_inputs)
         state_gradient = floats(state_gradient_address, n_sequences, n_neurons)
         elapsed_gradient = floats(elapsed_gradient_address, elapsed_time.shape[0], n_sequences)
@@ -401,13 +401,10 @@ def backward_kernel(width: int) -> Callable[..., None]:
                     sensory_sigmoids, slopes, reciprocals, sigmoids = kept_rows(
                         address_of(own), ROUND, place, 0, n_sensory_vectors, n_vectors, ode_unfolds, n_neurons, width
                     )
-                    sensory_sums(*senses, rows, neuronal, current, conductance, sensory_sigmoids, None)
-                    leak_and_senses = neuronal, delta, current, conductance
-                    solutions = unfolded, ode_unfolds, slopes, reciprocals, sigmoids
-                    if clamped:
-                        solve(True, None, *between, *leak_and_senses, *solutions)
-                    else:
-                        solve(None, None, *between, *leak_and_senses, *solutions)
+                    leak_and_senses = neuronal, current, conductance
+                    sensory_sums(limits[1], n_inputs, None, *senses, rows, *leak_and_senses, sensory_sigmoids)
+                    solution = neuronal, delta, current, conductance, unfolded, ode_unfolds
+                    solve(clamped, None, *between, *solution, slopes, reciprocals, sigmoids)
                 add_gradient(grad, first, n_sequences, t, incoming, adjoint)
                 zero(delta_sum)
                 of_neurons = currents, conductances, ode_unfolds

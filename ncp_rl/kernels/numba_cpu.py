@@ -38,8 +38,8 @@ class Saved:
 
     def __del__(self) -> None:
         """Give the memory back."""
-        # At exit, functions of this module are gone before its objects are.
-        if sum(len(other) for other in self._free) + len(self.memory) <= self._capacity:
+        # At exit, functions of this module, and what `len` of a tensor calls, are gone before its objects are.
+        if sum(other.numel() for other in self._free) + self.memory.numel() <= self._capacity:
             self._free.append(self.memory)
 
     @property

@@ -26,8 +26,11 @@ from ncp_rl.kernels.numba_lanes import (
     clamp_exponent,
     fence,
     fold,
+    highest,
     integer,
     keep_apart,
+    keep_first,
+    larger,
     load,
     load_sources,
     one_plus_exp2,
@@ -44,6 +47,7 @@ from ncp_rl.kernels.numba_tables import (
     COLUMNS,
     DRIVE,
     GLEAK,
+    LOOK_AHEAD,
     OFFSET,
     SLOPE,
     VLEAK,
@@ -102,16 +106,22 @@ def keep(rows: Floats, row: int, value: Any, streamed: bool | None) -> None:
 
 
 @inlined
-def inverse_sigmoids(
+def exponents(
     table: Floats, source: Integers, vector: int, presynaptics: Floats, first_row: int, clamped: bool | None
 ) -> Any:
-    """One over the sigmoids of a vector of synapses; row `first_row` is the first presynaptic potential."""
+    """Of the sigmoids of a vector of synapses, to base 2; row `first_row` is the first presynaptic potential."""
     row = vector * COLUMNS
     presynaptic = load_sources(presynaptics, first_row, source, vector)
     exponent = presynaptic * broadcast(table, row + SLOPE) + broadcast(table, row + OFFSET)
-    if clamped is not None:
-        exponent = clamp_exponent(exponent)
-    return one_plus_exp2(exponent)
+    return exponent if clamped is None else clamp_exponent(exponent)
+
+
+@inlined
+def look_ahead(table: Floats, source: Integers, presynaptics: Floats, first_row: int, clamped: bool | None) -> Any:
+    """What `synaptic_sums` begins with: the first vector's sigmoids, the second's inverse, the third's exponents."""
+    first = one_plus_exp2(exponents(table, source, 0, presynaptics, first_row, clamped))
+    second = one_plus_exp2(exponents(table, source, 1, presynaptics, first_row, clamped))
+    return reciprocal(first), second, exponents(table, source, 2, presynaptics, first_row, clamped)
 
 
 @inlined
@@ -183,7 +193,7 @@ def synaptic_sums(
     source: Integers,
     first_vector: int,
     last_vector: int,
-    inverse: Any,
+    ahead: Any,
     presynaptics: Floats,
     first_row: int,
     sigmoids: Floats | None,
@@ -191,27 +201,40 @@ def synaptic_sums(
     clamped: bool | None,
     streamed: bool | None,
 ) -> Any:
-    """Current and conductance of the synapses of one neuron, and the inverse sigmoids of the vector that is next.
+    """Current and conductance of the synapses of one neuron, and what the next neuron's begin with.
 
-    Those of the first come as `inverse`: each vector waits for a division while the next one waits for its power of
-    two. See `inverse_sigmoids` for the operands. The sigmoids go to `sigmoids`, where there is one, past the caches if
-    `streamed`. `clamped` and `streamed` are True or None: the compiler leaves out what hangs on None.
+    A sigmoid is a chain of operations, each of which waits for the one before. So four vectors are under way at once,
+    across neurons, the one that is furthest first: sums, division, power of two, exponents. `ahead` is what
+    `look_ahead` gives; see `exponents` for the operands. The sigmoids go to `sigmoids`, where there is one, past the
+    caches if `streamed`. `clamped` and `streamed` are True or None: the compiler leaves out what hangs on None.
     """
+    sigmoid, inverse, exponent = ahead
     current = conductance = spread(_ZERO)
     for e in range(first_vector, last_vector):
-        following = inverse_sigmoids(table, source, e + 1, presynaptics, first_row, clamped)
-        sigmoid = reciprocal(inverse)
-        inverse = following
         if sigmoids is not None:
             keep(sigmoids, first_sigmoid + e, sigmoid, streamed)
         row = e * COLUMNS
         current = current + sigmoid * broadcast(table, row + DRIVE)
         conductance = conductance + sigmoid * broadcast(table, row + WEIGHT)
-    return fold(current, presynaptics), fold(conductance, presynaptics), inverse
+        sigmoid = reciprocal(inverse)
+        inverse = one_plus_exp2(exponent)
+        exponent = exponents(table, source, e + LOOK_AHEAD, presynaptics, first_row, clamped)
+    return fold(current, presynaptics), fold(conductance, presynaptics), (sigmoid, inverse, exponent)
 
 
 @inlined
-def sensory_sums(
+def beyond(rows: Floats, n_rows: int, limit: Any) -> Any:
+    """Whether any magnitude in the first `n_rows` rows is above `limit`."""
+    magnitude = keep_first(load(rows, 0), 0)
+    for row in range(n_rows):
+        magnitude = larger(magnitude, load(rows, row))
+    return highest(magnitude) > limit
+
+
+@inlined
+def sum_senses(
+    clamped: bool | None,
+    streamed: bool | None,
     table: Floats,
     pointer: Integers,
     source: Integers,
@@ -220,22 +243,38 @@ def sensory_sums(
     current: Floats,
     conductance: Floats,
     sigmoids: Floats | None,
-    streamed: bool | None,
 ) -> None:
-    """What holds still within a step, (U, width): the current and conductance of leak and sensory synapses."""
+    """See `sensory_sums`, and `synaptic_sums` for `clamped`."""
     keep_apart()
-    inverse = inverse_sigmoids(table, source, 0, inputs, 0, True)
+    ahead = look_ahead(table, source, inputs, 0, clamped)
     for j in range(neuronal.shape[1]):
         gleak = neuronal[GLEAK, j]
-        currents, conductances, inverse = synaptic_sums(
-            table, source, integer(pointer, j), integer(pointer, j + 1), inverse, inputs, 0, sigmoids, 0, True, streamed
+        of_neuron = integer(pointer, j), integer(pointer, j + 1), ahead
+        currents, conductances, ahead = synaptic_sums(
+            table, source, *of_neuron, inputs, 0, sigmoids, 0, clamped, streamed
         )
         store(current, j, currents + gleak * neuronal[VLEAK, j])
         store(conductance, j, conductances + (gleak + _EPSILON))
 
 
 @inlined
-def solve(
+def sensory_sums(limit: Any, n_inputs: int, streamed: bool | None, *operands: Any) -> None:
+    """What holds still within a step, (U, width): the current and conductance of leak and sensory synapses.
+
+    Args:
+        limit: Inputs beyond it need clamped exponents.
+        n_inputs: Rows of inputs.
+        streamed: See `synaptic_sums`.
+        operands: Of `sum_senses`, from the table on; the inputs are the fourth.
+    """
+    if beyond(operands[3], n_inputs, limit):
+        sum_senses(True, streamed, *operands)
+    else:
+        sum_senses(None, streamed, *operands)
+
+
+@inlined
+def unfold(
     clamped: bool | None,
     streamed: bool | None,
     table: Floats,
@@ -251,31 +290,18 @@ def solve(
     reciprocals: Floats | None,
     sigmoids: Floats | None,
 ) -> None:
-    """All substeps of one step: from the first U rows of `unfolded`, U rows after each.
-
-    What a backward pass needs beside these is kept where there is room for it, in the same order; see `synaptic_sums`
-    for `clamped` and `streamed`.
-    """
+    """See `solve`, and `synaptic_sums` for `clamped`."""
     keep_apart()
     n_neurons = neuronal.shape[1]
     n_vectors = integer(pointer, n_neurons)
     step = load(delta, 0)
     for k in range(ode_unfolds):
         before = k * n_neurons
-        inverse = inverse_sigmoids(table, source, 0, unfolded, before, clamped)
+        ahead = look_ahead(table, source, unfolded, before, clamped)
         for j in range(n_neurons):
-            currents, conductances, inverse = synaptic_sums(
-                table,
-                source,
-                integer(pointer, j),
-                integer(pointer, j + 1),
-                inverse,
-                unfolded,
-                before,
-                sigmoids,
-                k * n_vectors,
-                clamped,
-                streamed,
+            of_neuron = integer(pointer, j), integer(pointer, j + 1), ahead
+            currents, conductances, ahead = synaptic_sums(
+                table, source, *of_neuron, unfolded, before, sigmoids, k * n_vectors, clamped, streamed
             )
             current_sum = load(current, j) + currents
             conductance_sum = load(conductance, j) + conductances
@@ -286,6 +312,23 @@ def solve(
                 store(slopes, before + j, slope)
                 store(reciprocals, before + j, inverse_denominator)
             store(unfolded, before + n_neurons + j, potential + step * slope)
+
+
+@inlined
+def solve(clamped: bool, streamed: bool | None, *operands: Any) -> None:
+    """All substeps of one step: from the first U rows of `unfolded`, U rows after each.
+
+    What a backward pass needs beside these is kept where there is room for it, in the same order.
+
+    Args:
+        clamped: Whether exponents need it.
+        streamed: See `synaptic_sums`.
+        operands: Of `unfold`, from the table on.
+    """
+    if clamped:
+        unfold(True, streamed, *operands)
+    else:
+        unfold(None, streamed, *operands)
 
 
 @functools.cache
@@ -326,7 +369,7 @@ def forward_kernel(width: int) -> Callable[..., None]:
         starts = bools(starts_address, n_steps if starts_address else 0, n_sequences)
         elapsed_time = floats(elapsed_address, n_steps if elapsed_address else 0, n_sequences)
         neuronal = floats(neuronal_address, 3, n_neurons)
-        limit, between, senses = read_tables(
+        limits, between, senses = read_tables(
             tables_address,
             pointer_address,
             source_address,
@@ -338,7 +381,7 @@ def forward_kernel(width: int) -> Callable[..., None]:
         )
         n_vectors, n_sensory_vectors = integer(between[1], n_neurons), integer(senses[1], n_neurons)
         sensory_size, step_size = kept_sizes(n_sensory_vectors, n_vectors, ode_unfolds, n_neurons, width)
-        clamped = largest(state) > limit
+        clamped = largest(state) > limits[0]
 
         unfolded = new_rows((ode_unfolds + 1) * n_neurons, width)
         last = ode_unfolds * n_neurons
@@ -361,17 +404,11 @@ def forward_kernel(width: int) -> Callable[..., None]:
                     sensory_sigmoids, slopes, reciprocals, sigmoids = kept_rows(
                         kept, n_kept, slot, slot, n_sensory_vectors, n_vectors, ode_unfolds, n_neurons, width
                     )
-                    sensory_sums(*senses, rows, *leak_and_senses, sensory_sigmoids, True)
-                    if clamped:
-                        solve(True, True, *between, *solution, slopes, reciprocals, sigmoids)
-                    else:
-                        solve(None, True, *between, *solution, slopes, reciprocals, sigmoids)
+                    sensory_sums(limits[1], n_inputs, True, *senses, rows, *leak_and_senses, sensory_sigmoids)
+                    solve(clamped, True, *between, *solution, slopes, reciprocals, sigmoids)
                 else:
-                    sensory_sums(*senses, rows, *leak_and_senses, None, None)
-                    if clamped:
-                        solve(True, None, *between, *solution, None, None, None)
-                    else:
-                        solve(None, None, *between, *solution, None, None, None)
+                    sensory_sums(limits[1], n_inputs, None, *senses, rows, *leak_and_senses, None)
+                    solve(clamped, None, *between, *solution, None, None, None)
                 scatter(unfolded, last, first, n_sequences, t, potentials)
                 for j in range(n_neurons):
                     store(unfolded, j, load(unfolded, last + j))

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from llvmlite import ir
 from numba import extending
 from numba.core import errors, types
@@ -180,10 +181,14 @@ def as_rows(typing_context: Any, array: Any, width: Any) -> Typed:
 
 @intrinsic
 def keep_apart(typing_context: Any) -> Typed:
-    """Keep the calling function out of its callers, whose values would take its registers."""
+    """Keep the calling function out of its callers, whose values would take its registers.
+
+    Registers that do not suffice are kept on its stack, within cache lines.
+    """
 
     def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
         builder.function.attributes.add("noinline")
+        builder.function.attributes.alignstack = 64
         return context.get_dummy_value()
 
     return types.void(), generate
@@ -449,6 +454,29 @@ def spread(typing_context: Any, value: Any) -> Typed:
 
 
 @intrinsic
+def larger(typing_context: Any, bound: Any, value: Any) -> Typed:
+    """In each lane, the larger of `bound` and the magnitude of `value`; NaN does not count."""
+
+    def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        bound, value = arguments
+        magnitude = _call(builder, f"llvm.fabs.v{row_width}f32", value.type, [value])
+        return builder.select(builder.fcmp_ordered(">", magnitude, bound), magnitude, bound)
+
+    row_width = value.width
+    return value(bound, value), generate
+
+
+@intrinsic
+def highest(typing_context: Any, value: Any) -> Typed:
+    """The largest lane, float32."""
+
+    def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        return _call(builder, f"llvm.vector.reduce.fmax.v{value.width}f32", _FLOAT, arguments)
+
+    return types.float32(value), generate
+
+
+@intrinsic
 def total(typing_context: Any, value: Any) -> Typed:
     """Sum over the lanes, float32."""
 
@@ -562,10 +590,13 @@ def _with_polynomial(builder: Any, exponent: Any) -> Any:
 def _with_table(builder: Any, exponent: Any, bits: int, degree: int, look_up: Callable[..., Any]) -> Any:
     """1 + 2^x by a table of 2^`bits` powers, which lies in one register, and a polynomial."""
     steps, rest = _split(builder, exponent, steps=1 << bits)
-    mantissa = _polynomial(builder, rest, _exp2_coefficients(0.5 / (1 << bits), degree))
+    coefficients = _exp2_coefficients(0.5 / (1 << bits), degree)
+    # The table takes the first coefficient on: what remains begins with 1, a constant that is needed anyway.
+    mantissa = _polynomial(builder, rest, coefficients / coefficients[0])
     # Shifted, the number of steps adds its whole part to the exponent; the rest of it is taken off here.
     numbers = np.arange(1 << bits, dtype=np.int32)
-    entries = (2.0 ** (numbers / (1 << bits))).astype(np.float32).view(np.int32) - (numbers << (23 - bits))
+    powers = (coefficients[0] * 2.0 ** (numbers / (1 << bits))).astype(np.float32)
+    entries = powers.view(np.int32) - (numbers << (23 - bits))
     shift = ir.Constant(_INT_VECTOR, [23 - bits] * LANES)
     found = look_up(builder, entries, steps)
     power = builder.bitcast(builder.add(found, builder.shl(steps, shift)), _VECTOR)
@@ -596,24 +627,25 @@ _WITH_TABLE: dict[str, Callable[..., Any]] = {
 
 def _split(builder: Any, value: Any, steps: int) -> tuple[Any, Any]:
     """The nearest number of steps of 1 / `steps` in the lowest bits of an integer, and what is left."""
-    # The sum has no bits for less than a step, so that adding rounds.
-    rounder = _constant(1.5 * 2**23 / steps)
+    # The sum has no bits for less than a step, so that adding rounds. Behind the fence the compiler sees no constant,
+    # of which it would make a second, negative one: registers are scarce here.
+    rounder = _call(builder, f"llvm.arithmetic.fence.v{LANES}f32", _VECTOR, [_constant(1.5 * 2**23 / steps)])
     total = builder.fadd(value, rounder)
     return builder.bitcast(total, _INT_VECTOR), builder.fsub(value, builder.fsub(total, rounder))
 
 
-def _exp2_coefficients(bound: float, degree: int) -> list[Any]:
+def _exp2_coefficients(bound: float, degree: int) -> npt.NDArray[np.float64]:
     """Polynomial of 2^x for -bound <= x <= bound, lowest power first; relative error below 5e-7 as used here."""
     nodes = bound * np.cos(np.linspace(0, np.pi, 4001))
     powers = 2.0**nodes
     fit = np.polynomial.chebyshev.Chebyshev.fit(nodes, powers, degree, w=1 / powers, domain=[-bound, bound])
-    return [_constant(float(np.float32(c))) for c in fit.convert(kind=np.polynomial.Polynomial).coef]
+    return np.asarray(fit.convert(kind=np.polynomial.Polynomial).coef, np.float64)
 
 
-def _polynomial(builder: Any, x: Any, coefficients: list[Any]) -> Any:
+def _polynomial(builder: Any, x: Any, coefficients: npt.NDArray[np.float64]) -> Any:
     """The polynomial with these coefficients, lowest power first."""
-    result = coefficients[-1]
-    for coefficient in coefficients[-2::-1]:
+    *lower, result = (_constant(float(np.float32(c))) for c in coefficients)
+    for coefficient in lower[::-1]:
         result = _multiply_add(builder, result, x, coefficient)
     return result
 

@@ -26,6 +26,9 @@ W, SIGMA, MU, EREV = range(4)
 #: Rows of `Params.neuronal`.
 CM, GLEAK, VLEAK = range(3)
 
+#: How many vectors loops look ahead.
+LOOK_AHEAD = 3
+
 #: Columns of a synapse table. The exponent of the sigmoid is slope * v + offset, to base 2.
 SLOPE, OFFSET, WEIGHT, DRIVE, REVERSAL, PULL, MIDPOINT = range(7)
 COLUMNS = 8
@@ -41,13 +44,13 @@ _NEVER = np.float32(-1.0)
 class Vectors(NamedTuple):
     """Synapses in vectors, each of one neuron; a slot is the place of one synapse in a vector.
 
-    Loops look ahead: tables and sources hold one vector more than there are, whose source is the first row.
+    Tables and sources hold `LOOK_AHEAD` vectors more than there are, whose source is the first row.
     """
 
     pointer: Tensor
     """(U + 1,) int32, vectors up to each neuron"""
     source: Tensor
-    """(slots + LANES // width,) int32, where the row of the presynaptic potential begins, in elements"""
+    """(slots + `LOOK_AHEAD` vectors,) int32, where the row of the presynaptic potential begins, in elements"""
     synapse: Tensor
     """(slots,) int32, which synapse; padding repeats a neuron's last one"""
     slot: Tensor
@@ -97,7 +100,7 @@ def tables_of(params: Params, synapses: Synapses, width: int) -> Tables:
 def _make_tables(params: Params, synapses: Synapses, width: int) -> Tables:
     layout = _layout(synapses, width)
     synaptic, sensory, neuronal = params
-    memory = torch.zeros(LANES + (sum(layout.sizes) + 1) * COLUMNS * table_width(width))
+    memory = torch.zeros(LANES + (sum(layout.sizes) + LOOK_AHEAD) * COLUMNS * table_width(width))
     own = memory.data_ptr(), neuronal.data_ptr()
     fill_kernel(width)(
         *own,
@@ -137,7 +140,7 @@ def _arrange(pointer: Integers, source: Integers, width: int) -> Vectors:
     rank = np.arange(len(neuron)) - vector_pointer[neuron] * n_parts
     synapse = pointer[neuron] + np.minimum(rank, fan_in[neuron] - 1)
     slot = np.flatnonzero(rank < fan_in[neuron])
-    arrays = vector_pointer, np.pad(source[synapse] * width, (0, n_parts)), synapse, slot
+    arrays = vector_pointer, np.pad(source[synapse] * width, (0, LOOK_AHEAD * n_parts)), synapse, slot
     return Vectors(*(torch.from_numpy(array.astype(np.int32)) for array in arrays))
 
 
@@ -170,7 +173,8 @@ def fill_kernel(width: int) -> Callable[..., None]:
     ) -> None:
         synaptic, sensory = floats(synaptic_address, 4, n_synapses), floats(sensory_address, 4, n_sensory)
         neuronal = floats(neuronal_address, 3, n_neurons)
-        floats(address, 1, 1)[0, 0] = highest_safe(synaptic, sensory, neuronal)
+        limits = floats(address, 1, 2)
+        limits[0, 0], limits[0, 1] = highest_safe(synaptic, sensory, neuronal), room(sensory)
         address += 4 * LANES
         cells = rows_at(address, n_vectors * COLUMNS * n_parts, cell_width)
         synapse, slot = integers(synapse_address, n_vectors * n_parts), integers(slot_address, n_synapses)
@@ -195,8 +199,10 @@ def read_tables(
     n_parts: int,
     table_width: int,
 ) -> Any:
-    """What `highest_safe` gave; then table, pointer and source of synapses between neurons, and of sensory synapses.
+    """Limits of first potentials and of inputs; then table, pointer and source of each kind of synapses.
 
+    Up to its limit, no magnitude takes an exponent past `MAX_EXPONENT`: see `highest_safe`, `room`. Synapses between
+    neurons come first, sensory synapses second.
     A table has `COLUMNS` rows for each vector of `n_parts` synapses, one of each kind of constant.
     """
     pointer = integers(pointer_address, n_neurons + 1)
@@ -206,10 +212,10 @@ def read_tables(
     second = first + 4 * n_vectors * COLUMNS * table_width
     table = rows_at(first, n_vectors * COLUMNS, table_width)
     sensory_table = rows_at(second, n_sensory_vectors * COLUMNS, table_width)
-    source = integers(source_address, (n_vectors + 1) * n_parts)
-    sensory_source = integers(sensory_source_address, (n_sensory_vectors + 1) * n_parts)
+    source = integers(source_address, (n_vectors + LOOK_AHEAD) * n_parts)
+    sensory_source = integers(sensory_source_address, (n_sensory_vectors + LOOK_AHEAD) * n_parts)
     return (
-        floats(address, 1, 1)[0, 0],
+        floats(address, 1, 2)[0],
         (table, pointer, source),
         (sensory_table, sensory_pointer, sensory_source),
     )
@@ -235,18 +241,28 @@ def fill_table(params: Floats, synapse: Integers, slot: Integers, n_parts: int, 
 
 
 @inlined
+def room(params: Floats) -> Any:
+    """Up to which magnitude of presynaptic potentials exponents stay within `MAX_EXPONENT`; -1 if up to none.
+
+    `params` are the (4, E) rows w, sigma, mu, erev of synapses.
+    """
+    result = _INFINITY
+    for e in range(params.shape[1]):
+        magnitude = _SAFE_EXPONENT / (abs(params[SIGMA, e]) * _LOG2_E) - abs(params[MU, e])
+        if not magnitude >= _ZERO:
+            return _NEVER
+        result = min(result, magnitude)
+    return result
+
+
+@inlined
 def highest_safe(synaptic: Floats, sensory: Floats, neuronal: Floats) -> Any:
-    """Up to which magnitude of the first potentials no exponent between neurons can pass `MAX_EXPONENT`; -1 if none.
+    """`room` of the first potentials: no later one leaves it; -1 if one may.
 
     A potential is a weighted mean of reversal potentials, its leak potential, zero and where it began, and never passes
     the largest of these.
     """
-    result = _INFINITY
-    for e in range(synaptic.shape[1]):
-        room = _SAFE_EXPONENT / (abs(synaptic[SIGMA, e]) * _LOG2_E) - abs(synaptic[MU, e])
-        if math.isnan(room):
-            return _NEVER
-        result = min(result, room)
+    result = room(synaptic)
     bound = max(largest(synaptic[EREV:]), largest(sensory[EREV:]), largest(neuronal[VLEAK:]))
     return result if result >= bound else _NEVER
 

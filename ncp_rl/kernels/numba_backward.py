@@ -10,9 +10,9 @@ and the sums over substeps, steps and sequences are its gradients: w of y; erev 
 -w sigma z; v_i of w sigma z. Sensory synapses receive the same from P and Q summed over the substeps of a step. The
 gradient with respect to delta is p (I - G v') = p cm slope.
 
-Three passes serve a step. `solve` runs it again, unless the forward pass kept what that gives. `pull_back_*` run
-through the substeps from the last to the first and keep P and Q; then `accumulate` sums over the substeps, synapse by
-synapse, in registers. Sensory synapses, which have but one P and Q in a step, wait until it is worth their while.
+`solve` runs a step again, unless the forward pass kept what that gives. Then, from the last substep to the first,
+`pull_back_neurons` takes the gradients of the potentials after it to P and Q, and `pull_back_synapses` takes these to
+the potentials before it and to the parameters. What a synapse adds to a sum is added at once, over half the lanes.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from ncp_rl.kernels.numba_forward import (
     gather,
     gather_delta,
     kept_rows,
-    kept_sizes,
+    kept_size,
     scatter,
     sensory_sums,
     solve,
 )
 from ncp_rl.kernels.numba_lanes import (
     LANES,
+    add_parts,
     add_to_sources,
     broadcast,
-    fold4,
     integer,
     keep_apart,
     keep_first,
@@ -46,7 +46,6 @@ from ncp_rl.kernels.numba_lanes import (
     load_sources,
     prefetch,
     repeat,
-    spread,
     store,
     total,
 )
@@ -68,8 +67,11 @@ from ncp_rl.kernels.numba_tables import (
     table_width,
 )
 
-#: Sensory synapses wait for a round of so many steps. The steps that a forward pass keeps begin with a round.
-ROUND = 8
+#: Lanes over which each synapse's sums are kept, and how many sums.
+SUM_WIDTH = 8
+N_SUMS = 4
+#: Steps after which they are added to totals: rounding errors of a long sum grow with the number of its terms.
+N_SUMMED = 32
 
 _ZERO = np.float32(0.0)
 
@@ -82,9 +84,11 @@ def zero(rows: Floats) -> None:
 
 
 @inlined
-def rows_after(rows: Floats, first: int, width: int) -> Any:
-    """The rows from `first` on."""
-    return rows_at(address_of(rows) + 4 * width * first, rows.shape[0] - first, width)
+def move(sums: Floats, totals: Floats) -> None:
+    """Add all rows of `sums` to those of `totals`, and begin them anew."""
+    for row in range(sums.shape[0]):
+        store(totals, row, load(totals, row) + load(sums, row))
+    zero(sums)
 
 
 @inlined
@@ -104,19 +108,25 @@ def solved_again(delta: Floats, slopes: Floats, unfolded: Floats, n_neurons: int
 
 
 @inlined
+def rows_after(rows: Floats, first: int, width: int) -> Any:
+    """The rows from `first` on."""
+    return rows_at(address_of(rows) + 4 * width * first, rows.shape[0] - first, width)
+
+
+@inlined
 def pull_back_neurons(
     neuronal: Floats,
     delta: Floats,
     unfolded: Floats,
     slopes: Floats,
     reciprocals: Floats,
+    ahead: int,
+    n_unfolds: int,
+    k: int,
     adjoint: Floats,
     currents: Floats,
     conductances: Floats,
-    n_unfolds: int,
-    k: int,
     delta_sum: Floats,
-    ahead: int,
 ) -> None:
     """From the adjoint of the potentials after substep `k`: P and Q, and what reaches the neuron's own past.
 
@@ -146,23 +156,39 @@ def pull_back_synapses(
     table: Floats,
     pointer: Integers,
     source: Integers,
+    presynaptics: Floats,
+    first_row: int,
     currents: Floats,
     conductances: Floats,
     stride: int,
     sigmoids: Floats,
     first_sigmoid: int,
+    ahead: int,
     adjoint: Floats,
+    sums: Floats,
 ) -> None:
-    """Add what reaches the presynaptic potentials to their adjoint; P and Q of neuron j are at row j * stride."""
+    """From P and Q of each neuron: what reaches its presynaptic potentials, and what its synapses' parameters gain.
+
+    P and Q of neuron j are at row j * stride, presynaptic potentials from row `first_row` on. What reaches these is
+    added to `adjoint`; P s, y, z and z (v - mu) of each vector are added to its `N_SUMS` rows of `sums`. What lies
+    `ahead` elements before the sigmoids is fetched: what comes next.
+    """
     keep_apart()
     for j in range(pointer.shape[0] - 1):
         current = repeat(load(currents, j * stride))
         conductance = repeat(load(conductances, j * stride))
         for e in range(integer(pointer, j), integer(pointer, j + 1)):
+            row = e * COLUMNS
+            prefetch(sigmoids, first_sigmoid + e, ahead)
             sigmoid = load(sigmoids, first_sigmoid + e)
-            y = (current * broadcast(table, e * COLUMNS + REVERSAL) - conductance) * sigmoid
+            distance = load_sources(presynaptics, first_row, source, e) - broadcast(table, row + MIDPOINT)
+            y = (current * broadcast(table, row + REVERSAL) - conductance) * sigmoid
             z = y - y * sigmoid
-            add_to_sources(adjoint, source, e, z * broadcast(table, e * COLUMNS + PULL))
+            add_to_sources(adjoint, source, e, z * broadcast(table, row + PULL))
+            add_parts(sums, N_SUMS * e, current * sigmoid)
+            add_parts(sums, N_SUMS * e + 1, y)
+            add_parts(sums, N_SUMS * e + 2, z)
+            add_parts(sums, N_SUMS * e + 3, z * distance)
 
 
 @inlined
@@ -171,13 +197,13 @@ def sum_neurons(
     conductances: Floats,
     slopes: Floats,
     n_unfolds: int,
-    sensory_currents: Floats,
-    sensory_conductances: Floats,
+    step_currents: Floats,
+    step_conductances: Floats,
     sums: Floats,
 ) -> None:
     """Sum P and Q over the substeps of one step for the sensory synapses; add P slope, P and Q to `sums`."""
     keep_apart()
-    n_neurons = sums.shape[0] // 3
+    n_neurons = step_currents.shape[0]
     for j in range(n_neurons):
         row = j * n_unfolds
         current_sum, conductance_sum = load(currents, row), load(conductances, row)
@@ -187,73 +213,30 @@ def sum_neurons(
             slope_sum = slope_sum + current * load(slopes, k * n_neurons + j)
             current_sum = current_sum + current
             conductance_sum = conductance_sum + load(conductances, row + k)
-        store(sensory_currents, j * ROUND, current_sum)
-        store(sensory_conductances, j * ROUND, conductance_sum)
+        store(step_currents, j, current_sum)
+        store(step_conductances, j, conductance_sum)
         store(sums, j, load(sums, j) + slope_sum)
         store(sums, n_neurons + j, load(sums, n_neurons + j) + current_sum)
         store(sums, 2 * n_neurons + j, load(sums, 2 * n_neurons + j) + conductance_sum)
 
 
 @inlined
-def accumulate(
-    table: Floats,
-    pointer: Integers,
-    source: Integers,
-    presynaptics: Floats,
-    n_presynaptic: int,
-    currents: Floats,
-    conductances: Floats,
-    stride: int,
-    sigmoids: Floats,
-    n_terms: int,
-    sums: Floats,
-    ahead: int,
-) -> None:
-    """Add P s, y, z and z (v - mu), summed over substeps or steps and folded, to one row per vector.
-
-    Each of the `n_terms` of a sum has `n_presynaptic` rows of potentials and a row of sigmoids per vector; P and Q of
-    neuron j are at rows j * stride onwards. What lies `ahead` elements before the sigmoids is fetched: what comes next.
-    """
-    keep_apart()
-    n_neurons = pointer.shape[0] - 1
-    n_vectors = integer(pointer, n_neurons)
-    for j in range(n_neurons):
-        for e in range(integer(pointer, j), integer(pointer, j + 1)):
-            reversal = broadcast(table, e * COLUMNS + REVERSAL)
-            midpoint = broadcast(table, e * COLUMNS + MIDPOINT)
-            sum_ps = sum_y = sum_z = sum_zv = spread(_ZERO)
-            for k in range(n_terms):
-                current = repeat(load(currents, j * stride + k))
-                conductance = repeat(load(conductances, j * stride + k))
-                prefetch(sigmoids, k * n_vectors + e, ahead)
-                sigmoid = load(sigmoids, k * n_vectors + e)
-                y = (current * reversal - conductance) * sigmoid
-                z = y - y * sigmoid
-                sum_ps = sum_ps + current * sigmoid
-                sum_y = sum_y + y
-                sum_z = sum_z + z
-                sum_zv = sum_zv + z * (load_sources(presynaptics, k * n_presynaptic, source, e) - midpoint)
-            store(sums, e, load(sums, e) + fold4(sum_ps, sum_y, sum_z, sum_zv))
+def narrow(sums: Floats) -> Any:
+    """The same memory, a row for each synapse."""
+    return rows_at(address_of(sums), sums.shape[0] * sums.shape[1] // SUM_WIDTH, SUM_WIDTH)
 
 
 @inlined
-def write_synapse_gradients(sums: Floats, slots: Integers, width: int, params: Floats, gradients: Floats) -> None:
-    """From the folded sums of each vector, the rows w, sigma, mu, erev of `gradients` (4, E)."""
-    n_parts = LANES // width
+def write_synapse_gradients(sums: Floats, slots: Integers, n_parts: int, params: Floats, gradients: Floats) -> None:
+    """From the sums of each vector, (rows, `SUM_WIDTH`), the rows w, sigma, mu, erev of `gradients` (4, E)."""
     for e in range(slots.shape[0]):
-        slot = slots[e]
-        first_lane = slot % n_parts * width
-        sum_ps = sum_y = sum_z = sum_zv = _ZERO
-        for lane in range(first_lane, first_lane + width, 4):
-            sum_ps += sums[slot // n_parts, lane]
-            sum_y += sums[slot // n_parts, lane + 1]
-            sum_z += sums[slot // n_parts, lane + 2]
-            sum_zv += sums[slot // n_parts, lane + 3]
+        vector, part = slots[e] // n_parts, slots[e] % n_parts
+        first = N_SUMS * vector * n_parts + part
         w, sigma = params[W, e], params[SIGMA, e]
-        gradients[W, e] = sum_y
-        gradients[SIGMA, e] = w * sum_zv
-        gradients[MU, e] = -w * sigma * sum_z
-        gradients[EREV, e] = w * sum_ps
+        gradients[W, e] = total(load(sums, first + n_parts))
+        gradients[SIGMA, e] = w * total(load(sums, first + 3 * n_parts))
+        gradients[MU, e] = -w * sigma * total(load(sums, first + 2 * n_parts))
+        gradients[EREV, e] = w * total(load(sums, first))
 
 
 @inlined
@@ -279,7 +262,9 @@ def write_elapsed_gradient(delta_sum: Floats, first: int, step: int, ode_unfolds
 @functools.cache
 def backward_kernel(width: int) -> Callable[..., None]:
     """The backward pass over blocks of `width` sequences, compiled when it is first called."""
-    columns = table_width(width)
+    columns, n_parts = table_width(width), LANES // width
+    # A vector's row of sums, which holds its synapses one after the other.
+    sums_width = SUM_WIDTH * LANES // width
 
     @functools.partial(kernel, variant=width)
     def backward_blocks(
@@ -340,11 +325,11 @@ def backward_kernel(width: int) -> Callable[..., None]:
             sensory_pointer_address,
             sensory_source_address,
             n_neurons,
-            LANES // width,
+            n_parts,
             columns,
         )
         n_vectors, n_sensory_vectors = integer(between[1], n_neurons), integer(senses[1], n_neurons)
-        sensory_size, step_size = kept_sizes(n_sensory_vectors, n_vectors, ode_unfolds, n_neurons, width)
+        step_size = kept_size(n_sensory_vectors, n_vectors, ode_unfolds, n_neurons, width)
         clamped = largest(state) > limits[0]
         inputs_gradient = floats(inputs_gradient_address, n_samples, n_inputs)
         state_gradient = floats(state_gradient_address, n_sequences, n_neurons)
@@ -354,7 +339,7 @@ def backward_kernel(width: int) -> Callable[..., None]:
         neuronal_partials = floats(neuronal_partials_address, 3 * last_block, n_neurons)
 
         unfolded = new_rows((ode_unfolds + 1) * n_neurons, width)
-        inputs_of_round = new_rows(ROUND * max(n_inputs, 1), width)
+        rows = new_rows(max(n_inputs, 1), width)
         delta = new_rows(1, width)
         current = new_rows(n_neurons, width)
         conductance = new_rows(n_neurons, width)
@@ -363,27 +348,29 @@ def backward_kernel(width: int) -> Callable[..., None]:
         inputs_adjoint = new_rows(n_inputs, width)
         currents = new_rows(ode_unfolds * n_neurons, width)
         conductances = new_rows(ode_unfolds * n_neurons, width)
-        currents_of_round = new_rows(n_neurons * ROUND, width)
-        conductances_of_round = new_rows(n_neurons * ROUND, width)
-        synaptic_totals = new_rows(n_vectors, LANES)
-        sensory_totals = new_rows(n_sensory_vectors, LANES)
-        neuronal_totals = new_rows(3 * n_neurons, width)
+        step_currents = new_rows(n_neurons, width)
+        step_conductances = new_rows(n_neurons, width)
+        neuronal_sums = new_rows(3 * n_neurons, width)
+        sums_between = new_rows(N_SUMS * n_vectors, sums_width)
+        totals_between = new_rows(N_SUMS * n_vectors, sums_width)
+        sums_of_senses = new_rows(N_SUMS * n_sensory_vectors, sums_width)
+        totals_of_senses = new_rows(N_SUMS * n_sensory_vectors, sums_width)
         delta_sum = new_rows(1, width)
         # A step that was not kept is solved again here.
-        own = new_rows((ROUND * sensory_size + step_size) // LANES if n_kept < n_steps else 0, LANES)
-        first_kept = n_steps - n_kept
+        own = new_rows(step_size // LANES if n_kept < n_steps else 0, LANES)
+        # Elements from a substep's sigmoids back to those of the one before, or to the last one's of the step before.
+        to_substep = LANES * n_vectors
+        to_step = step_size - (ode_unfolds - 1) * to_substep
         for block in range(first_block, last_block):
             first = block * width
+            first_slot = block * n_kept - (n_steps - n_kept)
             zero(adjoint)
-            zero(synaptic_totals)
-            zero(sensory_totals)
-            zero(neuronal_totals)
-            kept = kept_address + 4 * block * n_kept * (sensory_size + step_size)
+            zero(neuronal_sums)
+            zero(sums_between)
+            zero(totals_between)
+            zero(sums_of_senses)
+            zero(totals_of_senses)
             for t in range(n_steps - 1, -1, -1):
-                place = t % ROUND
-                rows = rows_after(inputs_of_round, place * n_inputs, width)
-                sensory_currents = rows_after(currents_of_round, place, width)
-                sensory_conductances = rows_after(conductances_of_round, place, width)
                 gather(inputs, first, n_sequences, t, rows, -1)
                 gather_delta(elapsed_time, t, first, ode_unfolds, delta)
                 if t > 0:
@@ -391,40 +378,40 @@ def backward_kernel(width: int) -> Callable[..., None]:
                 else:
                     gather(state, first, n_sequences, 0, unfolded, 0)
                 clear_started(unfolded, n_neurons, starts, t, first)
-                slot = t - first_kept
-                if slot >= 0:
-                    sensory_sigmoids, slopes, reciprocals, sigmoids = kept_rows(
-                        kept, n_kept, slot, slot, n_sensory_vectors, n_vectors, ode_unfolds, n_neurons, width
-                    )
+                is_kept = t >= n_steps - n_kept
+                sensory_sigmoids, slopes, reciprocals, sigmoids = kept_rows(
+                    kept_address + 4 * step_size * (first_slot + t) if is_kept else address_of(own),
+                    n_sensory_vectors,
+                    n_vectors,
+                    ode_unfolds,
+                    n_neurons,
+                    width,
+                )
+                if is_kept:
                     solved_again(delta, slopes, unfolded, n_neurons)
                 else:
-                    sensory_sigmoids, slopes, reciprocals, sigmoids = kept_rows(
-                        address_of(own), ROUND, place, 0, n_sensory_vectors, n_vectors, ode_unfolds, n_neurons, width
-                    )
                     leak_and_senses = neuronal, current, conductance
                     sensory_sums(limits[1], n_inputs, None, *senses, rows, *leak_and_senses, sensory_sigmoids)
                     solution = neuronal, delta, current, conductance, unfolded, ode_unfolds
                     solve(clamped, None, *between, *solution, slopes, reciprocals, sigmoids)
                 add_gradient(grad, first, n_sequences, t, incoming, adjoint)
                 zero(delta_sum)
-                of_neurons = currents, conductances, ode_unfolds
                 for k in range(ode_unfolds - 1, -1, -1):
-                    pull_back_neurons(
-                        neuronal, delta, unfolded, slopes, reciprocals, adjoint, *of_neurons, k, delta_sum, step_size
+                    after = neuronal, delta, unfolded, slopes, reciprocals, step_size, ode_unfolds, k, adjoint
+                    pull_back_neurons(*after, currents, conductances, delta_sum)
+                    of_neurons = rows_after(currents, k, width), rows_after(conductances, k, width), ode_unfolds
+                    of_synapses = sigmoids, k * n_vectors, to_substep if k > 0 else to_step
+                    pull_back_synapses(
+                        *between, unfolded, k * n_neurons, *of_neurons, *of_synapses, adjoint, sums_between
                     )
-                    now = rows_after(currents, k, width), rows_after(conductances, k, width), ode_unfolds
-                    pull_back_synapses(*between, *now, sigmoids, k * n_vectors, adjoint)
-                sums = sensory_currents, sensory_conductances
-                sum_neurons(currents, conductances, slopes, ode_unfolds, *sums, neuronal_totals)
-                accumulate(
-                    *between, unfolded, n_neurons, *of_neurons, sigmoids, ode_unfolds, synaptic_totals, step_size
-                )
+                of_step = step_currents, step_conductances
+                sum_neurons(currents, conductances, slopes, ode_unfolds, *of_step, neuronal_sums)
                 zero(inputs_adjoint)
-                pull_back_synapses(*senses, *sums, ROUND, sensory_sigmoids, 0, inputs_adjoint)
-                if place == 0:
-                    n_waiting = min(ROUND, n_steps - t)
-                    of_round = *sums, ROUND, sensory_sigmoids, n_waiting, sensory_totals, n_waiting * sensory_size
-                    accumulate(*senses, rows, n_inputs, *of_round)
+                of_synapses = sensory_sigmoids, 0, step_size
+                pull_back_synapses(*senses, rows, 0, *of_step, 1, *of_synapses, inputs_adjoint, sums_of_senses)
+                if t % N_SUMMED == 0:
+                    move(sums_between, totals_between)
+                    move(sums_of_senses, totals_of_senses)
                 scatter(inputs_adjoint, 0, first, n_sequences, t, inputs_gradient)
                 write_elapsed_gradient(delta_sum, first, t, ode_unfolds, elapsed_gradient)
                 clear_started(adjoint, n_neurons, starts, t, first)
@@ -432,9 +419,9 @@ def backward_kernel(width: int) -> Callable[..., None]:
             of_synaptic = synaptic_partials[4 * block : 4 * (block + 1)]
             of_sensory = sensory_partials[4 * block : 4 * (block + 1)]
             of_neuronal = neuronal_partials[3 * block : 3 * (block + 1)]
-            write_synapse_gradients(synaptic_totals, slots, width, synaptic, of_synaptic)
-            write_synapse_gradients(sensory_totals, sensory_slots, width, sensory, of_sensory)
-            write_neuron_gradients(neuronal_totals, neuronal, of_neuronal)
+            write_synapse_gradients(narrow(totals_between), slots, n_parts, synaptic, of_synaptic)
+            write_synapse_gradients(narrow(totals_of_senses), sensory_slots, n_parts, sensory, of_sensory)
+            write_neuron_gradients(neuronal_sums, neuronal, of_neuronal)
 
     compiled: Callable[..., None] = backward_blocks
     return compiled

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ncp_rl.kernels.contract import Gradients, Params, Synapses
-from ncp_rl.kernels.numba_backward import ROUND, backward_kernel
-from ncp_rl.kernels.numba_forward import forward_kernel, kept_sizes
+from ncp_rl.kernels.numba_backward import backward_kernel
+from ncp_rl.kernels.numba_forward import forward_kernel, kept_size
 from ncp_rl.kernels.numba_lanes import LANES, WIDTHS
 from ncp_rl.kernels.numba_tables import Tables, tables_of
 from ncp_rl.kernels.threads import run_in_threads
@@ -26,13 +26,12 @@ class Saved:
     """What a backward pass can use of the forward pass; when it is deleted, its memory serves another."""
 
     def __init__(self, tables: Tables, n_blocks: int, n_steps: int, n_neurons: int, ode_unfolds: int) -> None:
-        """Tables, and room for as many of the last steps as `SAVED_BYTES` allow, all others in whole rounds."""
+        """Tables, and room for as many of the last steps as `SAVED_BYTES` allow."""
         width, (n_vectors, n_sensory_vectors) = tables.layout.width, tables.layout.sizes
         self.tables = tables
-        self.step_size: int = sum(kept_sizes.py_func(n_sensory_vectors, n_vectors, ode_unfolds, n_neurons, width))
+        self.step_size: int = kept_size.py_func(n_sensory_vectors, n_vectors, ode_unfolds, n_neurons, width)
         """Number of float32 for one step of one block"""
-        n_left_out = max(0, n_steps - SAVED_BYTES // max(1, 4 * n_blocks * self.step_size))
-        self.n_kept = max(0, n_steps - -(-n_left_out // ROUND) * ROUND)
+        self.n_kept = min(n_steps, SAVED_BYTES // max(1, 4 * n_blocks * self.step_size))
         self._free, self._capacity = _free, SAVED_BYTES // 4 + LANES
         self.memory = _borrow(n_blocks * self.n_kept * self.step_size)
 

@@ -63,33 +63,19 @@ _ZERO = np.float32(0.0)
 
 
 @inlined
-def kept_sizes(n_sensory_vectors: int, n_vectors: int, n_unfolds: int, n_neurons: int, width: int) -> Any:
-    """How many float32 are kept of a block's sensory synapses, and of its substeps, for one step."""
-    return LANES * n_sensory_vectors, n_unfolds * (LANES * n_vectors + 2 * width * n_neurons)
+def kept_size(n_sensory_vectors: int, n_vectors: int, n_unfolds: int, n_neurons: int, width: int) -> int:
+    """How many float32 are kept of one step of a block."""
+    return LANES * (n_sensory_vectors + n_unfolds * n_vectors) + 2 * width * n_unfolds * n_neurons
 
 
 @inlined
-def kept_rows(
-    address: int,
-    n_sensory_slots: int,
-    sensory_slot: int,
-    slot: int,
-    n_sensory_vectors: int,
-    n_vectors: int,
-    n_unfolds: int,
-    n_neurons: int,
-    width: int,
-) -> Any:
-    """What is kept of one step in the memory at `address`: sensory sigmoids, slopes, reciprocals, sigmoids.
-
-    The memory begins with the sensory sigmoids of `n_sensory_slots` steps; then come slots with the rest of a step.
-    """
-    sensory_size, step_size = kept_sizes(n_sensory_vectors, n_vectors, n_unfolds, n_neurons, width)
-    slopes = address + 4 * (sensory_size * n_sensory_slots + step_size * slot)
+def kept_rows(address: int, n_sensory_vectors: int, n_vectors: int, n_unfolds: int, n_neurons: int, width: int) -> Any:
+    """What is kept of one step in the memory at `address`: sensory sigmoids, slopes, reciprocals, sigmoids."""
+    slopes = address + 4 * LANES * n_sensory_vectors
     reciprocals = slopes + 4 * width * n_unfolds * n_neurons
     sigmoids = reciprocals + 4 * width * n_unfolds * n_neurons
     return (
-        rows_at(address + 4 * sensory_size * sensory_slot, n_sensory_vectors, LANES),
+        rows_at(address, n_sensory_vectors, LANES),
         rows_at(slopes, n_unfolds * n_neurons, width),
         rows_at(reciprocals, n_unfolds * n_neurons, width),
         rows_at(sigmoids, n_unfolds * n_vectors, LANES),
@@ -380,7 +366,7 @@ def forward_kernel(width: int) -> Callable[..., None]:
             columns,
         )
         n_vectors, n_sensory_vectors = integer(between[1], n_neurons), integer(senses[1], n_neurons)
-        sensory_size, step_size = kept_sizes(n_sensory_vectors, n_vectors, ode_unfolds, n_neurons, width)
+        step_size = kept_size(n_sensory_vectors, n_vectors, ode_unfolds, n_neurons, width)
         clamped = largest(state) > limits[0]
 
         unfolded = new_rows((ode_unfolds + 1) * n_neurons, width)
@@ -393,16 +379,16 @@ def forward_kernel(width: int) -> Callable[..., None]:
         solution = neuronal, delta, current, conductance, unfolded, ode_unfolds
         for block in range(first_block, last_block):
             first = block * width
-            kept = kept_address + 4 * block * n_kept * (sensory_size + step_size)
+            first_slot = block * n_kept - (n_steps - n_kept)
             gather(state, first, n_sequences, 0, unfolded, 0)
             for t in range(n_steps):
                 clear_started(unfolded, n_neurons, starts, t, first)
                 gather(inputs, first, n_sequences, t, rows, 1)
                 gather_delta(elapsed_time, t, first, ode_unfolds, delta)
-                slot = t - (n_steps - n_kept)
-                if slot >= 0:
+                if t >= n_steps - n_kept:
+                    kept = kept_address + 4 * step_size * (first_slot + t)
                     sensory_sigmoids, slopes, reciprocals, sigmoids = kept_rows(
-                        kept, n_kept, slot, slot, n_sensory_vectors, n_vectors, ode_unfolds, n_neurons, width
+                        kept, n_sensory_vectors, n_vectors, ode_unfolds, n_neurons, width
                     )
                     sensory_sums(limits[1], n_inputs, True, *senses, rows, *leak_and_senses, sensory_sigmoids)
                     solve(clamped, True, *between, *solution, slopes, reciprocals, sigmoids)

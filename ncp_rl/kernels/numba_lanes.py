@@ -296,6 +296,21 @@ def add_to_sources(typing_context: Any, rows: Any, source: Any, vector: Any, val
     return types.void(rows, source, vector, value), generate
 
 
+@intrinsic
+def add_parts(typing_context: Any, rows: Any, row: Any, value: Any) -> Typed:
+    """Add to one row: `value` where the row is as wide, else each part of it that is."""
+
+    def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        address = _row(context, builder, rows, arguments[0], arguments[1], sig.args[1])
+        result = builder.load(address, align=_ROW_ALIGNMENT)
+        for first in range(0, LANES, rows.width):
+            result = builder.fadd(_choose(builder, arguments[2], range(first, first + rows.width)), result, flags=_FUSE)
+        builder.store(result, address, align=_ROW_ALIGNMENT)
+        return context.get_dummy_value()
+
+    return types.void(rows, row, value), generate
+
+
 def _source_rows(context: Any, builder: Any, operand_types: Any, operands: Any) -> list[Any]:
     """Addresses of the rows behind the entries of `source` for one vector."""
     (rows_type, first_type, source_type, vector_type), (rows, first_row, source, vector) = operand_types, operands
@@ -490,29 +505,6 @@ def total(typing_context: Any, value: Any) -> Typed:
         )
 
     return types.float32(value), generate
-
-
-@intrinsic
-def fold4(typing_context: Any, first: Any, second: Any, third: Any, fourth: Any) -> Typed:
-    """Partial sums of four vectors in one: the sum of a synapse's lanes m, m + 4, ... is that of the m-th vector."""
-
-    def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
-        first, second, third, fourth = arguments
-        left, right = _fold_two(builder, first, second, 1), _fold_two(builder, third, fourth, 1)
-        return _fold_two(builder, left, right, 2)
-
-    return lanes_type(first, second, third, fourth), generate
-
-
-def _fold_two(builder: Any, x: Any, y: Any, width: int) -> Any:
-    """Add the halves of each four lanes of x, and of y; `width` lanes of one follow as many of the other."""
-    left = [lane for lane in range(LANES) if lane % 4 < 2]
-    order: list[int] = []
-    for first in range(0, len(left), width):
-        chosen = left[first : first + width]
-        order += [*chosen, *(LANES + lane for lane in chosen)]
-    parts = [_shuffle(builder, x, y, [lane + half for lane in order]) for half in (0, 2)]
-    return builder.fadd(*parts, flags=_FUSE)
 
 
 @intrinsic

@@ -264,7 +264,7 @@ def backward_kernel(width: int) -> Callable[..., None]:
     """The backward pass over blocks of `width` sequences, compiled when it is first called."""
     columns, n_parts = table_width(width), LANES // width
     # A vector's row of sums, which holds its synapses one after the other.
-    sums_width = SUM_WIDTH * LANES // width
+    sums_width = SUM_WIDTH * n_parts
 
     @functools.partial(kernel, variant=width)
     def backward_blocks(

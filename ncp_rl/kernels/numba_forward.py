@@ -244,19 +244,25 @@ def sum_senses(
 
 
 @inlined
-def sensory_sums(limit: Any, n_inputs: int, streamed: bool | None, *operands: Any) -> None:
+def sensory_sums(
+    limit: Any,
+    n_inputs: int,
+    streamed: bool | None,
+    table: Floats,
+    pointer: Integers,
+    source: Integers,
+    inputs: Floats,
+    *rest: Any,
+) -> None:
     """What holds still within a step, (U, width): the current and conductance of leak and sensory synapses.
 
-    Args:
-        limit: Inputs beyond it need clamped exponents.
-        n_inputs: Rows of inputs.
-        streamed: See `synaptic_sums`.
-        operands: Of `sum_senses`, from the table on; the inputs are the fourth.
+    Exponents are clamped where any of the `n_inputs` rows of inputs goes beyond `limit`. Other operands are those of
+    `sum_senses`.
     """
-    if beyond(operands[3], n_inputs, limit):
-        sum_senses(True, streamed, *operands)
+    if beyond(inputs, n_inputs, limit):
+        sum_senses(True, streamed, table, pointer, source, inputs, *rest)
     else:
-        sum_senses(None, streamed, *operands)
+        sum_senses(None, streamed, table, pointer, source, inputs, *rest)
 
 
 @inlined

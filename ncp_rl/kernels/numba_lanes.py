@@ -473,11 +473,9 @@ def larger(typing_context: Any, bound: Any, value: Any) -> Typed:
     """In each lane, the larger of `bound` and the magnitude of `value`; NaN does not count."""
 
     def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
-        bound, value = arguments
-        magnitude = _call(builder, f"llvm.fabs.v{row_width}f32", value.type, [value])
-        return builder.select(builder.fcmp_ordered(">", magnitude, bound), magnitude, bound)
+        magnitude = _call(builder, f"llvm.fabs.v{value.width}f32", arguments[1].type, arguments[1:])
+        return builder.select(builder.fcmp_ordered(">", magnitude, arguments[0]), magnitude, arguments[0])
 
-    row_width = value.width
     return value(bound, value), generate
 
 

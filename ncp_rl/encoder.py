@@ -22,12 +22,65 @@ ELAPSED_TIME = "elapsed_time"
 # Where a new synapse opens: the middle of the range from which its `mu` is drawn (`LTCInit.sensory_mu`).
 _OPENING = 0.55
 
+# Added to variances, as in Stable-Baselines3's VecNormalize: quantities that never change are not divided by zero.
+_VARIANCE_FLOOR = 1e-8
+
+
+class Standardize(nn.Module):
+    """Quantities minus their mean, by their standard deviation, both over all rollouts of the training so far.
+
+    Mean and deviation stand still while a rollout is collected and while PPO learns from it, so that the probability
+    ratios of an update compare like with like; `adapt` moves them between two rollouts.
+
+    Attributes:
+        mean, std: (D,), of each quantity; 0 and 1 at first.
+        count: Observations behind them.
+        watching: Whether `forward` takes note of what it is given.
+    """
+
+    mean: Tensor
+    std: Tensor
+    count: Tensor
+
+    def __init__(self, size: int) -> None:
+        """Start with nothing seen of `size` quantities."""
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("std", torch.ones(size))
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+        self.watching = False
+        self._seen: list[Tensor] = []
+
+    def forward(self, quantities: Tensor) -> Tensor:
+        """(B, D) -> (B, D)."""
+        if self.watching:
+            self._seen.append(quantities.detach().clone())
+        return (quantities - self.mean) / self.std
+
+    def adapt(self) -> None:
+        """Take what was noted since the last call into mean and deviation (Chan, Golub and LeVeque, 1983)."""
+        if not self._seen:
+            return
+        seen = torch.cat(self._seen).double()
+        self._seen = []
+        total = self.count + len(seen)
+        shift, old = seen.mean(0) - self.mean, self.std.double().square()
+        if self.count == 0:
+            old = torch.zeros_like(old)
+        spread = (
+            self.count * old + len(seen) * seen.var(0, correction=0) + shift.square() * self.count * len(seen) / total
+        )
+        self.mean += shift * len(seen) / total
+        self.std.copy_((spread / total + _VARIANCE_FLOOR).sqrt())
+        self.count.copy_(total)
+
 
 class Receptors(BaseFeaturesExtractor):
     """`receptors` sensory neurons per observed quantity: `gain * quantity + offset`, both learned.
 
-    At the start the receptors of a quantity tile the range from -1 to 1: a new synapse behind receptor r opens (every
-    second one closes) where the quantity crosses the middle of the r-th part of the range.
+    Quantities come in their own units: the receptors see them standardised by what training has shown so far (see
+    `Standardize`). At the start the receptors of a quantity tile the range from -1 to 1 of that: a new synapse behind
+    receptor r opens (every second one closes) where the quantity crosses the middle of the r-th part of the range.
     """
 
     def __init__(
@@ -35,6 +88,7 @@ class Receptors(BaseFeaturesExtractor):
         observation_space: spaces.Space[Any],
         receptors: int = 8,
         names: Sequence[str] | None = None,
+        standardize: bool = True,
         normalized_image: bool = False,
     ) -> None:
         """Make receptors for a vector observation, Discrete ones one-hot as SB3 encodes them.
@@ -43,6 +97,7 @@ class Receptors(BaseFeaturesExtractor):
             observation_space: Any space that flattens to a vector.
             receptors: Sensory neurons per observed quantity.
             names: Of the observed quantities, D of them; obs_0, obs_1, ... where None.
+            standardize: Whether quantities are standardised first; False for those that lie from -1 to 1 already.
             normalized_image: As in `NatureCNN`; only an image space, which is refused, would need it.
 
         Raises:
@@ -63,12 +118,14 @@ class Receptors(BaseFeaturesExtractor):
         self.sensory_names = tuple(f"{name}_{r}" for name in names for r in range(receptors))
         sign = 1.0 - 2.0 * (torch.arange(receptors) % 2)
         middle = (2.0 * torch.arange(receptors) + 1.0) / receptors - 1.0
+        self.standardize = Standardize(size) if standardize else nn.Identity()
         self.gain = nn.Parameter(sign.repeat(size))
         self.offset = nn.Parameter((_OPENING - sign * middle).repeat(size))
 
     def forward(self, observations: Tensor) -> Tensor:
         """(B, ...) with D quantities -> (B, D * receptors), the receptors of a quantity side by side."""
-        return torch.addcmul(self.offset, observations.flatten(1).repeat_interleave(self.receptors, dim=1), self.gain)
+        quantities = self.standardize(observations.flatten(1))
+        return torch.addcmul(self.offset, quantities.repeat_interleave(self.receptors, dim=1), self.gain)
 
 
 class MultiInputReceptors(BaseFeaturesExtractor):
@@ -81,6 +138,7 @@ class MultiInputReceptors(BaseFeaturesExtractor):
         cnn_output_dim: int = 32,
         normalized_image: bool = False,
         names: Mapping[str, Sequence[str]] | None = None,
+        standardize: bool = True,
     ) -> None:
         """Make an encoder per key.
 
@@ -91,6 +149,7 @@ class MultiInputReceptors(BaseFeaturesExtractor):
             normalized_image: As in SB3's `CombinedExtractor`.
             names: Of the observed quantities, by key of a vector; key_0, key_1, ... for keys without names. Names of
                 keys that the observation lacks are left unused: they may be hidden from this encoder.
+            standardize: As in `Receptors`.
 
         Raises:
             ValueError: Names whose number is not that of the key's quantities.
@@ -105,7 +164,7 @@ class MultiInputReceptors(BaseFeaturesExtractor):
             else:
                 size = int(get_flattened_obs_dim(space))
                 numbered = [key] if size == 1 else _numbered(key, size)
-                receptor_layer = Receptors(space, receptors, names.get(key) or numbered)
+                receptor_layer = Receptors(space, receptors, names.get(key) or numbered, standardize)
                 sensory_names += receptor_layer.sensory_names
                 encoders[key] = receptor_layer
         super().__init__(observation_space, features_dim=len(sensory_names))

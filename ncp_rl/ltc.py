@@ -36,14 +36,14 @@ class LTCInit:
     as cm = tau (gleak + sum w / 2), the conductance of half-open synapses; with `cm` given it is drawn as in ncps.
     """
 
-    tau: Range = (1.0, 3.0)
+    tau: Range = (0.1, 2.0)
     """Time constants, in steps of the layer's `elapsed_time`."""
     cm: Range | None = None
     gleak: Range = (0.001, 1.0)
     vleak: Range = (-0.2, 0.2)
     w: Range = (0.001, 1.0)
     sigma: Range = (3.0, 8.0)
-    mu: Range = (0.3, 0.8)
+    mu: Range = (-0.3, 0.3)
     sensory_w: Range = (0.001, 1.0)
     sensory_sigma: Range = (3.0, 8.0)
     sensory_mu: Range = (0.3, 0.8)

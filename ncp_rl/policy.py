@@ -20,13 +20,17 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureC
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
-from ncp_rl.encoder import ELAPSED_TIME, KeyFilter, MultiInputReceptors, Receptors, sensory_names
+from ncp_rl.encoder import ELAPSED_TIME, KeyFilter, MultiInputReceptors, Receptors, Standardize, sensory_names
 from ncp_rl.kernels import Backend
+from ncp_rl.learning import VALUE_GRADIENT, ScaledAdam, SignedSquare, scale_gradient
 from ncp_rl.ltc import LTC, LTCInit, MotorMap
 from ncp_rl.wiring import AutoNCP, Recipe, Wiring
 
 Critic = Literal["ltc", "lstm", "mlp", "shared"]
 LSTMStates = tuple[Tensor, Tensor]
+
+# Potentials lie from -1 to 1 or so; logits that differ by 6 make an action as good as certain.
+_LOGIT_GAIN = 3.0
 
 # What the LSTM policies' arguments are here.
 _LSTM_ARGUMENTS = {
@@ -72,7 +76,7 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         features_extractor_kwargs: dict[str, Any] | None = None,
         share_features_extractor: bool = True,
         normalize_images: bool = True,
-        optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
+        optimizer_class: type[torch.optim.Optimizer] = ScaledAdam,
         optimizer_kwargs: dict[str, Any] | None = None,
         *,
         wiring: Recipe | Wiring = AutoNCP(units=32),  # noqa: B008  (a frozen value)
@@ -105,9 +109,10 @@ class NCPPolicy(RecurrentActorCriticPolicy):
             features_extractor_kwargs: For the encoder, such as `dict(receptors=4, names=["x", "theta"])`.
             share_features_extractor: One encoder for actor and critic.
             normalize_images: Divide uint8 images by 255.
-            optimizer_class: The optimizer.
-            optimizer_kwargs: For the optimizer, without the learning rate; for Adam eps=1e-5, as in SB3, and fused=True
-                where None: a circuit has many small parameters.
+            optimizer_class: The optimizer. `ncp_rl.learning.ScaledAdam` takes steps of `lr_scale` learning rates, 10
+                by default, but single ones in encoders other than `Receptors` and for the actions' deviation.
+            optimizer_kwargs: For the optimizer, without the learning rate, such as `dict(lr_scale=3)`; for both Adams
+                fused=True where None: a circuit has many small parameters.
             wiring: Recipe of the actor's circuit, or a built wiring.
             critic: "ltc": LTC neurons wired by the actor's recipe, all of them read out; "lstm": as many LSTM units;
                 "mlp": no memory; "shared": reads the actor's potentials, without gradient; or a recipe for the
@@ -133,8 +138,8 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         known = set(observation_space.spaces) if isinstance(observation_space, spaces.Dict) else set()
         if not known.issuperset(privileged_keys):
             raise ValueError(f"privileged_keys {privileged_keys} must be keys of the observation, {observation_space}.")
-        if optimizer_kwargs is None and optimizer_class is torch.optim.Adam:
-            optimizer_kwargs = dict(eps=1e-5, fused=True)
+        if optimizer_kwargs is None and optimizer_class in (torch.optim.Adam, ScaledAdam):
+            optimizer_kwargs = dict(eps=1e-12, fused=True)
         self.recipe, self.critic_recipe = wiring, critic
         self.n_motor, self.motor_map = n_motor, motor_map
         self.elapsed_time, self.ode_unfolds, self.init, self.backend = elapsed_time, ode_unfolds, init, backend
@@ -166,9 +171,24 @@ class NCPPolicy(RecurrentActorCriticPolicy):
             enable_critic_lstm=critic not in ("shared", "mlp"),
         )
         self._place_cores()
+        self.value_net = nn.Sequential(self.value_net, SignedSquare())
+        self._standardizers = [module for module in self.modules() if isinstance(module, Standardize)]
+        self._learned_since_rollout = False
         # Upstream has handed its own cores' parameters to the optimizer already.
         optimizer_kwargs = dict(lr=lr_schedule(1)) | self.optimizer_kwargs
-        self.optimizer = self.optimizer_class(self.parameters(), **optimizer_kwargs)
+        self.optimizer = self.optimizer_class(self._parameter_groups(), **optimizer_kwargs)
+
+    def _parameter_groups(self) -> Any:
+        """Parameters as the optimizer takes them: those of a circuit, and those that stock steps suit."""
+        if not issubclass(self.optimizer_class, ScaledAdam):
+            return self.parameters()
+        modules = (module for module in self.modules() if isinstance(module, BaseFeaturesExtractor))
+        dense = [m for m in modules if not isinstance(m, (Receptors, MultiInputReceptors, KeyFilter))]
+        stock = {id(p) for module in dense for p in module.parameters()}
+        stock |= {id(p) for name, p in self.named_parameters() if name == "log_std"}
+        fast = [p for p in self.parameters() if id(p) not in stock]
+        slow = [p for p in self.parameters() if id(p) in stock]
+        return [dict(params=fast), *([dict(params=slow, lr_scale=1.0)] if slow else [])]
 
     def make_features_extractor(self) -> BaseFeaturesExtractor:
         """Upstream hands Dict observations on whole: keep the elapsed time out of the encoder."""
@@ -219,7 +239,7 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         if self.motor_map == "affine":
             # The circuit's own motor map gives the action: a circuit alone then holds all from senses to action.
             self.action_net = self.lstm_actor.motor_map
-            _start_at_bounds(self.lstm_actor.motor_map, self.action_space)
+            _start_motor_map(self.lstm_actor.motor_map, self.action_space)
         else:
             dense = nn.Linear(self.wiring.n_motor, _n_action_outputs(self.action_space))
             self.action_net = nn.Sequential(self.lstm_actor.motor_map, dense)
@@ -255,13 +275,31 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         potentials, state = lstm(inputs, h[0], starts, elapsed[..., 0] if elapsed.shape[-1] else None)
         return potentials.swapaxes(0, 1).flatten(0, 1), (state[None], c)
 
+    def forward(  # type: ignore[override]  # Upstream's recurrent class has two arguments more.
+        self, obs: Any, lstm_states: RNNStates, episode_starts: Tensor, deterministic: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor, RNNStates]:
+        """RecurrentPPO calls this for rollouts alone: what they show moves `Standardize` between two of them."""
+        for module in self._standardizers:
+            if self._learned_since_rollout:
+                module.adapt()
+            module.watching = True
+        self._learned_since_rollout = False
+        try:
+            return super().forward(obs, lstm_states, episode_starts, deterministic)
+        finally:
+            for module in self._standardizers:
+                module.watching = False
+
     def evaluate_actions(  # type: ignore[override]  # Upstream's recurrent class has two arguments more.
         self, obs: Any, actions: Tensor, lstm_states: RNNStates, episode_starts: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Upstream's buffer hands MultiBinary actions on as int8, which its distribution refuses."""
+        """As upstream, with values whose gradient is `VALUE_GRADIENT` times as large: see `ncp_rl.learning`."""
+        self._learned_since_rollout = True
+        # Upstream's buffer hands MultiBinary actions on as int8, which its distribution refuses.
         if isinstance(self.action_space, spaces.MultiBinary):
             actions = actions.float()
-        return super().evaluate_actions(obs, actions, lstm_states, episode_starts)
+        values, log_prob, entropy = super().evaluate_actions(obs, actions, lstm_states, episode_starts)
+        return scale_gradient(values, VALUE_GRADIENT), log_prob, entropy
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         """Upstream names ActorCriticPolicy's arguments alone; `load` needs ours too."""
@@ -368,9 +406,12 @@ def _n_sensory(encoder: BaseFeaturesExtractor) -> int:
     return encoder.features_dim - (isinstance(encoder, KeyFilter) and encoder.timed)
 
 
-def _start_at_bounds(motor_map: nn.Module, action_space: spaces.Space[Any]) -> None:
-    """Let potentials from -1 to 1 reach from the lower to the upper bound of bounded actions."""
+def _start_motor_map(motor_map: nn.Module, action_space: spaces.Space[Any]) -> None:
+    """Let potentials from -1 to 1 reach from the lower to the upper bound of bounded actions, and far into logits."""
     assert isinstance(motor_map, MotorMap)
+    if not isinstance(action_space, spaces.Box):
+        with torch.no_grad():
+            motor_map.weight.fill_(_LOGIT_GAIN)
     if isinstance(action_space, spaces.Box) and action_space.is_bounded():
         low, high = (torch.from_numpy(bound).float().flatten() for bound in (action_space.low, action_space.high))
         with torch.no_grad():

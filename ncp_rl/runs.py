@@ -45,11 +45,8 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from ncp_rl.encoder import ELAPSED_TIME
-from ncp_rl.ltc import LTCInit
 from ncp_rl.policy import CnnNCPPolicy, MultiInputNCPPolicy, NCPPolicy
-from ncp_rl.wiring import NCP, AutoNCP, FullyConnected, Random, Recipe
 
-RECIPES: dict[str, type[Recipe]] = {recipe.__name__: recipe for recipe in (NCP, AutoNCP, FullyConnected, Random)}
 POLICIES: dict[str, type[NCPPolicy]] = {
     policy.__name__: policy for policy in (NCPPolicy, CnnNCPPolicy, MultiInputNCPPolicy)
 }
@@ -389,11 +386,6 @@ def _policy_kwargs(config: RunConfig, policy: type[NCPPolicy] | str, venv: VecEn
     kwargs = dict(config.hyperparams.get("policy_kwargs") or {})
     if isinstance(policy, str):
         return kwargs
-    for name in ("wiring", "critic"):
-        if isinstance(kwargs.get(name), Mapping):
-            kwargs[name] = _recipe(kwargs[name])
-    if isinstance(kwargs.get("init"), Mapping):
-        kwargs["init"] = LTCInit(**{name: tuple(bounds) for name, bounds in kwargs["init"].items()})
     if venv.has_attr("action_names"):
         kwargs = dict(action_names=venv.get_attr("action_names", indices=0)[0]) | kwargs
     takes_names = policy is not CnnNCPPolicy and "features_extractor_class" not in kwargs
@@ -403,14 +395,6 @@ def _policy_kwargs(config: RunConfig, policy: type[NCPPolicy] | str, venv: VecEn
             raise ValueError(f"observation_names must be names, by key where the observation is a Dict, got {names}.")
         kwargs["features_extractor_kwargs"] = dict(names=names) | (kwargs.get("features_extractor_kwargs") or {})
     return kwargs
-
-
-def _recipe(entry: Mapping[str, Any]) -> Recipe:
-    arguments = dict(entry)
-    name = arguments.pop("recipe", "AutoNCP")
-    if name not in RECIPES:
-        raise ValueError(f"recipe must be one of {', '.join(RECIPES)}, got {name!r}.")
-    return RECIPES[name](**arguments)
 
 
 def _literal(value: Any) -> Any:

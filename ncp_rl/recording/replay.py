@@ -216,7 +216,11 @@ class _PolicyReplay:
         policy.set_training_mode(False)
         try:
             for t in range(len(episode)):
-                tensors, _ = policy.obs_to_tensor(_tiled(observations, t, n))
+                # A step was held where a reading was bad, and nowhere else.
+                with holding(policy):
+                    admitted, held = policy.admit(_tiled(observations, t, n), no_starts)
+                starts = torch...
+                tensors, _ = policy.obs_to_tensor(admitted)
                 h = torch.from_numpy(before[t]).to(policy.device).expand(shape).contiguous()
                 with torch.no_grad():
                     drawn, _, _, states = policy(tensors, RNNStates((h, zero), states.vf), starts, deterministic=True)

@@ -1,0 +1,152 @@
+"""Readings: whether what the sensors gave are numbers in their range, and what stands in for those that are not.
+
+`NCPPolicy.predict` says what a policy promises about bad readings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+
+from ncp_rl.encoder import ELAPSED_TIME
+
+Array = npt.NDArray[Any]
+OnBadInput = Literal["raise", "hold"]
+
+#: Added to the `episode_starts` (0 or 1) of environments whose neurons are held through a step.
+HELD = 2
+
+# Networks compute in float32: a larger number is infinite to them.
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+class BadInputError(ValueError):
+    """A reading that no controller can act on; the message names it, its index and its environment."""
+
+
+class BadInput(NamedTuple):
+    """Bad readings in an observation of N environments."""
+
+    rows: npt.NDArray[np.bool_]
+    """(N,), environments with a bad reading."""
+    env: int
+    """The first of them."""
+    key: str | None
+    """Of the Dict observation that holds its first bad reading; None where the observation is no Dict."""
+    index: tuple[int, ...]
+    """Of the reading in the observation, or in that key's part of it."""
+    flat: int
+    """The index where the observation, or that key's part of it, is flattened."""
+    name: str
+    """Of the reading; numbered unless the encoder names it."""
+    value: float
+    expected: str
+    """What a reading must be there."""
+
+    def named(self, names: tuple[str, ...]) -> BadInput:
+        """With its name among `names`, those of the flattened readings; as it is where there are none."""
+        return self._replace(name=names[self.flat]) if self.flat < len(names) else self
+
+    def __str__(self) -> str:
+        """In a clause."""
+        at = self.index[0] if len(self.index) == 1 else self.index
+        where = f" of key {self.key!r}" if self.key is not None else ""
+        return f"the observation {self.name!r} (index {at}{where}) of environment {self.env} is {self.value:g}"
+
+
+def find_bad(observation: Any, space: spaces.Space[Any], *, unread: tuple[str, ...] = ()) -> BadInput | None:
+    """The bad readings of an observation, or None: the check alone takes microseconds.
+
+    A reading is bad where it is not finite (as float32), an elapsed time also where it is negative, and a number of a
+    discrete space where it is none that the space has.
+
+    Args:
+        observation: An array, or a dict of arrays; of one environment or of N.
+        space: Of one environment's observation.
+        unread: Keys that are not looked at.
+    """
+    for key, part, part_space in _parts(observation, space):
+        if key not in unread and not _is_good(part, part_space, key == ELAPSED_TIME):
+            return _describe(observation, space, unread)
+    return None
+
+
+def replace_bad(observation: Any, space: spaces.Space[Any]) -> Any:
+    """A copy of the observation with zeros in place of bad readings."""
+    replaced = {
+        key: np.where(_wrong(part, part_space, key == ELAPSED_TIME), 0, part).astype(part.dtype)
+        for key, part, part_space in _parts(observation, space)
+    }
+    return {**observation, **replaced} if isinstance(observation, dict) else replaced[None]
+
+
+def _parts(observation: Any, space: spaces.Space[Any]) -> Iterator[tuple[str | None, Array, spaces.Space[Any]]]:
+    """Key, array and space of each part; what does not fit its space is left for Stable-Baselines3 to refuse."""
+    if isinstance(space, spaces.Dict):
+        given = observation.items() if isinstance(observation, dict) else ()
+        pairs = [(key, part, space.spaces[key]) for key, part in given if key in space.spaces]
+    else:
+        pairs = [(None, observation, space)]
+    for key, value, part_space in pairs:
+        part = np.asarray(value)
+        if part_space.shape in (part.shape, part.shape[1:]):
+            yield key, part, part_space
+
+
+def _is_good(part: Array, space: spaces.Space[Any], seconds: bool) -> bool:
+    if part.dtype == np.float32 and not seconds and isinstance(space, spaces.Box):
+        return bool(np.isfinite(part).all())
+    return not _wrong(part, space, seconds).any()
+
+
+def _wrong(part: Array, space: spaces.Space[Any], seconds: bool) -> npt.NDArray[np.bool_]:
+    """Where the readings of a part are bad, by their shape."""
+    values = _values(space)
+    if values is not None:
+        low, n = values
+        return ~((part >= low) & (part < low + n))
+    wrong = ~(np.abs(part) <= _LARGEST) if part.dtype.kind == "f" else np.zeros(part.shape, np.bool_)
+    return wrong | (part < 0) if seconds else wrong
+
+
+def _values(space: spaces.Space[Any]) -> tuple[Any, Any] | None:
+    """The lowest number of a discrete space and how many there are; None for a Box."""
+    if isinstance(space, spaces.Discrete):
+        return space.start, space.n
+    if isinstance(space, spaces.MultiDiscrete):
+        return space.start, space.nvec
+    return (0, 2) if isinstance(space, spaces.MultiBinary) else None
+
+
+def _describe(observation: Any, space: spaces.Space[Any], unread: tuple[str, ...]) -> BadInput:
+    """All rows with bad readings, and the first of these."""
+    found: dict[str | None, tuple[Array, Array, spaces.Space[Any]]] = {}
+    for key, part, part_space in _parts(observation, space):
+        wrong = _wrong(part, part_space, key == ELAPSED_TIME)
+        if key not in unread and wrong.any():
+            size = int(np.prod(part_space.shape or ()))
+            found[key] = wrong.reshape(-1, size), part.reshape(-1, size), part_space
+    rows = np.logical_or.reduce([wrong.any(axis=1) for wrong, _, _ in found.values()])
+    env = int(rows.argmax())
+    key = next(key for key, (wrong, _, _) in found.items() if wrong[env].any())
+    wrong, part, part_space = found[key]
+    flat = int(wrong[env].argmax())
+    index = tuple(map(int, np.unravel_index(flat, part_space.shape or (1,))))
+    name = f"obs_{flat}" if key is None else key
+    return BadInput(
+        rows, env, key, index, flat, name, float(part[env, flat]), _expected(part_space, flat, key == ELAPSED_TIME)
+    )
+
+
+def _expected(space: spaces.Space[Any], flat: int, seconds: bool) -> str:
+    values = _values(space)
+    if values is not None:
+        low, n = (int(np.broadcast_to(bound, space.shape or ()).flat[flat]) for bound in values)
+        return f"a whole number from {low} to {low + n - 1}"
+    if seconds:
+        return "finite seconds, not negative; keep it out of normalisation (VecNormalize: norm_obs_keys)"
+    return "a finite number"

@@ -167,7 +167,7 @@ def observed_names(encoder: nn.Module) -> dict[str | None, tuple[str, ...]]:
     """The names of an encoder's readings by key, under None where it reads no Dict; none where it does not say."""
     inner = encoder.extractor if isinstance(encoder, KeyFilter) else encoder
     if isinstance(inner, MultiInputReceptors):
-        return dict(inner.observed_names)
+        return {key: names for key, names in inner.observed_names.items()}
     return {None: inner.observed_names} if isinstance(inner, Receptors) else {}
 
 

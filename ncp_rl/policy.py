@@ -296,21 +296,25 @@ class NCPPolicy(RecurrentActorCriticPolicy):
             return observation, episode_start
         if self.on_bad_input == "raise":
             raise BadInputError(
-                f"{_sentence(bad)} Mend the reading, or set policy.on_bad_input = \"hold\", which keeps the neurons and "
-                "the action of that environment as they are through the step."
+                f'{bad.first.sentence()} Mend the reading, or set policy.on_bad_input = "hold", which keeps the '
+                "neurons and the action of that environment as they are through the step."
             )
         starts = np.zeros(len(bad.rows)) if episode_start is None else np.asarray(episode_start, np.float32)
         return replace_bad(observation, self.observation_space), starts.reshape(-1) + HELD * bad.rows
 
-    def find_bad(self, observation: Any) -> BadInput | None:
-        """The bad readings among those that the actor sees, or None."""
-        bad = find_bad(observation, self.observation_space, unread=self.privileged_keys)
-        return None if bad is None else self._named(bad)
+    def find_bad(self, observation: Any, *, privileged: bool = False) -> BadInput | None:
+        """The bad readings of an observation, by the encoders' names, or None.
 
-    def _named(self, bad: BadInput) -> BadInput:
-        """With the name that the encoders give to the reading, where they name any."""
+        Args:
+            observation: An array, or a dict of arrays; of one environment or of N.
+            privileged: Whether to look at `privileged_keys` too.
+        """
+        bad = find_bad(observation, self.observation_space, unread=() if privileged else self.privileged_keys)
+        if bad is None:
+            return None
         names = observed_names(self.vf_features_extractor) | observed_names(self.pi_features_extractor)
-        return bad.named(names.get(bad.key, ()))
+        named = {env: reading.named(names.get(reading.key, ())) for env, reading in bad.readings.items()}
+        return bad._replace(readings=named)
 
     def _not_finite(
         self, state: tuple[npt.NDArray[Any], ...] | None, new_state: tuple[npt.NDArray[Any], ...]
@@ -319,15 +323,15 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         which = f"neuron {self.wiring.names[neuron]!r} of environment {env}"
         if state is not None and not np.isfinite(state[0][0][env]).all():
             return ValueError(
-                f"The state handed to predict is not finite: {which} comes out as {new_state[0][0, env, neuron]}; go on "
-                "from state=None, or set episode_start for that environment."
+                f"The state handed to predict is not finite: {which} comes out as {new_state[0][0, env, neuron]}; go "
+                "on from state=None, or set episode_start for that environment."
             )
         return ValueError(
             f"The potential of {which} is {new_state[0][0, env, neuron]}, although observation and state are finite; "
             "parameters of the policy are not, or its encoder overflows."
         )
 
-    def forward(
+    def forward(  # type: ignore[override]  # Upstream's recurrent class has two arguments more.
         self, obs: Any, lstm_states: RNNStates, episode_starts: Tensor, deterministic: bool = False
     ) -> tuple[Tensor, Tensor, Tensor, RNNStates]:
         """What a rollout asks for; see upstream. A bad reading is an error here, since gradients would be made of it.
@@ -357,11 +361,12 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         if torch.compiler.is_compiling():
             return
         parts = {key: _array(part) for key, part in obs.items()} if isinstance(obs, dict) else _array(obs)
-        bad = find_bad(parts, self.observation_space)
+        bad = self.find_bad(parts, privileged=True)
         if bad is None:
             return
-        text = f"{_sentence(self._named(bad))} Nothing can be learned from it: mend the environment."
-        if len(bad.rows) > 1 and bad.rows.all() and bad.key != ELAPSED_TIME:
+        first = bad.first
+        text = f"{first.sentence()} Nothing can be learned from it: mend the environment."
+        if len(bad.rows) > 1 and bad.rows.all() and first.key != ELAPSED_TIME:
             text += (
                 " All environments give such a reading; where VecNormalize normalises, a single one spoils its "
                 "statistics for all, so look beneath it (VecCheckNan)."
@@ -395,19 +400,21 @@ class NCPPolicy(RecurrentActorCriticPolicy):
             keep = 1.0 - starts[0].reshape(1, n_sequences, 1)
             later = torch.cat([torch.zeros_like(starts[:1]), starts[1:]]).swapaxes(0, 1).flatten()
             kept = keep * h, keep * c
-            output, new = RecurrentActorCriticPolicy._process_sequence(features, kept, later, lstm)
-            if held is None:
-                return output, new  # type: ignore[return-value]
-            # Readings are held one step at a time, so that the output is the new h.
-            new = tuple(torch.where(held[0][:, None], old, fresh) for old, fresh in zip(kept, new, strict=True))
-            return torch.where(held[0][:, None], kept[0][0], output), new  # type: ignore[return-value]
+            output, (new_h, new_c) = RecurrentActorCriticPolicy._process_sequence(features, kept, later, lstm)
+            if held is not None:
+                # Readings are held one step at a time, so that the output is the new h.
+                rows = held[0][:, None]
+                new_h, new_c = torch.where(rows, kept[0], new_h), torch.where(rows, kept[1], new_c)
+                output = new_h[0]
+            return output, (new_h, new_c)
         sequence = features.reshape(n_sequences, -1, features.shape[-1]).swapaxes(0, 1)  # (T, N, features)
         inputs, elapsed = sequence[..., : lstm.input_size], sequence[..., lstm.input_size :]
         seconds = elapsed[..., 0] if elapsed.shape[-1] else None
         if held is not None:
-            # A step of zero seconds leaves neurons as they are, by the equations: a recording of it replays as any.
+            # A step of zero seconds leaves neurons as they are, by the equations: a recording of it replays as any
+            # other. The sign of the zero tells such a step from one of zero seconds that the environment tells.
             constant = features.new_full(starts.shape, lstm.elapsed_time)
-            seconds = torch.where(held, 0.0, constant if seconds is None else seconds)
+            seconds = torch.where(held, -0.0, constant if seconds is None else seconds)
         potentials, state = lstm(inputs, h[0], starts, seconds)
         return potentials.swapaxes(0, 1).flatten(0, 1), (state[None], c)
 
@@ -494,11 +501,6 @@ class MultiInputNCPPolicy(NCPPolicy):
             features_extractor_class=features_extractor_class,
             **kwargs,
         )
-
-
-def _sentence(bad: BadInput) -> str:
-    text = str(bad)
-    return f"{text[0].upper()}{text[1:]}; {bad.name} must be {bad.expected}."
 
 
 def _is_cuda(obs: Any) -> bool:

@@ -28,17 +28,14 @@ class BadInputError(ValueError):
     """A reading that no controller can act on; the message names it, its index and its environment."""
 
 
-class BadInput(NamedTuple):
-    """Bad readings in an observation of N environments."""
+class BadReading(NamedTuple):
+    """The first bad reading of an environment."""
 
-    rows: npt.NDArray[np.bool_]
-    """(N,), environments with a bad reading."""
     env: int
-    """The first of them."""
     key: str | None
-    """Of the Dict observation that holds its first bad reading; None where the observation is no Dict."""
-    index: tuple[int, ...]
-    """Of the reading in the observation, or in that key's part of it."""
+    """Of the Dict observation that holds it; None where the observation is no Dict."""
+    at: tuple[int, ...]
+    """Index of the reading in the observation, or in that key's part of it."""
     flat: int
     """The index where the observation, or that key's part of it, is flattened."""
     name: str
@@ -47,15 +44,34 @@ class BadInput(NamedTuple):
     expected: str
     """What a reading must be there."""
 
-    def named(self, names: tuple[str, ...]) -> BadInput:
+    def named(self, names: tuple[str, ...]) -> BadReading:
         """With its name among `names`, those of the flattened readings; as it is where there are none."""
         return self._replace(name=names[self.flat]) if self.flat < len(names) else self
 
+    def sentence(self) -> str:
+        """What it is and what it must be."""
+        text = str(self)
+        return f"{text[0].upper()}{text[1:]}; {self.name} must be {self.expected}."
+
     def __str__(self) -> str:
         """In a clause."""
-        at = self.index[0] if len(self.index) == 1 else self.index
-        where = f" of key {self.key!r}" if self.key is not None else ""
+        at = self.at[0] if len(self.at) == 1 else self.at
+        where = "" if self.key is None else f" of key {self.key!r}"
         return f"the observation {self.name!r} (index {at}{where}) of environment {self.env} is {self.value:g}"
+
+
+class BadInput(NamedTuple):
+    """Bad readings in an observation of N environments."""
+
+    rows: npt.NDArray[np.bool_]
+    """(N,), environments with a bad reading."""
+    readings: dict[int, BadReading]
+    """By environment, the first bad reading of each that has any."""
+
+    @property
+    def first(self) -> BadReading:
+        """Of the first such environment."""
+        return self.readings[int(self.rows.argmax())]
 
 
 def find_bad(observation: Any, space: spaces.Space[Any], *, unread: tuple[str, ...] = ()) -> BadInput | None:
@@ -69,10 +85,12 @@ def find_bad(observation: Any, space: spaces.Space[Any], *, unread: tuple[str, .
         space: Of one environment's observation.
         unread: Keys that are not looked at.
     """
-    for key, part, part_space in _parts(observation, space):
-        if key not in unread and not _is_good(part, part_space, key == ELAPSED_TIME):
-            return _describe(observation, space, unread)
-    return None
+    if isinstance(space, spaces.Dict) and isinstance(observation, dict):
+        parts = [(part, space.spaces.get(key), key == ELAPSED_TIME) for key, part in observation.items()]
+        good = all(_is_good(*part) for part in parts)
+    else:
+        good = _is_good(observation, space, False)
+    return None if good else _describe(observation, space, unread)
 
 
 def replace_bad(observation: Any, space: spaces.Space[Any]) -> Any:
@@ -97,10 +115,13 @@ def _parts(observation: Any, space: spaces.Space[Any]) -> Iterator[tuple[str | N
             yield key, part, part_space
 
 
-def _is_good(part: Array, space: spaces.Space[Any], seconds: bool) -> bool:
-    if part.dtype == np.float32 and not seconds and isinstance(space, spaces.Box):
-        return bool(np.isfinite(part).all())
-    return not _wrong(part, space, seconds).any()
+def _is_good(value: Any, space: spaces.Space[Any] | None, seconds: bool) -> bool:
+    """Whether no reading is bad, by the shortest way for what most policies observe."""
+    if type(space) is spaces.Box and not seconds and getattr(value, "dtype", None) == np.float32:
+        return bool(np.isfinite(value).all())
+    return space is None or not any(
+        _wrong(part, part_space, seconds).any() for _, part, part_space in _parts(value, space)
+    )
 
 
 def _wrong(part: Array, space: spaces.Space[Any], seconds: bool) -> npt.NDArray[np.bool_]:
@@ -108,9 +129,9 @@ def _wrong(part: Array, space: spaces.Space[Any], seconds: bool) -> npt.NDArray[
     values = _values(space)
     if values is not None:
         low, n = values
-        return ~((part >= low) & (part < low + n))
+        return np.asarray(~((part >= low) & (part < low + n)))
     wrong = ~(np.abs(part) <= _LARGEST) if part.dtype.kind == "f" else np.zeros(part.shape, np.bool_)
-    return wrong | (part < 0) if seconds else wrong
+    return np.asarray(wrong | (part < 0) if seconds else wrong)
 
 
 def _values(space: spaces.Space[Any]) -> tuple[Any, Any] | None:
@@ -122,24 +143,25 @@ def _values(space: spaces.Space[Any]) -> tuple[Any, Any] | None:
     return (0, 2) if isinstance(space, spaces.MultiBinary) else None
 
 
-def _describe(observation: Any, space: spaces.Space[Any], unread: tuple[str, ...]) -> BadInput:
-    """All rows with bad readings, and the first of these."""
-    found: dict[str | None, tuple[Array, Array, spaces.Space[Any]]] = {}
+def _describe(observation: Any, space: spaces.Space[Any], unread: tuple[str, ...]) -> BadInput | None:
+    """Where the bad readings are; None where there are but unread ones, or the observation does not fit the space."""
+    found: dict[int, BadReading] = {}
+    n_envs = 1
     for key, part, part_space in _parts(observation, space):
-        wrong = _wrong(part, part_space, key == ELAPSED_TIME)
-        if key not in unread and wrong.any():
-            size = int(np.prod(part_space.shape or ()))
-            found[key] = wrong.reshape(-1, size), part.reshape(-1, size), part_space
-    rows = np.logical_or.reduce([wrong.any(axis=1) for wrong, _, _ in found.values()])
-    env = int(rows.argmax())
-    key = next(key for key, (wrong, _, _) in found.items() if wrong[env].any())
-    wrong, part, part_space = found[key]
-    flat = int(wrong[env].argmax())
-    index = tuple(map(int, np.unravel_index(flat, part_space.shape or (1,))))
-    name = f"obs_{flat}" if key is None else key
-    return BadInput(
-        rows, env, key, index, flat, name, float(part[env, flat]), _expected(part_space, flat, key == ELAPSED_TIME)
-    )
+        wrong, size = _wrong(part, part_space, key == ELAPSED_TIME), int(np.prod(part_space.shape or ()))
+        values, wrong = part.reshape(-1, size), wrong.reshape(-1, size)
+        n_envs = len(values)
+        for env in [] if key in unread else np.flatnonzero(wrong.any(axis=1)).tolist():
+            flat = int(wrong[env].argmax())
+            index = tuple(map(int, np.unravel_index(flat, part_space.shape or (1,))))
+            expected = _expected(part_space, flat, key == ELAPSED_TIME)
+            name = f"obs_{flat}" if key is None else key
+            found.setdefault(env, BadReading(env, key, index, flat, name, float(values[env, flat]), expected))
+    if not found:
+        return None
+    rows = np.zeros(n_envs, np.bool_)
+    rows[list(found)] = True
+    return BadInput(rows, found)
 
 
 def _expected(space: spaces.Space[Any], flat: int, seconds: bool) -> str:

@@ -1,4 +1,4 @@
-"""What NCP policies, and the algorithms that train them, cannot serve: refused while the model is made, with the cure."""
+"""What NCP policies and their algorithms cannot serve: refused while the model is made, with what to do."""
 
 from __future__ import annotations
 
@@ -73,13 +73,13 @@ def _check_action_space(space: spaces.Space[Any]) -> None:
                 "does not count from 0, and Stable-Baselines3 does: its actions lie outside; add the start in the "
                 "environment (gymnasium.wrappers.TransformAction over a space that counts from 0)"
             )
-        elif len(space.shape) > 1:
+        elif len(space.shape or ()) > 1:
             cure = (
                 "has several axes, and Stable-Baselines3 takes one; reshape in the environment "
                 "(gymnasium.wrappers.TransformAction over a flat MultiDiscrete)"
             )
     elif isinstance(space, spaces.MultiBinary):
-        if len(space.shape) > 1:
+        if len(space.shape or ()) > 1:
             cure = (
                 "has several axes, and Stable-Baselines3 takes one; reshape in the environment "
                 "(gymnasium.wrappers.TransformAction over a flat MultiBinary)"
@@ -99,7 +99,7 @@ def _check_observation_space(name: str, space: spaces.Space[Any]) -> None:
     elif isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
         if np.any(space.start):
             cure = f"does not count from 0, as Stable-Baselines3's one-hot code does; subtract the start, or {flatten}"
-        elif len(space.shape) > 1:
+        elif len(space.shape or ()) > 1:
             cure = f"has several axes, and Stable-Baselines3's one-hot code takes one; {flatten}"
     elif isinstance(space, (spaces.Dict, spaces.Tuple)):
         cure = f"is nested, and Stable-Baselines3 takes a Dict of arrays alone; {flatten}"
@@ -137,7 +137,7 @@ def check_encoder(
     reads_dict = issubclass(encoder, (MultiInputReceptors, CombinedExtractor))
     parts: dict[str | None, spaces.Space[Any]] = {None: space}
     if isinstance(space, spaces.Dict):
-        parts = dict(space.spaces)
+        parts = {key: part for key, part in space.spaces.items()}
         if not reads_dict:
             raise ValueError(
                 f"{policy_name} with {encoder.__name__} reads one array, the observation is a Dict of "
@@ -162,7 +162,7 @@ def _check_image(
 ) -> None:
     by_cnn = issubclass(encoder, (NatureCNN, MultiInputReceptors, CombinedExtractor))
     if is_image_space(space, normalized_image=normalized):
-        if by_cnn and min(sorted(space.shape)[1:]) < _SMALLEST_IMAGE:  # type: ignore[type-var, arg-type]
+        if by_cnn and min(sorted(space.shape or ())[1:]) < _SMALLEST_IMAGE:
             raise ValueError(
                 f"{name} is an image of shape {space.shape}, and NatureCNN takes {_SMALLEST_IMAGE} x {_SMALLEST_IMAGE} "
                 "pixels or more; enlarge it (gymnasium.wrappers.ResizeObservation), or name another encoder "
@@ -196,4 +196,6 @@ def _check_upstream_encoder(
     if isinstance(space, spaces.Box) and space.shape == ():
         raise ValueError(f"{name} has no axes, which {encoder.__name__} cannot read; give it the shape (1,).")
     if key is not None and key != module_name(key):
-        raise ValueError(f"{name} has a name that {encoder.__name__} cannot hold; rename it, or use MultiInputReceptors.")
+        raise ValueError(
+            f"{name} has a name that {encoder.__name__} cannot hold; rename it, or use MultiInputReceptors."
+        )

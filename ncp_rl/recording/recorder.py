@@ -113,10 +113,10 @@ def _rollout(policy: NCPPolicy, env: VecEnv, camera: _Camera | None, determinist
         while True:
             raw = _raw_observation(observation, normalize)
             images = camera.look(raw) if camera else {}
-            admitted, first = policy.admit(observation, starts)
+            admitted, marked = policy.admit(observation, starts)
             tensors, _ = policy.obs_to_tensor(admitted)
             with torch.no_grad():
-                first = torch.as_tensor(first, dtype=torch.float32, device=policy.device)
+                first = torch.as_tensor(marked, dtype=torch.float32, device=policy.device)
                 drawn, _, _, states = policy(tensors, states, first, deterministic=deterministic)
             sample = drawn.cpu().numpy()
             action = to_environment(policy, sample)

@@ -274,13 +274,12 @@ class NCPPolicy(RecurrentActorCriticPolicy):
 
         Raises:
             BadInputError: As above.
-            ValueError: Neurons of an environment are not finite, since its `state` was not or parameters are not.
+            ValueError: `state` is not finite in an environment whose episode goes on.
         """
+        if state is not None and not np.isfinite(state[0]).all():
+            self._check_state(state[0][0], episode_start)
         admitted, starts = self.admit(observation, episode_start)
-        action, new_state = super().predict(admitted, state, starts, deterministic)
-        if new_state is not None and not np.isfinite(new_state[0]).all():
-            raise self._not_finite(state, new_state)
-        return action, new_state
+        return super().predict(admitted, state, starts, deterministic)
 
     def admit(self, observation: Any, episode_start: npt.NDArray[Any] | None) -> tuple[Any, npt.NDArray[Any] | None]:
         """The observation and the episode starts as `forward` and upstream's `predict` take them.
@@ -316,20 +315,17 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         named = {env: reading.named(names.get(reading.key, ())) for env, reading in bad.readings.items()}
         return bad._replace(readings=named)
 
-    def _not_finite(
-        self, state: tuple[npt.NDArray[Any], ...] | None, new_state: tuple[npt.NDArray[Any], ...]
-    ) -> ValueError:
-        env, neuron = np.argwhere(~np.isfinite(new_state[0][0]))[0].tolist()
-        which = f"neuron {self.wiring.names[neuron]!r} of environment {env}"
-        if state is not None and not np.isfinite(state[0][0][env]).all():
-            return ValueError(
-                f"The state handed to predict is not finite: {which} comes out as {new_state[0][0, env, neuron]}; go "
-                "on from state=None, or set episode_start for that environment."
+    def _check_state(self, potentials: npt.NDArray[Any], episode_start: npt.NDArray[Any] | None) -> None:
+        """Refuse potentials (N, U) that are not finite, but where an episode starts and they are of no account."""
+        goes_on = np.ones(len(potentials), np.bool_) if episode_start is None else ~np.asarray(episode_start, np.bool_)
+        wrong = np.argwhere(~np.isfinite(potentials) & goes_on.reshape(-1, 1))
+        if len(wrong):
+            env, neuron = wrong[0].tolist()
+            raise ValueError(
+                f"The state of environment {env} is not finite: {self.wiring.names[neuron]} is {potentials[env, neuron]}. "
+                "Go on from state=None, or set episode_start for that environment; if it happens again, parameters of "
+                "the policy are not finite."
             )
-        return ValueError(
-            f"The potential of {which} is {new_state[0][0, env, neuron]}, although observation and state are finite; "
-            "parameters of the policy are not, or its encoder overflows."
-        )
 
     def forward(  # type: ignore[override]  # Upstream's recurrent class has two arguments more.
         self, obs: Any, lstm_states: RNNStates, episode_starts: Tensor, deterministic: bool = False

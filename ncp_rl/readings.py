@@ -38,6 +38,8 @@ class BadReading(NamedTuple):
     """Index of the reading in the observation, or in that key's part of it."""
     flat: int
     """The index where the observation, or that key's part of it, is flattened."""
+    n_readings: int
+    """Of the observation, or of that key's part of it."""
     name: str
     """Of the reading; numbered unless the encoder names it."""
     value: float
@@ -45,8 +47,8 @@ class BadReading(NamedTuple):
     """What a reading must be there."""
 
     def named(self, names: tuple[str, ...]) -> BadReading:
-        """With its name among `names`, those of the flattened readings; as it is where there are none."""
-        return self._replace(name=names[self.flat]) if self.flat < len(names) else self
+        """With its name among `names`, of the flattened readings; as it is where those are of something else."""
+        return self._replace(name=names[self.flat]) if len(names) == self.n_readings else self
 
     def sentence(self) -> str:
         """What it is and what it must be."""
@@ -156,7 +158,7 @@ def _describe(observation: Any, space: spaces.Space[Any], unread: tuple[str, ...
             index = tuple(map(int, np.unravel_index(flat, part_space.shape or (1,))))
             expected = _expected(part_space, flat, key == ELAPSED_TIME)
             name = f"obs_{flat}" if key is None else key
-            found.setdefault(env, BadReading(env, key, index, flat, name, float(values[env, flat]), expected))
+            found.setdefault(env, BadReading(env, key, index, flat, size, name, float(values[env, flat]), expected))
     if not found:
         return None
     rows = np.zeros(n_envs, np.bool_)

@@ -322,9 +322,9 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         if len(wrong):
             env, neuron = wrong[0].tolist()
             raise ValueError(
-                f"The state of environment {env} is not finite: {self.wiring.names[neuron]} is {potentials[env, neuron]}. "
-                "Go on from state=None, or set episode_start for that environment; if it happens again, parameters of "
-                "the policy are not finite."
+                f"The state of environment {env} is not finite: {self.wiring.names[neuron]} is "
+                f"{potentials[env, neuron]}. Go on from state=None, or set episode_start for that environment; if it "
+                "happens again, parameters of the policy are not finite."
             )
 
     def forward(  # type: ignore[override]  # Upstream's recurrent class has two arguments more.

@@ -21,6 +21,7 @@ from ncp_rl.audit.audit import Audit, audit_recording
 from ncp_rl.audit.envelope import fit_box
 from ncp_rl.audit.monitor import MonitoredModel, watch
 from ncp_rl.audit.report import write_report
+from ncp_rl.audit.sensitivity import observation_moves
 from ncp_rl.readings import BadInputError
 from ncp_rl.recording import Recording, RecordingError, record_rollouts, replay, verify
 from ncp_rl.runs import RunConfig, RunError, evaluate, make_envs, make_model, train
@@ -211,7 +212,7 @@ def pendulums(n_envs: int = 3, *, failing: int | None = 1, timed: bool = False, 
 
 def pendulum_model(venv: VecEnv, **kwargs: Any) -> Any:
     policy = MultiInputNCPPolicy if isinstance(venv.observation_space, spaces.Dict) else NCPPolicy
-    names: Any = ["cos", "sin"] if policy is NCPPolicy else dict(observation=["cos", "sin"])
+    names: Any = ["cos_theta", "sin_theta"] if policy is NCPPolicy else dict(observation=["cos_theta", "sin_theta"])
     policy_kwargs = dict(wiring=AutoNCP(12), elapsed_time=0.05, features_extractor_kwargs=dict(names=names))
     return RecurrentPPO(
         policy, venv, n_steps=16, batch_size=16, n_epochs=1, seed=0, policy_kwargs=policy_kwargs, **kwargs
@@ -222,14 +223,14 @@ def pendulum_model(venv: VecEnv, **kwargs: Any) -> Any:
 def test_training_stops_with_an_error_that_names_the_environment(hold: bool) -> None:
     model = pendulum_model(pendulums())
     model.policy.on_bad_input = "hold" if hold else "raise"
-    with pytest.raises(BadInputError, match=r"'cos' \(index 0\) of environment 1 is nan.*mend the environment"):
+    with pytest.raises(BadInputError, match=r"'cos_theta' \(index 0\) of environment 1 is nan.*mend the environment"):
         model.learn(48)
     assert all(torch.isfinite(parameter).all() for parameter in model.policy.parameters())
 
 
 def test_training_does_not_learn_from_a_bad_observation_that_ends_an_episode() -> None:
     model = pendulum_model(pendulums(1, failing=0, steps=(30,)))
-    with pytest.raises(BadInputError, match=r"'cos' \(index 0\) of environment 0 is nan"):
+    with pytest.raises(BadInputError, match=r"'cos_theta' \(index 0\) of environment 0 is nan"):
         model.learn(48)
 
 
@@ -282,7 +283,7 @@ def test_a_recording_holds_what_came_and_replays(tmp_path: Path, timed: bool, cr
 
 def test_without_hold_a_recording_ends_before_the_bad_reading(tmp_path: Path) -> None:
     venv = pendulums()
-    with pytest.raises(RecordingError, match=r"'cos' \(index 0\) of environment 1 is nan.* before can be read"):
+    with pytest.raises(RecordingError, match=r"'cos_theta' \(index 0\) of environment 1 is nan.* before can be read"):
         record_rollouts(pendulum_model(venv), venv, tmp_path / "cut.mcap", n_episodes=3, progress_bar=False)
     assert verify(tmp_path / "cut.mcap").passed
     assert Recording.open(tmp_path / "cut.mcap").lengths == (3, 3, 3)
@@ -302,7 +303,7 @@ def test_the_monitor_alarms_live_and_over_recordings(tmp_path: Path) -> None:
     evaluate_policy(monitored, venv, n_eval_episodes=6, warn=False)
     alarms = monitored.monitor.alarms
     assert [(alarm.episode, alarm.env_index, alarm.step) for alarm in alarms] == [(0, 1, 3), (1, 1, 3)]
-    assert "'cos' (index 0) of environment 1 is nan; neurons and action are held" in str(alarms[0])
+    assert "'cos_theta' (index 0) of environment 1 is nan; neurons and action are held" in str(alarms[0])
     assert np.isfinite(monitored.monitor.scores).all()
     held = Recording.open(record_rollouts(model, venv, tmp_path / "held.mcap", n_episodes=3, progress_bar=False))
     found = {episode.env_index: one.alarm for episode, one in zip(held, watch(envelope, list(held)), strict=True)}
@@ -331,7 +332,14 @@ def test_an_audit_of_a_recording_with_held_steps(tmp_path: Path) -> None:
     path = record_rollouts(model, venv, tmp_path / "held.mcap", n_episodes=6, progress_bar=False)
     subject = audit_recording(Recording.open(path), "held", alpha=0.5)
     assert subject.monitor is not None and subject.trees is not None and subject.sensitivities
-    assert np.isfinite([sensitivity.bound for sensitivity in subject.sensitivities]).all()
+    # Bounds, ranges and rules are those of what was seen.
+    moves, _ = observation_moves(subject.recording.circuit, subject.episodes, 0.01)
+    ranges = [
+        np.nanmax(column) - np.nanmin(column) for column in np.concatenate([e.observation for e in subject.episodes]).T
+    ]
+    np.testing.assert_allclose(np.abs(moves).max(axis=1), 0.01 * np.array(ranges), rtol=1e-4)
+    assert all(sensitivity.bound.min() > 0 for sensitivity in subject.sensitivities)
+    assert subject.certificate.min_elapsed_time == np.float32(0.05)
     write_report(Audit((subject,)), tmp_path / "report.html")
 
 

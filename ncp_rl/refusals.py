@@ -87,7 +87,11 @@ def _check_action_space(space: spaces.Space[Any]) -> None:
     else:
         cure = "is of a kind that policies do not serve; make it a Box, Discrete, MultiDiscrete or MultiBinary"
     if cure:
-        raise ValueError(f"The action space {space} {cure}.")
+        raise ValueError(f"The action space {_in_a_line(space)} {cure}.")
+
+
+def _in_a_line(space: spaces.Space[Any]) -> str:
+    return " ".join(str(space).split())
 
 
 def _check_observation_space(name: str, space: spaces.Space[Any]) -> None:
@@ -109,7 +113,7 @@ def _check_observation_space(name: str, space: spaces.Space[Any]) -> None:
             "MultiBinary or a Dict of these"
         )
     if cure:
-        raise ValueError(f"{name}, {space}, {cure}.")
+        raise ValueError(f"{name}, {_in_a_line(space)}, {cure}.")
 
 
 def check_encoder(

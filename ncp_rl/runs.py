@@ -273,7 +273,7 @@ def make_envs(
     make_kwargs |= dict(wrapper_class=_checked(make_kwargs.get("wrapper_class")))
     try:
         venv = make_vec_env(config.env, n_envs=n_envs, seed=seed, **make_kwargs)
-    except (gym.error.Error, ImportError, TypeError, ValueError) as error:
+    except (AssertionError, gym.error.Error, ImportError, TypeError, ValueError) as error:
         raise RunError(f"The environment {config.env!r} cannot be made: {error}") from error
     normalize = config.hyperparams.get("normalize", False)
     if not normalize:

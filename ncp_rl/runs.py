@@ -269,7 +269,9 @@ def make_envs(
         RunError: No such environment, it cannot be made, or its spaces are none that a policy serves.
     """
     seed = config.seed if training else config.seed + EVALUATION_SEED
-    make_kwargs |= _cut(max_episode_steps if training else max_episode_steps or config.max_episode_steps, make_kwargs)
+    if max_episode_steps is None and not training:
+        max_episode_steps = config.max_episode_steps
+    make_kwargs |= _cut(max_episode_steps, make_kwargs)
     make_kwargs |= dict(wrapper_class=_checked(make_kwargs.get("wrapper_class")))
     try:
         venv = make_vec_env(config.env, n_envs=n_envs, seed=seed, **make_kwargs)

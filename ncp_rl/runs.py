@@ -88,11 +88,11 @@ class RunConfig:
     hyperparams: dict[str, Any]
     """In rl-zoo's form: n_envs, n_timesteps, normalize, policy, policy_kwargs and the algorithm's arguments."""
     seed: int = 0
+    versions: dict[str, str] = field(default_factory=lambda: {name: version(name) for name in _VERSIONS_OF})
+    python: str = field(default_factory=platform.python_version)
     max_episode_steps: int | None = None
     """Steps after which episodes of evaluations, recordings and audits are cut; the environment's own limit where None.
     Training goes on as the environment has it."""
-    versions: dict[str, str] = field(default_factory=lambda: {name: version(name) for name in _VERSIONS_OF})
-    python: str = field(default_factory=platform.python_version)
 
 
 @dataclass(frozen=True)
@@ -132,8 +132,7 @@ class EpisodeBound:
 
     def __init__(self, venv: VecEnv) -> None:
         """Count the steps of `venv` from a reset on."""
-        specs = venv.get_attr("spec") if venv.has_attr("spec") else []
-        self._bound = max([MAX_EPISODE_STEPS, *(getattr(spec, "max_episode_steps", None) or 0 for spec in specs)])
+        self._venv, self._bound = venv, MAX_EPISODE_STEPS
         self._steps = np.zeros(venv.num_envs, np.int64)
 
     def count(self, ended: npt.NDArray[np.bool_]) -> None:
@@ -156,6 +155,10 @@ class EpisodeBound:
         self._check()
 
     def _check(self) -> None:
+        if self._steps.max() < self._bound:
+            return
+        specs = self._venv.get_attr("spec") if self._venv.has_attr("spec") else []
+        self._bound = max([self._bound, *(getattr(spec, "max_episode_steps", None) or 0 for spec in specs)])
         if self._steps.max() < self._bound:
             return
         raise RunError(
@@ -246,7 +249,9 @@ def train(
     except KeyboardInterrupt as interrupt:
         raise RunError(f"Training was interrupted; the model so far is in {folder / 'last'}.") from interrupt
     except BadInputError as error:
-        raise RunError(f"Training stopped. {_before_normalisation(venv, model) or error}") from error
+        raise RunError(
+            f"Training stopped. {_before_normalisation(venv, model) or error} {_left(folder, venv)}"
+        ) from error
     finally:
         venv.close()
         eval_venv.close()
@@ -470,6 +475,13 @@ class _KeepBest(BaseCallback):
         assert isinstance(self.model, OnPolicyAlgorithm)
         save_model(self.model, self.folder)
         return True
+
+
+def _left(folder: Path, venv: VecEnv) -> str:
+    """What a training that a bad reading stopped leaves."""
+    if isinstance(venv, VecNormalize) and venv.norm_obs:
+        return f"Go on from a model in {folder / 'best'} or {folder / 'checkpoints'}: the reading spoils last/'s statistics."
+    return f"The model so far is in {folder / 'last'}."
 
 
 def _before_normalisation(venv: VecEnv, model: OnPolicyAlgorithm) -> str:

@@ -480,7 +480,7 @@ class _KeepBest(BaseCallback):
 def _left(folder: Path, venv: VecEnv) -> str:
     """What a training that a bad reading stopped leaves."""
     if isinstance(venv, VecNormalize) and venv.norm_obs:
-        return f"Go on from a model in {folder / 'best'} or {folder / 'checkpoints'}: the reading spoils last/'s statistics."
+        return f"The statistics in last/ are spoiled by it; go on from {folder / 'best'} or {folder / 'checkpoints'}."
     return f"The model so far is in {folder / 'last'}."
 
 

@@ -32,4 +32,4 @@ class Endless(gym.Env[Any, Any]):
         return self.x, -float(np.abs(self.x).sum()), False, False, {}
 
 
-gym.register("Endless-v0", Endless)
+gym.register("Endless-v0", "tests.endless:Endless")

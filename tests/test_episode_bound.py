@@ -62,7 +62,7 @@ def test_evaluation_and_recording_say_so_too(bound: None, tmp_path: Path) -> Non
 def test_an_end_that_the_monitor_does_not_see_is_none(bound: None) -> None:
     """evaluate_policy waits for Monitor's word, which a limit around it never gives."""
     config = RunConfig(ID, SETTINGS)
-    venv = make_vec_env(Endless, n_envs=2, wrapper_class=TimeLimit, wrapper_kwargs=dict(max_episode_steps=20))
+    venv = make_vec_env(Endless, n_envs=2, wrapper_class=lambda env: TimeLimit(env, 20))
     with pytest.raises(RunError, match=NAMED):
         evaluate(make_model(config, venv), venv, n_episodes=2)
 

@@ -44,7 +44,7 @@ def make(
     [
         (spaces.Discrete(3, start=5), r"Discrete\(3, start=5\) does not count from 0.*TransformAction"),
         (spaces.MultiDiscrete([2, 3], start=[0, 1]), r"MultiDiscrete.* does not count from 0.*TransformAction"),
-        (spaces.MultiDiscrete([[2, 3]]), r"has several axes.*TransformAction"),
+        (spaces.MultiDiscrete(np.array([[2, 3]])), r"has several axes.*TransformAction"),
         (spaces.MultiBinary([2, 2]), r"has several axes.*TransformAction"),
         (spaces.Box(0, 5, (2,), np.int64), r"Box\(0, 5, \(2,\), int64\) holds whole numbers.*MultiDiscrete"),
         (spaces.Box(0, 255, (1,), np.uint8), r"holds whole numbers"),
@@ -75,7 +75,7 @@ def test_actions_without_axes() -> None:
     ("space", "message"),
     [
         (spaces.Discrete(5, start=5), r"The observation space, Discrete\(5, start=5\), does not count from 0"),
-        (spaces.MultiDiscrete([[2, 3], [4, 5]]), r"has several axes.*FlattenObservation"),
+        (spaces.MultiDiscrete(np.array([[2, 3], [4, 5]])), r"has several axes.*FlattenObservation"),
         (spaces.MultiDiscrete([2, 3], start=[1, 0]), r"does not count from 0.*FlattenObservation"),
         (spaces.Box(-1, 1, (0,), np.float32), r"holds no number; leave it out"),
         (spaces.Text(5), r"Text\(.* is of a kind that policies do not serve; let the environment give a Box"),
@@ -92,7 +92,7 @@ def test_observation_spaces_are_refused_by_policy_and_runs(space: spaces.Space[A
     policy = MultiInputNCPPolicy if isinstance(space, spaces.Dict) else NCPPolicy
     with pytest.raises(ValueError, match=message):
         policy(space, box(1), lambda _: 1e-3)  # type: ignore[arg-type]
-    gym.register("Riddle-v0", RandomEnv, kwargs=dict(observation_space=space, action_space=box(1)))
+    gym.register("Riddle-v0", "tests.random_env:RandomEnv", kwargs=dict(observation_space=space, action_space=box(1)))
     try:
         with pytest.raises(RunError, match=rf"'Riddle-v0' cannot be made: .*{message}"):
             make_envs(RunConfig("Riddle-v0", {}), 1)
@@ -106,7 +106,7 @@ def test_make_model_names_spaces_of_environments_that_others_made() -> None:
         make_model(config, make_vec_env(lambda: RandomEnv(spaces.Discrete(5, start=5), box(1))))
 
 
-@pytest.mark.parametrize("space", [spaces.Discrete(5, start=5), spaces.MultiDiscrete([[2, 3], [4, 5]])])
+@pytest.mark.parametrize("space", [spaces.Discrete(5, start=5), spaces.MultiDiscrete(np.array([[2, 3], [4, 5]]))])
 def test_the_cure_for_discrete_observations(space: spaces.Space[Any]) -> None:
     make(space, wrapper=FlattenObservation).learn(16)
 
@@ -208,7 +208,7 @@ def test_an_image_that_vec_normalize_normalises_is_no_vector() -> None:
 @pytest.mark.parametrize("algorithm", [PPO, A2C, TRPO, SAC])
 def test_algorithms_without_states(algorithm: type[BaseAlgorithm]) -> None:
     with pytest.raises(TypeError, match=f"{algorithm.__name__} does not carry .*sb3_contrib.RecurrentPPO"):
-        algorithm(NCPPolicy, "Pendulum-v1")  # type: ignore[arg-type, call-arg]
+        algorithm(NCPPolicy, "Pendulum-v1")  # type: ignore[call-arg]
 
     class Own(algorithm):  # type: ignore[misc, valid-type]
         """An algorithm of the user's."""

@@ -138,6 +138,18 @@ def test_discrete_actions_and_sampled_ones_are_held_or_drawn_around_the_held_mea
     assert all(action_space.contains(action) for action in sampled)
 
 
+@pytest.mark.parametrize("squash_output", [False, True])
+def test_gsde_and_squashed_actions_are_held(squash_output: bool) -> None:
+    kwargs = dict(on_bad_input="hold", squash_output=squash_output)
+    model = make_model_of(box(3), use_sde=True, policy_kwargs=kwargs)
+    good = observations(box(3))
+    before, state = model.predict(good, deterministic=True)
+    for deterministic in (True, False):
+        held, kept = model.predict(spoiled(good, None, (1, 0), np.nan), state, deterministic=deterministic)
+        np.testing.assert_array_equal(kept[0][:, 1], state[0][:, 1])
+        assert np.isfinite(held).all() and (np.array_equal(held[1], before[1]) or not deterministic)
+
+
 def test_the_setting_is_kept_and_checked(tmp_path: Path) -> None:
     model = make_model_of(box(3), policy_kwargs=dict(on_bad_input="hold"))
     model.save(tmp_path / "model")

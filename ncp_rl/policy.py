@@ -397,8 +397,8 @@ class NCPPolicy(RecurrentActorCriticPolicy):
             later = torch.cat([torch.zeros_like(starts[:1]), starts[1:]]).swapaxes(0, 1).flatten()
             kept = keep * h, keep * c
             output, (new_h, new_c) = RecurrentActorCriticPolicy._process_sequence(features, kept, later, lstm)
-            if held is not None:
-                # Readings are held one step at a time, so that the output is the new h.
+            if held is not None and len(starts) == 1:
+                # Readings come, and are held, one step at a time: the output is the new h.
                 rows = held[0][:, None]
                 new_h, new_c = torch.where(rows, kept[0], new_h), torch.where(rows, kept[1], new_c)
                 output = new_h[0]

@@ -12,6 +12,7 @@ import torch
 from gymnasium import spaces
 from ncp_envs import IrregularTime
 from sb3_contrib import RecurrentPPO
+from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
@@ -136,6 +137,19 @@ def test_discrete_actions_and_sampled_ones_are_held_or_drawn_around_the_held_mea
     np.testing.assert_array_equal(held[1], before[1])
     sampled, _ = model.predict(spoiled(good, None, (1, 0), np.nan), state)
     assert all(action_space.contains(action) for action in sampled)
+
+
+@pytest.mark.parametrize("critic", ["ltc", "lstm"])
+def test_hold_changes_nothing_where_no_reading_is_bad(critic: str) -> None:
+    policy = make_model_of(box(3), policy_kwargs=dict(critic=critic)).policy
+    states = RNNStates(*2 * ((torch.randn(1, 2, 12), torch.randn(1, 2, 12)),))
+    sequences = torch.randn(8, 3), torch.randn(8, 2), states, torch.tensor([1.0, 0, 0, 0, 0, 0, 0, 0])
+    with torch.no_grad():
+        expected = policy.evaluate_actions(*sequences)
+        policy.on_bad_input = "hold"
+        found = policy.evaluate_actions(*sequences)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize("squash_output", [False, True])

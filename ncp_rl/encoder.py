@@ -115,6 +115,7 @@ class Receptors(BaseFeaturesExtractor):
             raise ValueError(f"names must name the {size} observed quantities, got {len(names)}: {names}.")
         super().__init__(observation_space, features_dim=size * receptors)
         self.receptors = receptors
+        self.observed_names = tuple(names)
         self.sensory_names = tuple(f"{name}_{r}" for name in names for r in range(receptors))
         sign = 1.0 - 2.0 * (torch.arange(receptors) % 2)
         middle = (2.0 * torch.arange(receptors) + 1.0) / receptors - 1.0
@@ -124,7 +125,8 @@ class Receptors(BaseFeaturesExtractor):
 
     def forward(self, observations: Tensor) -> Tensor:
         """(B, ...) with D quantities -> (B, D * receptors), the receptors of a quantity side by side."""
-        quantities = self.standardize(observations.flatten(1))
+        # (B, D), also where an observation has no axes.
+        quantities = self.standardize(observations.reshape(len(observations), -1))
         return torch.addcmul(self.offset, quantities.repeat_interleave(self.receptors, dim=1), self.gain)
 
 
@@ -156,6 +158,7 @@ class MultiInputReceptors(BaseFeaturesExtractor):
         """
         names = names or {}
         encoders: dict[str, BaseFeaturesExtractor] = {}
+        observed_names: dict[str, tuple[str, ...]] = {}
         sensory_names: list[str] = []
         for key, space in observation_space.spaces.items():
             if is_image_space(space, normalized_image=normalized_image):
@@ -166,14 +169,18 @@ class MultiInputReceptors(BaseFeaturesExtractor):
                 numbered = [key] if size == 1 else _numbered(key, size)
                 receptor_layer = Receptors(space, receptors, names.get(key) or numbered, standardize)
                 sensory_names += receptor_layer.sensory_names
+                observed_names[key] = receptor_layer.observed_names
                 encoders[key] = receptor_layer
         super().__init__(observation_space, features_dim=len(sensory_names))
-        self.encoders = nn.ModuleDict(encoders)
+        self.encoders = nn.ModuleDict({module_name(key): encoder for key, encoder in encoders.items()})
+        self.keys = tuple(encoders)
+        self.observed_names = observed_names
         self.sensory_names = tuple(sensory_names)
 
     def forward(self, observations: dict[str, Tensor]) -> Tensor:
         """Dict of (B, ...) -> (B, features_dim)."""
-        return torch.cat([encoder(observations[key]) for key, encoder in self.encoders.items()], dim=1)
+        encoders = zip(self.keys, self.encoders.values(), strict=True)
+        return torch.cat([encoder(observations[key]) for key, encoder in encoders], dim=1)
 
 
 class KeyFilter(BaseFeaturesExtractor):
@@ -207,6 +214,20 @@ class KeyFilter(BaseFeaturesExtractor):
         if not self.timed:
             return features
         return torch.cat([features, observations[ELAPSED_TIME].reshape(-1, 1)], dim=1)
+
+
+def module_name(key: str) -> str:
+    """The name of a key's module in a `nn.ModuleDict`: the key itself, escaped where PyTorch takes no such name."""
+    name = key.replace("%", "%25").replace(".", "%2e")
+    return f"%{name}" if not name or hasattr(nn.ModuleDict(), name) else name
+
+
+def observed_names(encoder: nn.Module) -> dict[str | None, tuple[str, ...]]:
+    """The names of an encoder's readings by key, under None where it reads no Dict; none where it does not say."""
+    inner = encoder.extractor if isinstance(encoder, KeyFilter) else encoder
+    if isinstance(inner, MultiInputReceptors):
+        return {key: names for key, names in inner.observed_names.items()}
+    return {None: inner.observed_names} if isinstance(inner, Receptors) else {}
 
 
 def _numbered(name: str, size: int) -> list[str]:

@@ -8,10 +8,12 @@ observation -> encoder -> S sensory neurons -> LTC neurons with NCP wiring -> M 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from gymnasium import spaces
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
@@ -20,11 +22,21 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureC
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
-from ncp_rl.encoder import ELAPSED_TIME, KeyFilter, MultiInputReceptors, Receptors, Standardize, sensory_names
+from ncp_rl.encoder import (
+    ELAPSED_TIME,
+    KeyFilter,
+    MultiInputReceptors,
+    Receptors,
+    Standardize,
+    observed_names,
+    sensory_names,
+)
 from ncp_rl.kernels import Backend
 from ncp_rl.learning import VALUE_GRADIENT, ScaledAdam, SignedSquare, scale_gradient
 from ncp_rl.ltc import LTC, LTCInit, MotorMap
-from ncp_rl.wiring import AutoNCP, Recipe, Wiring
+from ncp_rl.readings import HELD, BadInput, BadInputError, OnBadInput, find_bad, replace_bad
+from ncp_rl.refusals import check_algorithm, check_encoder, check_spaces
+from ncp_rl.wiring import AutoNCP, Recipe, Wiring, read_recipe
 
 Critic = Literal["ltc", "lstm", "mlp", "shared"]
 LSTMStates = tuple[Tensor, Tensor]
@@ -53,11 +65,13 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         action_names: (A,), of the action outputs.
         lstm_actor: The actor's `LTC`, under the name that RecurrentPPO asks for.
         lstm_critic: The critic's `LTC` or `nn.LSTM`, or None.
+        on_bad_input: What `predict` does with a bad reading, "raise" or "hold"; may be set at any time.
     """
 
     # Upstream's cores are nn.LSTM alone.
     lstm_actor: LTC  # type: ignore[assignment]
     lstm_critic: LTC | nn.LSTM | None  # type: ignore[assignment]
+    _on_bad_input: OnBadInput = "raise"
 
     def __init__(
         self,
@@ -79,16 +93,17 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         optimizer_class: type[torch.optim.Optimizer] = ScaledAdam,
         optimizer_kwargs: dict[str, Any] | None = None,
         *,
-        wiring: Recipe | Wiring = AutoNCP(units=32),  # noqa: B008  (a frozen value)
-        critic: Critic | Recipe | Wiring = "ltc",
+        wiring: Recipe | Wiring | Mapping[str, Any] = AutoNCP(units=32),  # noqa: B008  (a frozen value)
+        critic: Critic | Recipe | Wiring | Mapping[str, Any] = "ltc",
         n_motor: int | None = None,
         motor_map: Literal["affine", "dense"] = "affine",
         elapsed_time: float = 1.0,
         ode_unfolds: int = 6,
-        init: LTCInit | None = None,
+        init: LTCInit | Mapping[str, Any] | None = None,
         privileged_keys: tuple[str, ...] = (),
         action_names: Sequence[str] | None = None,
         backend: Backend = "auto",
+        on_bad_input: OnBadInput = "raise",
         **lstm_arguments: Any,
     ) -> None:
         """Build the policy; arguments not named here are those of SB3's `ActorCriticPolicy`.
@@ -112,37 +127,47 @@ class NCPPolicy(RecurrentActorCriticPolicy):
             optimizer_class: The optimizer. `ncp_rl.learning.ScaledAdam` takes steps of `lr_scale` learning rates, 10
                 by default, but single ones in encoders other than `Receptors` and for the actions' deviation.
             optimizer_kwargs: For the optimizer, without the learning rate, such as `dict(lr_scale=3)`; for both Adams
-                fused=True where None: a circuit has many small parameters.
-            wiring: Recipe of the actor's circuit, or a built wiring.
+                eps=1e-12 and fused=True where None: a circuit has many small parameters.
+            wiring: Recipe of the actor's circuit, or a built wiring; also a mapping that names a recipe, such as
+                `{"recipe": "AutoNCP", "units": 32}`, which a yml file can hold.
             critic: "ltc": LTC neurons wired by the actor's recipe, all of them read out; "lstm": as many LSTM units;
                 "mlp": no memory; "shared": reads the actor's potentials, without gradient; or a recipe for the
-                critic's LTC.
+                critic's LTC, given as for `wiring`.
             n_motor: Motor neurons; one per action (per logit for discrete actions) where None.
             motor_map: "affine": gain and offset per motor neuron; "dense": a linear layer behind them.
             elapsed_time: Seconds between observations, unless the observation has the key `elapsed_time`.
             ode_unfolds: Solver substeps per observation.
-            init: Ranges of the initial LTC parameters.
+            init: Ranges of the initial LTC parameters; also as a mapping.
             privileged_keys: Keys of a Dict observation that the critic alone sees (asymmetric actor-critic).
             action_names: Of the action outputs (logits of discrete actions); action_0, action_1, ... where None.
             backend: Of the scan; see `ncp_rl.kernels.ltc_scan`.
+            on_bad_input: What `predict` does with a reading that is not finite: "raise" an error, or "hold" the
+                neurons and the action; see `predict`.
             **lstm_arguments: Refused, each with what stands for it here.
 
         Raises:
-            ValueError: Arguments that contradict each other or the spaces.
-            TypeError: Arguments of SB3's LSTM policies that have no meaning here.
+            ValueError: Arguments that contradict each other, or spaces that no policy of this class serves.
+            TypeError: Arguments of SB3's LSTM policies that have no meaning here, or an algorithm without states.
         """
         for name in lstm_arguments:
             hint = _LSTM_ARGUMENTS.get(name)
             raise TypeError(f"{type(self).__name__} has no argument {name!r}" + (f"; use {hint}." if hint else "."))
         _check_arguments(critic, motor_map, net_arch)
+        check_algorithm(type(self).__name__)
+        check_spaces(observation_space, action_space)
+        extractor = features_extractor_class, features_extractor_kwargs or {}
+        check_encoder(type(self).__name__, observation_space, *extractor, normalize_images=normalize_images)
+        self.on_bad_input = on_bad_input
         known = set(observation_space.spaces) if isinstance(observation_space, spaces.Dict) else set()
         if not known.issuperset(privileged_keys):
             raise ValueError(f"privileged_keys {privileged_keys} must be keys of the observation, {observation_space}.")
         if optimizer_kwargs is None and optimizer_class in (torch.optim.Adam, ScaledAdam):
             optimizer_kwargs = dict(eps=1e-12, fused=True)
-        self.recipe, self.critic_recipe = wiring, critic
+        self.recipe = read_recipe(wiring)
+        self.critic_recipe = critic if isinstance(critic, str) else read_recipe(critic, "critic")
         self.n_motor, self.motor_map = n_motor, motor_map
-        self.elapsed_time, self.ode_unfolds, self.init, self.backend = elapsed_time, ode_unfolds, init, backend
+        self.elapsed_time, self.ode_unfolds, self.backend = elapsed_time, ode_unfolds, backend
+        self.init = LTCInit(**{k: tuple(v) for k, v in init.items()}) if isinstance(init, Mapping) else init
         self.privileged_keys = tuple(privileged_keys)
         n_outputs = _n_action_outputs(action_space)
         self.action_names = tuple(action_names or (f"action_{i}" for i in range(n_outputs)))
@@ -244,16 +269,144 @@ class NCPPolicy(RecurrentActorCriticPolicy):
             dense = nn.Linear(self.wiring.n_motor, _n_action_outputs(self.action_space))
             self.action_net = nn.Sequential(self.lstm_actor.motor_map, dense)
 
-    @staticmethod
+    @property
+    def on_bad_input(self) -> OnBadInput:
+        """What `predict` does with a bad reading: "raise" or "hold"."""
+        return self._on_bad_input
+
+    @on_bad_input.setter
+    def on_bad_input(self, value: OnBadInput) -> None:
+        if value not in ("raise", "hold"):
+            raise ValueError(f'on_bad_input must be "raise" or "hold", got {value!r}.')
+        self._on_bad_input = value
+
+    def predict(
+        self,
+        observation: npt.NDArray[Any] | dict[str, npt.NDArray[Any]],
+        state: tuple[npt.NDArray[Any], ...] | None = None,
+        episode_start: npt.NDArray[Any] | None = None,
+        deterministic: bool = False,
+    ) -> tuple[npt.NDArray[Any], tuple[npt.NDArray[Any], ...] | None]:
+        """The action and the next state; see `stable_baselines3.common.base_class.BaseAlgorithm.predict`.
+
+        Neither is ever computed from a bad reading: one that is not finite, an elapsed time that is negative too, a
+        number that a discrete space does not have. `on_bad_input` says what happens to an environment that gives one:
+
+        - "raise": a `BadInputError` names the reading, its index and the environment.
+        - "hold": its neurons stay as they are, as if no time had passed, at zero where an episode starts. An action is
+          a function of the motor neurons alone, so that the last action mean is held with them; a sampled action is
+          drawn around it anew. The other environments go on. The seconds of such a step are not made up for. Nothing
+          is remembered but in the state, which the caller has.
+
+        Keys in `privileged_keys`, which the actor does not see, are not looked at.
+
+        Raises:
+            BadInputError: As above.
+            ValueError: `state` is not finite in an environment whose episode goes on.
+        """
+        if state is not None and not np.isfinite(state[0]).all():
+            self._check_state(state[0][0], episode_start)
+        admitted, starts = self.admit(observation, episode_start)
+        return super().predict(admitted, state, starts, deterministic)
+
+    def admit(self, observation: Any, episode_start: npt.NDArray[Any] | None) -> tuple[Any, npt.NDArray[Any] | None]:
+        """The observation and the episode starts as `forward` and upstream's `predict` take them.
+
+        Both are the caller's own unless a reading is bad and is to be held. Then zeros stand in for bad readings, and
+        `HELD` is added to the episode start of their environments.
+
+        Raises:
+            BadInputError: A reading is bad and is not to be held.
+        """
+        bad = self.find_bad(observation)
+        if bad is None:
+            return observation, episode_start
+        if self.on_bad_input == "raise":
+            raise BadInputError(
+                f'{bad.first.sentence()} Mend the reading, or set policy.on_bad_input = "hold", which keeps the '
+                "neurons and the action of that environment as they are through the step."
+            )
+        starts = np.zeros(len(bad.rows)) if episode_start is None else np.asarray(episode_start, np.float32)
+        return replace_bad(observation, self.observation_space), starts.reshape(-1) + HELD * bad.rows
+
+    def find_bad(self, observation: Any, *, privileged: bool = False) -> BadInput | None:
+        """The bad readings of an observation, by the encoders' names, or None.
+
+        Args:
+            observation: An array, or a dict of arrays; of one environment or of N.
+            privileged: Whether to look at `privileged_keys` too.
+        """
+        bad = find_bad(observation, self.observation_space, unread=() if privileged else self.privileged_keys)
+        if bad is None:
+            return None
+        names = observed_names(self.vf_features_extractor) | observed_names(self.pi_features_extractor)
+        named = {env: reading.named(names.get(reading.key, ())) for env, reading in bad.readings.items()}
+        return bad._replace(readings=named)
+
+    def _check_state(self, potentials: npt.NDArray[Any], episode_start: npt.NDArray[Any] | None) -> None:
+        """Refuse potentials (N, U) that are not finite, but where an episode starts and they are of no account."""
+        goes_on = np.ones(len(potentials), np.bool_) if episode_start is None else ~np.asarray(episode_start, np.bool_)
+        wrong = np.argwhere(~np.isfinite(potentials) & goes_on.reshape(-1, 1))
+        if len(wrong):
+            env, neuron = wrong[0].tolist()
+            raise ValueError(
+                f"The state of environment {env} is not finite: {self.wiring.names[neuron]} is "
+                f"{potentials[env, neuron]}. Go on from state=None, or set episode_start for that environment; if it "
+                "happens again, parameters of the policy are not finite."
+            )
+
+    def forward(  # type: ignore[override]  # Upstream's recurrent class has two arguments more.
+        self, obs: Any, lstm_states: RNNStates, episode_starts: Tensor, deterministic: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor, RNNStates]:
+        """What a rollout asks for, and nothing else; see upstream. A bad reading is an error, since gradients follow.
+
+        Raises:
+            BadInputError: The message names the reading, its index and the environment.
+        """
+        on_gpu = _is_cuda(obs)
+        if not on_gpu:
+            self._refuse_bad(obs)
+        with self._watching():
+            outcome = super().forward(obs, lstm_states, episode_starts, deterministic)
+        if on_gpu:
+            # All is queued by now, and RecurrentPPO waits for the action next: looking costs no wait of its own.
+            self._refuse_bad(obs)
+        return outcome
+
+    def predict_values(self, obs: Any, lstm_states: LSTMStates, episode_starts: Tensor) -> Tensor:  # type: ignore[override]
+        """Values, of what a rollout or an episode ends with too; see upstream. A bad reading is an error.
+
+        Raises:
+            BadInputError: The message names the reading, its index and the environment.
+        """
+        self._refuse_bad(obs)
+        return super().predict_values(obs, lstm_states, episode_starts)
+
+    def _refuse_bad(self, obs: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
+        parts = {key: _array(part) for key, part in obs.items()} if isinstance(obs, dict) else _array(obs)
+        bad = self.find_bad(parts, privileged=True)
+        if bad is None:
+            return
+        first = bad.first
+        text = f"{first.sentence()} Nothing can be learned from it: mend the environment."
+        if len(bad.rows) > 1 and bad.rows.all() and first.key != ELAPSED_TIME:
+            text += (
+                " All environments give such a reading; where VecNormalize normalises, a single one spoils its "
+                "statistics for all, so look beneath it (VecCheckNan)."
+            )
+        raise BadInputError(text)
+
     def _process_sequence(  # type: ignore[override]  # Upstream's annotation forgets that states are pairs.
-        features: Tensor, lstm_states: LSTMStates, episode_starts: Tensor, lstm: nn.LSTM | LTC
+        self, features: Tensor, lstm_states: LSTMStates, episode_starts: Tensor, lstm: nn.LSTM | LTC
     ) -> tuple[Tensor, LSTMStates]:
         """Run a core over padded sequences; resets happen inside the scan, where upstream loops over time.
 
         Args:
             features: (N * T, features), sequence by sequence.
             lstm_states: h and c, each (1, N, U).
-            episode_starts: (N * T,), 1 where an episode starts.
+            episode_starts: (N * T,), 1 where an episode starts; `HELD` is added where neurons are held.
             lstm: The core.
 
         Returns:
@@ -262,30 +415,44 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         h, c = lstm_states
         n_sequences = h.shape[1]
         starts = episode_starts.reshape(n_sequences, -1).swapaxes(0, 1)  # (T, N)
+        held: Tensor | None = None
+        # Nothing is held where gradients are wanted: `forward` has refused bad readings before.
+        if self._on_bad_input == "hold" and not torch.is_grad_enabled():
+            held, starts = starts >= HELD, starts % HELD
         if not isinstance(lstm, LTC):
             # RecurrentPPO cuts sequences where episodes start, so that resets stand in the first step alone: made
             # here, they spare upstream's loop over time.
             keep = 1.0 - starts[0].reshape(1, n_sequences, 1)
             later = torch.cat([torch.zeros_like(starts[:1]), starts[1:]]).swapaxes(0, 1).flatten()
-            return RecurrentActorCriticPolicy._process_sequence(  # type: ignore[return-value]
-                features, (keep * h, keep * c), later, lstm
-            )
+            kept = keep * h, keep * c
+            output, (new_h, new_c) = RecurrentActorCriticPolicy._process_sequence(features, kept, later, lstm)
+            if held is not None and len(starts) == 1:
+                # Readings come, and are held, one step at a time: the output is the new h.
+                rows = held[0][:, None]
+                new_h, new_c = torch.where(rows, kept[0], new_h), torch.where(rows, kept[1], new_c)
+                output = new_h[0]
+            return output, (new_h, new_c)
         sequence = features.reshape(n_sequences, -1, features.shape[-1]).swapaxes(0, 1)  # (T, N, features)
         inputs, elapsed = sequence[..., : lstm.input_size], sequence[..., lstm.input_size :]
-        potentials, state = lstm(inputs, h[0], starts, elapsed[..., 0] if elapsed.shape[-1] else None)
+        seconds = elapsed[..., 0] if elapsed.shape[-1] else None
+        if held is not None:
+            # A step of zero seconds leaves neurons as they are, by the equations: a recording of it replays as any
+            # other. The sign of the zero tells such a step from one of zero seconds that the environment tells.
+            constant = features.new_full(starts.shape, lstm.elapsed_time)
+            seconds = torch.where(held, -0.0, constant if seconds is None else seconds)
+        potentials, state = lstm(inputs, h[0], starts, seconds)
         return potentials.swapaxes(0, 1).flatten(0, 1), (state[None], c)
 
-    def forward(  # type: ignore[override]  # Upstream's recurrent class has two arguments more.
-        self, obs: Any, lstm_states: RNNStates, episode_starts: Tensor, deterministic: bool = False
-    ) -> tuple[Tensor, Tensor, Tensor, RNNStates]:
-        """RecurrentPPO calls this for rollouts alone: what they show moves `Standardize` between two of them."""
+    @contextmanager
+    def _watching(self) -> Iterator[None]:
+        """Let `Standardize` note what a rollout shows, and move between a rollout and the next."""
         for module in self._standardizers:
             if self._learned_since_rollout:
                 module.adapt()
             module.watching = True
         self._learned_since_rollout = False
         try:
-            return super().forward(obs, lstm_states, episode_starts, deterministic)
+            yield
         finally:
             for module in self._standardizers:
                 module.watching = False
@@ -315,7 +482,19 @@ class NCPPolicy(RecurrentActorCriticPolicy):
             privileged_keys=self.privileged_keys,
             action_names=self.action_names,
             backend=self.backend,
+            on_bad_input=self.on_bad_input,
         )
+
+
+@contextmanager
+def holding(policy: NCPPolicy) -> Iterator[None]:
+    """Let `policy` hold bad readings inside the context, whatever it does outside."""
+    before = policy.on_bad_input
+    policy.on_bad_input = "hold"
+    try:
+        yield
+    finally:
+        policy.on_bad_input = before
 
 
 class CnnNCPPolicy(NCPPolicy):
@@ -364,6 +543,15 @@ class MultiInputNCPPolicy(NCPPolicy):
             features_extractor_class=features_extractor_class,
             **kwargs,
         )
+
+
+def _is_cuda(obs: Any) -> bool:
+    return bool((next(iter(obs.values())) if isinstance(obs, dict) else obs).is_cuda)
+
+
+def _array(part: Tensor) -> npt.NDArray[Any]:
+    # Bytes are never bad: images stay where they are.
+    return np.empty(0, np.uint8) if part.dtype == torch.uint8 else part.numpy(force=True)
 
 
 def _check_arguments(critic: object, motor_map: str, net_arch: list[int] | dict[str, list[int]] | None) -> None:

@@ -18,7 +18,7 @@ import json
 import pickle
 import platform
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +26,7 @@ from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
+import numpy.typing as npt
 import yaml
 from gymnasium import spaces
 from sb3_contrib import RecurrentPPO
@@ -42,14 +43,13 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.utils import LinearSchedule
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 
 from ncp_rl.encoder import ELAPSED_TIME
-from ncp_rl.ltc import LTCInit
 from ncp_rl.policy import CnnNCPPolicy, MultiInputNCPPolicy, NCPPolicy
-from ncp_rl.wiring import NCP, AutoNCP, FullyConnected, Random, Recipe
+from ncp_rl.readings import BadInputError
+from ncp_rl.refusals import check_spaces
 
-RECIPES: dict[str, type[Recipe]] = {recipe.__name__: recipe for recipe in (NCP, AutoNCP, FullyConnected, Random)}
 POLICIES: dict[str, type[NCPPolicy]] = {
     policy.__name__: policy for policy in (NCPPolicy, CnnNCPPolicy, MultiInputNCPPolicy)
 }
@@ -69,6 +69,9 @@ _ZOO_ENTRIES = {"n_envs", "n_timesteps", "normalize", "policy", "policy_kwargs"}
 #: Added to a run's seed for the environments of its evaluations, which must not start as those of training do.
 EVALUATION_SEED = 10_000
 
+#: Steps after which an episode is taken for one that never ends, unless its environment's own limit is larger.
+MAX_EPISODE_STEPS = 30_000
+
 _VERSIONS_OF = ("ncp-rl", "torch", "numpy", "numba", "gymnasium", "stable-baselines3", "sb3-contrib")
 
 
@@ -87,6 +90,9 @@ class RunConfig:
     seed: int = 0
     versions: dict[str, str] = field(default_factory=lambda: {name: version(name) for name in _VERSIONS_OF})
     python: str = field(default_factory=platform.python_version)
+    max_episode_steps: int | None = None
+    """Steps after which episodes of evaluations, recordings and audits are cut; the environment's own limit where None.
+    Training goes on as the environment has it."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +120,52 @@ class Evaluation:
         return (
             f"return {s['mean_return']:.1f} +- {s['std_return']:.1f} (min {s['min_return']:.1f}, "
             f"max {s['max_return']:.1f}), length {s['mean_length']:.1f}, over {s['episodes']} episodes"
+        )
+
+
+class EpisodeBound:
+    """Counts the steps of each environment's episode, and raises where one does not end.
+
+    Whoever waits for the end of episodes would otherwise wait for ever, without a word, where a task has none. The
+    bound is `MAX_EPISODE_STEPS`, or the limit with which an environment was made where that is larger.
+    """
+
+    def __init__(self, venv: VecEnv) -> None:
+        """Count the steps of `venv` from a reset on."""
+        self._venv, self._bound = venv, MAX_EPISODE_STEPS
+        self._steps = np.zeros(venv.num_envs, np.int64)
+
+    def count(self, ended: npt.NDArray[np.bool_]) -> None:
+        """A step of all N environments.
+
+        Args:
+            ended: (N,), where it ended an episode.
+
+        Raises:
+            RunError: An episode has not ended within the bound.
+        """
+        self._steps = np.where(ended, 0, self._steps + 1)
+        self._check()
+
+    def watch(self, local: Mapping[str, Any], _: Mapping[str, Any]) -> None:
+        """The same as a callback of `evaluate_policy`, which calls it for one environment after the other."""
+        # evaluate_policy waits for what a Monitor, where there is one, calls the end.
+        ended = local["done"] and ("episode" in local["info"] or not local["is_monitor_wrapped"])
+        self._steps[local["i"]] = 0 if ended else self._steps[local["i"]] + 1
+        self._check()
+
+    def _check(self) -> None:
+        if self._steps.max() < self._bound:
+            return
+        specs = self._venv.get_attr("spec") if self._venv.has_attr("spec") else []
+        self._bound = max([self._bound, *(getattr(spec, "max_episode_steps", None) or 0 for spec in specs)])
+        if self._steps.max() < self._bound:
+            return
+        raise RunError(
+            f"The episode of environment {int(self._steps.argmax())} has not ended after {self._bound:,} steps. Where "
+            "a task goes on without end, have its episodes cut: --max-episode-steps 1000 for the scripts, "
+            "max_episode_steps=1000 for RunConfig and load_run, or env_kwargs=dict(max_episode_steps=1000) for "
+            "Stable-Baselines3's make_vec_env."
         )
 
 
@@ -160,7 +212,8 @@ def train(
         The trained model, as in `last/`.
 
     Raises:
-        RunError: The folder exists, the environment or the model cannot be made, or training was interrupted.
+        RunError: The folder exists, the environment or the model cannot be made, training was interrupted, a reading
+            is bad, or an evaluation's episode does not end.
     """
     if folder.exists():
         raise RunError(f"The folder {folder} exists and is left as it is; name another one for this run.")
@@ -195,27 +248,39 @@ def train(
         return model
     except KeyboardInterrupt as interrupt:
         raise RunError(f"Training was interrupted; the model so far is in {folder / 'last'}.") from interrupt
+    except BadInputError as error:
+        raise RunError(
+            f"Training stopped. {_before_normalisation(venv, model) or error} {_left(folder, venv)}"
+        ) from error
     finally:
         venv.close()
         eval_venv.close()
 
 
-def make_envs(config: RunConfig, n_envs: int, *, training: bool = True, **make_kwargs: Any) -> VecEnv:
+def make_envs(
+    config: RunConfig, n_envs: int, *, training: bool = True, max_episode_steps: int | None = None, **make_kwargs: Any
+) -> VecEnv:
     """The run's environments: monitored, seeded, normalised as configured.
 
     Args:
         config: The run.
         n_envs: Environments side by side.
         training: Whether normalisation statistics move and rewards are normalised.
+        max_episode_steps: Steps after which episodes are cut. Where None: for training the environment's own limit,
+            otherwise the run's.
         **make_kwargs: For `make_vec_env`, such as `env_kwargs` or `wrapper_class`.
 
     Raises:
-        RunError: No such environment, or it cannot be made.
+        RunError: No such environment, it cannot be made, or its spaces are none that a policy serves.
     """
     seed = config.seed if training else config.seed + EVALUATION_SEED
+    if max_episode_steps is None and not training:
+        max_episode_steps = config.max_episode_steps
+    make_kwargs |= _cut(max_episode_steps, make_kwargs)
+    make_kwargs |= dict(wrapper_class=_checked(make_kwargs.get("wrapper_class")))
     try:
         venv = make_vec_env(config.env, n_envs=n_envs, seed=seed, **make_kwargs)
-    except (gym.error.Error, ImportError, TypeError, ValueError) as error:
+    except (AssertionError, gym.error.Error, ImportError, TypeError, ValueError) as error:
         raise RunError(f"The environment {config.env!r} cannot be made: {error}") from error
     normalize = config.hyperparams.get("normalize", False)
     if not normalize:
@@ -228,6 +293,26 @@ def make_envs(config: RunConfig, n_envs: int, *, training: bool = True, **make_k
         return VecNormalize(venv, **kwargs)
     except (TypeError, ValueError) as error:
         raise RunError(f"Observations of {config.env!r} cannot be normalised with {kwargs}: {error}") from error
+
+
+def _cut(max_episode_steps: int | None, make_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The `env_kwargs` with which Gymnasium cuts episodes after so many steps."""
+    if max_episode_steps is None:
+        return {}
+    if max_episode_steps < 1:
+        raise RunError(f"max_episode_steps must be at least 1, got {max_episode_steps}.")
+    return dict(env_kwargs=dict(make_kwargs.get("env_kwargs") or {}) | dict(max_episode_steps=max_episode_steps))
+
+
+def _checked(wrapper_class: Callable[..., gym.Env[Any, Any]] | None) -> Callable[..., gym.Env[Any, Any]]:
+    """The wrapper, or none, and a look at the spaces: vectorised environments fail on some without naming them."""
+
+    def wrap(env: gym.Env[Any, Any], **kwargs: Any) -> gym.Env[Any, Any]:
+        wrapped = env if wrapper_class is None else wrapper_class(env, **kwargs)
+        check_spaces(wrapped.observation_space, wrapped.action_space)
+        return wrapped
+
+    return wrap
 
 
 def _what_to_normalize(space: spaces.Space[Any]) -> dict[str, Any]:
@@ -251,17 +336,18 @@ def make_model(config: RunConfig, venv: VecEnv, device: str = "auto") -> OnPolic
     """An untrained model on `venv`.
 
     Raises:
-        RunError: Hyperparameters that make no model for these spaces.
+        RunError: Spaces that no policy serves, or hyperparameters that make no model for these spaces.
     """
     arguments = {name: value for name, value in config.hyperparams.items() if name not in _ZOO_ENTRIES}
     for name in ("learning_rate", "clip_range"):
         if isinstance(arguments.get(name), str):
             arguments[name] = _schedule(name, arguments[name])
     try:
+        check_spaces(venv.observation_space, venv.action_space)
         policy = _policy_class(config, venv.observation_space)
         kwargs = _policy_kwargs(config, policy, venv)
         return algorithm(config)(policy, venv, policy_kwargs=kwargs, seed=config.seed, device=device, **arguments)
-    except (AssertionError, TypeError, ValueError) as error:
+    except (AssertionError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise RunError(f"No policy can be made for {config.env!r}: {error}") from error
 
 
@@ -295,6 +381,7 @@ def load_run(
     which: Literal["best", "last"] = "best",
     n_envs: int = 1,
     device: str = "auto",
+    max_episode_steps: int | None = None,
     **make_kwargs: Any,
 ) -> tuple[OnPolicyAlgorithm, VecEnv]:
     """The model of a run folder and environments to evaluate it in, normalised as it was trained.
@@ -304,13 +391,14 @@ def load_run(
         which: "best" by periodic evaluation, or "last".
         n_envs: Environments side by side.
         device: Of torch.
+        max_episode_steps: Steps after which episodes are cut; the run's own limit where None.
         **make_kwargs: For `make_vec_env`.
 
     Raises:
         RunError: Something is missing or damaged.
     """
     config = read_config(folder)
-    venv = make_envs(config, n_envs, training=False, **make_kwargs)
+    venv = make_envs(config, n_envs, training=False, max_episode_steps=max_episode_steps, **make_kwargs)
     path = folder / which / "model.zip"
     try:
         if isinstance(venv, VecNormalize):
@@ -336,12 +424,23 @@ def evaluate(
         n_episodes: Episodes in all.
         deterministic: The most likely action instead of a sampled one.
         seed: Environment i starts from seed + i; sampled actions follow it too.
+
+    Raises:
+        RunError: An episode does not end, or a reading is bad and the policy does not hold it.
     """
     venv.seed(seed)
     model.set_random_seed(seed)
-    returns, lengths = evaluate_policy(
-        model, venv, n_eval_episodes=n_episodes, deterministic=deterministic, return_episode_rewards=True
-    )
+    try:
+        returns, lengths = evaluate_policy(
+            model,
+            venv,
+            n_eval_episodes=n_episodes,
+            deterministic=deterministic,
+            callback=EpisodeBound(venv).watch,
+            return_episode_rewards=True,
+        )
+    except BadInputError as error:
+        raise RunError(str(error)) from error
     assert isinstance(returns, list) and isinstance(lengths, list)
     return Evaluation(tuple(map(float, returns)), tuple(lengths))
 
@@ -356,7 +455,13 @@ class _SeededEvaluation(EvalCallback):
     def _on_step(self) -> bool:
         if self.n_calls % self.eval_freq == 0:
             self.eval_env.seed(self.seed)
+            self.bound = EpisodeBound(self.eval_env)
         return super()._on_step()
+
+    def _log_success_callback(self, locals_: dict[str, Any], globals_: dict[str, Any]) -> None:
+        """The callback that upstream hands to `evaluate_policy`."""
+        self.bound.watch(locals_, globals_)
+        super()._log_success_callback(locals_, globals_)
 
 
 class _KeepBest(BaseCallback):
@@ -370,6 +475,22 @@ class _KeepBest(BaseCallback):
         assert isinstance(self.model, OnPolicyAlgorithm)
         save_model(self.model, self.folder)
         return True
+
+
+def _left(folder: Path, venv: VecEnv) -> str:
+    """What a training that a bad reading stopped leaves."""
+    if isinstance(venv, VecNormalize) and venv.norm_obs:
+        return f"The statistics in last/ are spoiled by it; go on from {folder / 'best'} or {folder / 'checkpoints'}."
+    return f"The model so far is in {folder / 'last'}."
+
+
+def _before_normalisation(venv: VecEnv, model: OnPolicyAlgorithm) -> str:
+    """A sentence on the bad reading that an environment gave, where normalisation shows it in all of them."""
+    normalize = unwrap_vec_normalize(venv)
+    if normalize is None or not isinstance(model.policy, NCPPolicy):
+        return ""
+    bad = model.policy.find_bad(normalize.get_original_obs(), privileged=True)
+    return "" if bad is None else bad.first.sentence()
 
 
 def _policy_class(config: RunConfig, observation_space: spaces.Space[Any]) -> type[NCPPolicy] | str:
@@ -389,11 +510,6 @@ def _policy_kwargs(config: RunConfig, policy: type[NCPPolicy] | str, venv: VecEn
     kwargs = dict(config.hyperparams.get("policy_kwargs") or {})
     if isinstance(policy, str):
         return kwargs
-    for name in ("wiring", "critic"):
-        if isinstance(kwargs.get(name), Mapping):
-            kwargs[name] = _recipe(kwargs[name])
-    if isinstance(kwargs.get("init"), Mapping):
-        kwargs["init"] = LTCInit(**{name: tuple(bounds) for name, bounds in kwargs["init"].items()})
     if venv.has_attr("action_names"):
         kwargs = dict(action_names=venv.get_attr("action_names", indices=0)[0]) | kwargs
     takes_names = policy is not CnnNCPPolicy and "features_extractor_class" not in kwargs
@@ -403,14 +519,6 @@ def _policy_kwargs(config: RunConfig, policy: type[NCPPolicy] | str, venv: VecEn
             raise ValueError(f"observation_names must be names, by key where the observation is a Dict, got {names}.")
         kwargs["features_extractor_kwargs"] = dict(names=names) | (kwargs.get("features_extractor_kwargs") or {})
     return kwargs
-
-
-def _recipe(entry: Mapping[str, Any]) -> Recipe:
-    arguments = dict(entry)
-    name = arguments.pop("recipe", "AutoNCP")
-    if name not in RECIPES:
-        raise ValueError(f"recipe must be one of {', '.join(RECIPES)}, got {name!r}.")
-    return RECIPES[name](**arguments)
 
 
 def _literal(value: Any) -> Any:

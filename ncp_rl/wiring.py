@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -389,6 +389,43 @@ class Random(Recipe):
         chosen = rng.choice(possible, size=n_synapses, replace=False)
         adjacency[chosen] = _polarity(rng, n_synapses * draws_per_synapse)[draws_per_synapse - 1 :: draws_per_synapse]
         return adjacency.reshape(n_sources, self.units)
+
+
+_RECIPES: dict[str, type[Recipe]] = {recipe.__name__: recipe for recipe in (NCP, AutoNCP, FullyConnected, Random)}
+
+
+def read_recipe(value: object, name: str = "wiring") -> Recipe | Wiring:
+    """A recipe or wiring as it is, and a mapping, which a yml file can hold, as the recipe that it describes.
+
+        read_recipe({"recipe": "AutoNCP", "units": 32})  # AutoNCP(units=32)
+
+    Args:
+        value: A recipe, a wiring, or a mapping of a recipe's name (AutoNCP where there is none) and its arguments.
+        name: Of the argument, for the error.
+
+    Raises:
+        ValueError: The value is none of these, or describes no recipe.
+    """
+    if isinstance(value, (Recipe, Wiring)):
+        return value
+    if not isinstance(value, Mapping):
+        raise ValueError(
+            f"{name} must be a recipe such as AutoNCP(units=32), a Wiring, or a mapping such as "
+            f'{{"recipe": "AutoNCP", "units": 32}}, got {value!r}.'
+        )
+    arguments = dict(value)
+    recipe = _RECIPES.get(str(arguments.pop("recipe", "AutoNCP")))
+    if recipe is None:
+        raise ValueError(f"The recipe of {name} must be one of {', '.join(_RECIPES)}, got {value['recipe']!r}.")
+    parameters = fields(recipe)  # type: ignore[arg-type]  # Each of them is a dataclass.
+    required = {parameter.name for parameter in parameters if parameter.default is MISSING}
+    if not required <= set(arguments) <= {parameter.name for parameter in parameters}:
+        taken = ", ".join(parameter.name for parameter in parameters)
+        raise ValueError(
+            f"{recipe.__name__}, the recipe of {name}, takes {taken} and needs {', '.join(sorted(required))}, "
+            f"got {arguments}."
+        )
+    return recipe(**arguments)
 
 
 def _fan_out(

@@ -40,6 +40,8 @@ class Args:
     """Episodes to record of each run."""
     seed: int = 30_000
     """Of recorded and perturbed episodes."""
+    max_episode_steps: int | None = None
+    """Cut the episodes of runs after so many steps. Default: as each run was trained with."""
     images: bool = False
     """Record what the environments of runs render, and show it in the report."""
     alpha: float = 0.1
@@ -101,6 +103,7 @@ def plan(args: Args) -> Plan:
         alpha=args.alpha,
         epsilon=args.epsilon,
         seed=args.seed,
+        max_episode_steps=args.max_episode_steps,
         images=args.images,
         faults={
             name: Fault(FaultWrapper, dict(disturbance=name, level=FAULTS[name], onset=args.onset), args.onset)

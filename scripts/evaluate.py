@@ -34,6 +34,8 @@ class Args:
     """Of environments and sampled actions."""
     which: Literal["best", "last"] = "best"
     """The best model by periodic evaluation, or the last."""
+    max_episode_steps: int | None = None
+    """Cut episodes after so many steps. Default: as the run was trained with."""
     video: Path | None = None
     """New folder for a video of each episode."""
     json: bool = False
@@ -51,7 +53,10 @@ def main(args: Args) -> int:
         if args.video is not None and args.video.exists():
             raise RunError(f"The folder {args.video} exists and is left as it is; name another one for the videos.")
         n_envs = 1 if args.video else min(args.episodes, 10)
-        model, venv = load_run(args.run, which=args.which, n_envs=n_envs, device=args.device, **video(args))
+        limit = args.max_episode_steps
+        model, venv = load_run(
+            args.run, which=args.which, n_envs=n_envs, device=args.device, max_episode_steps=limit, **video(args)
+        )
         evaluation = evaluate(model, venv, n_episodes=args.episodes, deterministic=args.deterministic, seed=args.seed)
         venv.close()
     except RunError as error:

@@ -66,6 +66,8 @@ class Record:
     """Environments side by side, at most as many as episodes."""
     which: Literal["best", "last"] = "best"
     """The best model by periodic evaluation, or the last."""
+    max_episode_steps: int | None = None
+    """Cut episodes after so many steps. Default: as the run was trained with."""
     sign: Path | None = None
     """Private key that signs the recording."""
     images: bool = False
@@ -78,7 +80,10 @@ class Record:
         key = None if self.sign is None else read_private_key(self.sign)
         render: dict[str, Any] = dict(env_kwargs=dict(render_mode="rgb_array")) if self.images else {}
         n_envs = max(min(self.n_envs, self.episodes), 1)
-        model, venv = load_run(self.run_folder, which=self.which, n_envs=n_envs, device="cpu", **render)
+        limit = self.max_episode_steps
+        model, venv = load_run(
+            self.run_folder, which=self.which, n_envs=n_envs, device="cpu", max_episode_steps=limit, **render
+        )
         record_rollouts(
             model,
             venv,
@@ -136,8 +141,8 @@ class Replay:
                 raise RecordingError("--env needs --run, the run folder whose policy acted.")
             return _report(replay(self.file), self.json)
         recording = Recording.open(self.file)
-        n_envs = recording.layout.n_envs
-        model, venv = load_run(self.run_folder, which=self.which, n_envs=n_envs, device="cpu")
+        n_envs, limit = recording.layout.n_envs, recording.max_episode_steps
+        model, venv = load_run(self.run_folder, which=self.which, n_envs=n_envs, device="cpu", max_episode_steps=limit)
         found = replay(recording, model, venv if self.env else None)
         venv.close()
         return _report(found, self.json)

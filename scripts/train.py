@@ -53,6 +53,8 @@ class Args:
     """New folder for the run. Default: runs/ENV__SEED__TIME."""
     hyperparams: Path = HYPERPARAMS
     """Hyperparameters by environment, in rl-zoo's form."""
+    max_episode_steps: int | None = None
+    """Cut the episodes of evaluations, recordings and audits after so many steps, for tasks that go on without end."""
     eval_episodes: int = 20
     """Episodes of each periodic evaluation."""
     final_episodes: int = 100
@@ -67,7 +69,7 @@ def main(args: Args) -> int:
     name = args.env.replace("/", "_").replace(":", "_")
     folder = args.out or Path("runs") / f"{name}__{args.seed}__{time.time():.0f}"
     try:
-        config = RunConfig(args.env, hyperparams(args), seed=args.seed)
+        config = RunConfig(args.env, hyperparams(args), seed=args.seed, max_episode_steps=args.max_episode_steps)
         train(
             config,
             folder,

@@ -153,7 +153,9 @@ def audit_recording(
         if not episodes:
             raise ValueError(f"The recording {recording.path} holds no episodes.")
         explanations = tuple(done(explain(circuit, episode)) for episode in episodes)
-        shortest = min(float(episode.elapsed_time.min()) for episode in episodes)
+        # Neurons that are held stay in whatever range they are in.
+        seconds = np.concatenate([episode.elapsed_time[~episode.held] for episode in episodes])
+        shortest = float(seconds.min()) if len(seconds) else 0.0
         certificate: Certificate = done(certify(circuit, min_elapsed_time=shortest or None))
         provoked: Range = done(provoke(circuit))
         moves, moved = observation_moves(circuit, episodes, epsilon)

@@ -66,6 +66,8 @@ class Alarm:
         neuron: Name of the neuron that is furthest out; see `Envelope.blame`.
         score: At this step; inf where a potential is not finite.
         threshold: That the score exceeds.
+        bad_input: What was wrong with the observation, in a clause, where the alarm is of a bad reading that was held;
+            neuron and score are then those of the held potentials.
     """
 
     episode: int
@@ -75,9 +77,13 @@ class Alarm:
     neuron: str
     score: float
     threshold: float
+    bad_input: str = ""
 
     def __str__(self) -> str:
         """A line for people."""
+        if self.bad_input:
+            where = f"episode {self.episode}, step {self.step} ({self.time:.2f} s)"
+            return f"{where}: {self.bad_input}; neurons and action are held"
         return (
             f"episode {self.episode}, step {self.step} ({self.time:.2f} s): {self.neuron} leaves known territory, "
             f"score {self.score:.3g} > {self.threshold:.3g}"

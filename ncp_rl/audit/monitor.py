@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,8 @@ from ncp_rl.audit.neurons import finite, split_episodes
 from ncp_rl.audit.verdict import Verdict
 from ncp_rl.circuit import Circuit
 from ncp_rl.encoder import ELAPSED_TIME
+from ncp_rl.policy import NCPPolicy
+from ncp_rl.readings import BadInput
 from ncp_rl.recording import Episode
 
 # A rate of false alarms contradicts its promise where one as high or higher has a lower probability than this.
@@ -49,7 +51,7 @@ class Watch:
         episode: Number of the episode.
         time: (T,) seconds since the episode's start.
         scores: (T,) score of each step.
-        alarm: The first step outside, or None.
+        alarm: The first step outside, or held for a bad reading, or None.
     """
 
     episode: int
@@ -63,7 +65,7 @@ def watch(envelope: Envelope, episodes: Sequence[Episode]) -> list[Watch]:
     watches = []
     for episode in episodes:
         scores = envelope.scores_of(episode)
-        step = _first(scores > envelope.threshold)
+        step = _first((scores > envelope.threshold) | episode.held)
         alarm = None if step is None else _alarm(envelope, episode, step, float(scores[step]))
         watches.append(Watch(episode.index, episode.time, scores, alarm))
     return watches
@@ -71,8 +73,12 @@ def watch(envelope: Envelope, episodes: Sequence[Episode]) -> list[Watch]:
 
 def _alarm(envelope: Envelope, episode: Episode, step: int, score: float) -> Alarm:
     neuron = envelope.blame(episode.potentials[step])
-    seconds = float(episode.time[step])
-    return Alarm(episode.index, episode.env_index, step, seconds, neuron, score, envelope.threshold)
+    seconds, bad_input = float(episode.time[step]), ""
+    if episode.held[step]:
+        readings = zip(episode.observation_names, episode.observation[step], strict=True)
+        bad = next((f"{name!r} is {value:g}" for name, value in readings if not np.isfinite(value)), "a reading is bad")
+        bad_input = f"the observation {bad}"
+    return Alarm(episode.index, episode.env_index, step, seconds, neuron, score, envelope.threshold, bad_input)
 
 
 def _first(flags: npt.NDArray[np.bool_]) -> int | None:
@@ -94,32 +100,43 @@ class LiveMonitor:
         self.scores: Array = np.empty(0)
         self._step = self._episode = np.empty(0, np.int64)
         self._time: Array = np.empty(0)
-        self._alarmed = np.empty(0, np.bool_)
+        self._alarmed = self._held = np.empty(0, np.bool_)
 
     def observe(
         self,
         state: tuple[npt.NDArray[Any], ...],
         episode_starts: npt.NDArray[Any] | None = None,
         elapsed_time: npt.NDArray[Any] | None = None,
+        bad: BadInput | None = None,
     ) -> list[Alarm]:
-        """One step of N environments; gives the alarms that it raises, at most one per environment and episode.
+        """One step of N environments; gives the alarms that it raises.
+
+        An environment raises at most one alarm per episode for its neurons, and one for its bad readings.
 
         Args:
             state: As `model.predict` returned it: (h, c), the potentials h (1, N, U).
             episode_starts: (N,), as `model.predict` was given them: where an episode began. None: nowhere.
             elapsed_time: (N,) seconds since the step before; the circuit's constant where None.
+            bad: What `policy.find_bad(observation)` found, where the policy holds bad readings.
 
         Raises:
             ValueError: Another number of environments than before.
         """
         potentials = np.asarray(state[0])[0]  # (N, U)
         self._count(len(potentials), episode_starts)
-        self._time += self.envelope.elapsed_time if elapsed_time is None else np.asarray(elapsed_time).reshape(-1)
+        seconds = np.asarray(self.envelope.elapsed_time if elapsed_time is None else elapsed_time).reshape(-1)
+        # How long a step took whose seconds are a bad reading themselves, nobody knows.
+        self._time += np.where(np.isfinite(seconds) & (seconds >= 0), seconds, 0.0)
         self._step += 1
         self.scores = self.envelope.scores(potentials, self._step)
         new = (self.scores > self.envelope.threshold) & ~self._alarmed
         self._alarmed |= new
         raised = [self._alarm(int(env), potentials[env]) for env in np.flatnonzero(new)]
+        if bad is not None:
+            newly_held = bad.rows & ~self._held
+            self._held |= bad.rows
+            held = [self._alarm(int(env), potentials[env]) for env in np.flatnonzero(newly_held)]
+            raised += [replace(alarm, bad_input=str(bad.readings[alarm.env_index])) for alarm in held]
         self.alarms += raised
         return raised
 
@@ -127,14 +144,16 @@ class LiveMonitor:
         """Steps, seconds and episodes begin anew where an episode starts."""
         if not len(self._step):
             self._step, self._episode = np.full(n_envs, -1), np.zeros(n_envs, np.int64)
-            self._time, self._alarmed = np.zeros(n_envs), np.zeros(n_envs, np.bool_)
+            self._time = np.zeros(n_envs)
+            self._alarmed, self._held = np.zeros(n_envs, np.bool_), np.zeros(n_envs, np.bool_)
         if len(self._step) != n_envs:
             raise ValueError(f"This monitor watches {len(self._step)} environments, got the state of {n_envs}.")
         if episode_starts is None:
             return
         starts = np.asarray(episode_starts, np.bool_).reshape(n_envs)
         self._episode += starts & (self._step >= 0)
-        self._step[starts], self._time[starts], self._alarmed[starts] = -1, 0.0, False
+        self._step[starts], self._time[starts] = -1, 0.0
+        self._alarmed[starts] = self._held[starts] = False
 
     def _alarm(self, env: int, potentials: npt.NDArray[Any]) -> Alarm:
         step, seconds = int(self._step[env]), float(self._time[env])
@@ -145,6 +164,8 @@ class LiveMonitor:
 
 class MonitoredModel:
     """A model that is watched wherever `predict` is called, as by `evaluate_policy(MonitoredModel(...), venv)`.
+
+    Where the policy holds bad readings (`policy.on_bad_input = "hold"`), each raises an alarm that names the reading.
 
     Attributes:
         monitor: With all alarms so far.
@@ -172,7 +193,11 @@ class MonitoredModel:
         elapsed = observation.get(ELAPSED_TIME) if isinstance(observation, dict) else None
         # Without a state the model starts from zero potentials, as at an episode's start.
         starts = np.ones(new_state[0].shape[1]) if state is None else episode_start
-        for alarm in self.monitor.observe(new_state, starts, elapsed):
+        policy = getattr(self.model, "policy", self.model)
+        bad = None
+        if isinstance(policy, NCPPolicy) and policy.on_bad_input == "hold":
+            bad = policy.find_bad(observation)
+        for alarm in self.monitor.observe(new_state, starts, elapsed, bad):
             if self.on_alarm is not None:
                 self.on_alarm(alarm)
         return action, new_state

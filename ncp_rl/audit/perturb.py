@@ -26,7 +26,7 @@ from ncp_rl.audit.ablate import Ablation, ablated
 from ncp_rl.audit.cell import Array
 from ncp_rl.audit.verdict import Verdict
 from ncp_rl.policy import NCPPolicy
-from ncp_rl.runs import load_run
+from ncp_rl.runs import EpisodeBound, load_run
 
 #: Makes an environment worse by a level; at level 0 it is as it was.
 Disturbance = Callable[[gym.Env[Any, Any], float], gym.Env[Any, Any]]
@@ -47,6 +47,7 @@ class Trial:
     disturbance: Disturbance | None = None
     level: float = 0.0
     ablation: Ablation | None = None
+    max_episode_steps: int | None = None
 
 
 class Outcome(NamedTuple):
@@ -142,6 +143,7 @@ def perturb(
     which: Literal["best", "last"] = "best",
     n_episodes: int = 20,
     seed: int = 0,
+    max_episode_steps: int | None = None,
     n_processes: int = 1,
     progress_bar: bool = False,
 ) -> Perturbation:
@@ -154,18 +156,20 @@ def perturb(
         which: The best model of each run, or the last.
         n_episodes: Per point, side by side.
         seed: Of the first episode.
+        max_episode_steps: Steps after which episodes are cut; each run's own limit where None.
         n_processes: Trials at a time.
         progress_bar: Show progress.
 
     Raises:
-        ncp_rl.runs.RunError: A run folder is missing or damaged.
+        ncp_rl.runs.RunError: A run folder is missing or damaged, or an episode does not end.
     """
     conditions: list[_Condition] = [("nominal", 0.0, None, None)]
     conditions += [(name, level, wrap, None) for name, (wrap, levels) in disturbances.items() for level in levels]
     conditions += [(str(ablation), 0.0, None, ablation) for ablation in ablations]
     keys = [(policy, *condition) for policy in runs for condition in conditions]
     trials = [
-        Trial(runs[policy], which, n_episodes, seed, wrap, level, ablation) for policy, _, level, wrap, ablation in keys
+        Trial(runs[policy], which, n_episodes, seed, wrap, level, ablation, max_episode_steps)
+        for policy, _, level, wrap, ablation in keys
     ]
     outcomes = dict(
         zip(
@@ -196,7 +200,8 @@ def roll_out(trial: Trial) -> Outcome | None:
     wrap: dict[str, Any] = {}
     if trial.disturbance is not None:
         wrap = dict(wrapper_class=trial.disturbance, wrapper_kwargs=dict(level=trial.level))
-    model, venv = load_run(trial.run, which=trial.which, n_envs=trial.n_episodes, **wrap)
+    limit = trial.max_episode_steps
+    model, venv = load_run(trial.run, which=trial.which, n_envs=trial.n_episodes, max_episode_steps=limit, **wrap)
     try:
         policy = model.policy
         if not isinstance(policy, NCPPolicy):
@@ -221,12 +226,14 @@ def _episodes(model: OnPolicyAlgorithm, venv: VecEnv, seed: int) -> Outcome:
     observation, state, starts = venv.reset(), None, np.ones(venv.num_envs, bool)
     running, returns, failures = starts.copy(), np.zeros(venv.num_envs), np.zeros(venv.num_envs)
     traces: list[list[Array]] = [[] for _ in range(venv.num_envs)]
+    bound = EpisodeBound(venv)
     while running.any():
         action, state = model.predict(observation, state, starts, deterministic=True)  # type: ignore[arg-type]
         if command is not None and state is not None:
             for env in np.flatnonzero(running):
                 traces[env].append(state[0][0, env, command].astype(np.float64))
         observation, rewards, starts, infos = venv.step(action)
+        bound.count(starts)
         returns[running] += rewards[running]
         for env in np.flatnonzero(running & starts):
             failures[env] = failed(infos[env], not infos[env].get("TimeLimit.truncated", False))

@@ -97,8 +97,11 @@ def observation_moves(circuit: Circuit, episodes: Sequence[Episode], share: floa
         moves: (K, S).
         what: What moves: "observation" or "sensory input".
     """
-    sensory = np.concatenate([episode.sensory for episode in episodes]).astype(np.float64)
-    observed = np.concatenate([episode.observation for episode in episodes]).astype(np.float64)
+    # Where a reading was bad, the circuit was given a stand-in.
+    sensory, observed = (
+        np.concatenate([getattr(episode, name)[~episode.held] for episode in episodes]).astype(np.float64)
+        for name in ("sensory", "observation")
+    )
     quantity = [name.rpartition("_")[0] for name in circuit.sensory_names]
     rows = []
     for column, name in zip(observed.T, episodes[0].observation_names, strict=True):

@@ -43,6 +43,7 @@ class Plan:
         alpha: False-alarm rate per episode that the monitor promises.
         epsilon: By which share of its range each observation moves.
         seed: Of recorded and of perturbed episodes.
+        max_episode_steps: Steps after which episodes of runs are cut; each run's own limit where None.
         images: Record what the environments of runs render, for the report.
         faults: By name, for the monitor to find in runs.
         n_fault_episodes: Recorded under each fault.
@@ -56,6 +57,7 @@ class Plan:
     alpha: float = 0.1
     epsilon: float = 0.01
     seed: int = 30_000
+    max_episode_steps: int | None = None
     images: bool = False
     faults: Mapping[str, Fault] = field(default_factory=dict)
     n_fault_episodes: int = 10
@@ -109,6 +111,7 @@ def audit_sources(
             plan.disturbances,
             n_episodes=plan.n_perturb_episodes,
             seed=plan.seed,
+            max_episode_steps=plan.max_episode_steps,
             n_processes=plan.n_processes,
             progress_bar=progress_bar,
         )
@@ -155,9 +158,10 @@ def failures(audit: Audit, conditions: Sequence[str]) -> list[str]:
 def _audit_run(run: Path, name: str, out: Path, plan: Plan, progress_bar: bool) -> Subject:
     """Record a run, replay it with its model and environments, and ask."""
     path = out / f"{name}.mcap"
-    _record(run, path, plan.n_episodes, plan.seed, progress_bar, images=plan.images)
+    limit = plan.max_episode_steps
+    _record(run, path, plan.n_episodes, plan.seed, progress_bar, images=plan.images, max_episode_steps=limit)
     # The replay's model and environments are loaded anew: it shares nothing with the recording but the files.
-    model, venv = load_run(run, n_envs=min(plan.n_episodes, _N_ENVS))
+    model, venv = load_run(run, n_envs=min(plan.n_episodes, _N_ENVS), max_episode_steps=limit)
     assert isinstance(model, RecurrentPPO)
     recording = Recording.open(path)
     truth = [_chain(path, None), _replayed(recording, model, venv)]
@@ -166,6 +170,7 @@ def _audit_run(run: Path, name: str, out: Path, plan: Plan, progress_bar: bool) 
     for fault_name, fault in plan.faults.items():
         fault_path = out / f"{name}__{fault_name}.mcap"
         wrap: dict[str, Any] = dict(wrapper_class=fault.wrapper, wrapper_kwargs=dict(fault.arguments))
+        wrap |= dict(max_episode_steps=limit)
         _record(run, fault_path, plan.n_fault_episodes, plan.seed + plan.n_episodes, progress_bar, **wrap)
         faulty = [episode for episode in Recording.open(fault_path) if len(episode) >= fault.onset]
         if faulty:

@@ -90,7 +90,8 @@ def named_quantities(
     if not moving:
         return Quantities(names, values)
     seconds = episode.elapsed_time[:, None].astype(np.float64)
-    moves = np.diff(values[:, moving], axis=0, prepend=values[:1, moving])
+    with np.errstate(invalid="ignore"):  # Of readings that are infinite.
+        moves = np.diff(values[:, moving], axis=0, prepend=values[:1, moving])
     rates = np.divide(moves, seconds, out=np.zeros_like(moves), where=seconds > 0)
     return Quantities(names + tuple(f"d_{names[i]}/dt" for i in moving), np.concatenate([values, rates], axis=1))
 
@@ -268,7 +269,10 @@ def audit_trees(
     parts = []
     for part in (fitting, scoring):
         quantities = [named_quantities(circuit, episode, source=source, differences=differences) for episode in part]
-        parts.append((np.concatenate([q.values for q in quantities]), watched.stacked(part)))
+        values = np.concatenate([q.values for q in quantities])
+        # Steps with a reading that is not finite, held ones and the changes after them, are no ground for rules.
+        finite_rows = np.isfinite(values).all(axis=1)
+        parts.append((values[finite_rows], watched.stacked(part)[finite_rows]))
     (x, z), (x_new, z_new) = parts
     trees, paths = [], []
     for neuron, name in enumerate(watched.names):

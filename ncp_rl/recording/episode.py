@@ -32,7 +32,7 @@ class Episode:
         action_mean: (T, A) float32, of the distribution; logits where actions are discrete.
         action_std: (T, A) float32, of the distribution; NaN where actions are discrete.
         log_prob: (T,) float32, of the action as the distribution gave it, `sample`.
-        elapsed_time: (T,) float32, seconds since the observation before.
+        elapsed_time: (T,) float32, seconds since the observation before; -0.0 where the step was held.
         sample: (T, A) float32, the action as the distribution gave it, before clipping; None where unknown.
         final_observation: (D,) that the episode ended with, after the last step; None where the recording stopped
             before. Where observations were normalised it is computed back, with rounding, from the normalised one.
@@ -66,3 +66,8 @@ class Episode:
     def time(self) -> npt.NDArray[np.float64]:
         """(T,) float64, seconds since the episode's start at each step."""
         return np.cumsum(self.elapsed_time, dtype=np.float64)
+
+    @property
+    def held(self) -> npt.NDArray[np.bool_]:
+        """(T,), steps in which a reading was bad, so that neurons and action were held; see `NCPPolicy.predict`."""
+        return np.signbit(self.elapsed_time)

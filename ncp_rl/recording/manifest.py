@@ -178,6 +178,7 @@ def _environment(env: VecEnv) -> dict[str, Any]:
         "id": None if spec is None else spec.id,
         "description": str(env.env_method("__str__", indices=0)[0]),
         "vectorised": [*wrappers, type(inner).__name__],
+        "max_episode_steps": None if spec is None else spec.max_episode_steps,
         "spec": None,
     }
     if spec is not None:

@@ -127,6 +127,12 @@ class Recording:
         """Steps of each episode."""
         return tuple(self._spans[i].n_steps for i in range(len(self)))
 
+    @property
+    def max_episode_steps(self) -> int | None:
+        """Steps after which the environment cut episodes, as the manifest has it; None where it names no limit."""
+        limit = _mapping(self.manifest.get("environment")).get("max_episode_steps")
+        return limit if type(limit) is int else None
+
     def __getitem__(self, index: int) -> Episode:
         """Episode number `index`.
 

@@ -20,12 +20,14 @@ from tqdm import tqdm
 
 from ncp_rl.circuit import Circuit
 from ncp_rl.policy import NCPPolicy
+from ncp_rl.readings import BadInputError
 from ncp_rl.recording.errors import RecordingError
 from ncp_rl.recording.layout import Layout
 from ncp_rl.recording.manifest import make_layout, make_manifest, ncp_policy
 from ncp_rl.recording.steps import Step
 from ncp_rl.recording.trace import PolicyTap
 from ncp_rl.recording.writer import RecordingWriter
+from ncp_rl.runs import EpisodeBound
 
 Array = npt.NDArray[Any]
 
@@ -44,6 +46,10 @@ def record_rollouts(
 ) -> Path:
     """Run whole episodes from seeded environments and record them; the actions are those of `runs.evaluate`.
 
+    Where the policy holds bad readings (`policy.on_bad_input = "hold"`), the recording has the observation as it came
+    and, for the circuit, zeros in place of bad readings and an elapsed time of 0 s, in which nothing changes: see
+    `Episode.held`. Values and log-probabilities of such a step are those of that stand-in.
+
     Args:
         model: A model with an NCP policy.
         env: Environments side by side, normalised as the model was trained. Environment i gives its first
@@ -60,7 +66,9 @@ def record_rollouts(
         The path.
 
     Raises:
-        RecordingError: No NCP policy, nothing to render, or the file exists or cannot be written.
+        RecordingError: No NCP policy, nothing to render, the file exists or cannot be written, or a reading is bad and
+            is not held; steps before it are kept in the file.
+        ncp_rl.runs.RunError: An episode does not end.
     """
     policy, path = ncp_policy(model), Path(path)
     if n_episodes < 1:
@@ -78,13 +86,19 @@ def record_rollouts(
         model.set_random_seed(seed)
         policy.set_training_mode(False)
         camera = _Camera(env, layout) if images else None
-        for step in _rollout(policy, env, camera, deterministic):
-            writer.append(step._replace(keep=left > 0))
-            ended = (step.terminated | step.truncated) & (left > 0)
-            left -= ended
-            progress.update(int(ended.sum()))
-            if not left.any():
-                break
+        bound = EpisodeBound(env)
+        try:
+            for step in _rollout(policy, env, camera, deterministic):
+                writer.append(step._replace(keep=left > 0))
+                done = step.terminated | step.truncated
+                bound.count(done)
+                ended = done & (left > 0)
+                left -= ended
+                progress.update(int(ended.sum()))
+                if not left.any():
+                    break
+        except BadInputError as error:
+            raise RecordingError(f"{error} What was recorded before can be read.") from error
     return path
 
 
@@ -99,9 +113,10 @@ def _rollout(policy: NCPPolicy, env: VecEnv, camera: _Camera | None, determinist
         while True:
             raw = _raw_observation(observation, normalize)
             images = camera.look(raw) if camera else {}
-            tensors, _ = policy.obs_to_tensor(observation)
+            admitted, marked = policy.admit(observation, starts)
+            tensors, _ = policy.obs_to_tensor(admitted)
             with torch.no_grad():
-                first = torch.from_numpy(starts).to(policy.device, torch.float32)
+                first = torch.as_tensor(marked, dtype=torch.float32, device=policy.device)
                 drawn, _, _, states = policy(tensors, states, first, deterministic=deterministic)
             sample = drawn.cpu().numpy()
             action = to_environment(policy, sample)

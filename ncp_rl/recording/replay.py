@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
+from ncp_rl.policy import holding
 from ncp_rl.recording.episode import Episode
 from ncp_rl.recording.errors import RecordingError
 from ncp_rl.recording.manifest import describe_platform, ncp_policy, policy_digest
@@ -145,12 +147,14 @@ def replay(
     same = on_cpu and recording.manifest.get("platform") == describe_platform(torch.device("cpu"))
     tally = _Tally(0.0 if same else TOLERANCE)
     policy_replay = None if model is None else _PolicyReplay(recording, model, env)
-    for episode in recording:
-        _replay_circuit(recording, episode, tally)
-        if policy_replay is not None:
-            policy_replay.add(episode, tally)
-    if model is not None and env is not None:
-        _run_again(recording, model, env, tally)
+    # What was recorded without an error was held wherever a reading was bad.
+    with nullcontext() if model is None else holding(ncp_policy(model)):
+        for episode in recording:
+            _replay_circuit(recording, episode, tally)
+            if policy_replay is not None:
+                policy_replay.add(episode, tally)
+        if model is not None and env is not None:
+            _run_again(recording, model, env, tally)
     notes = () if policy_replay is None else tuple(policy_replay.notes)
     return Replay(len(recording), sum(recording.lengths), same, tally.tolerance, tally.comparisons(), notes)
 
@@ -210,16 +214,18 @@ class _PolicyReplay:
         before = np.concatenate([episode.start[None], episode.potentials[:-1]])
         shape = (1, n, policy.wiring.units)
         zero = torch.zeros(shape, device=policy.device)
-        states, starts = RNNStates((zero, zero), (zero, zero)), torch.zeros(n, device=policy.device)
+        states, no_starts = RNNStates((zero, zero), (zero, zero)), np.zeros(n)
         rows: dict[str, list[Array]] = {}
         tap = PolicyTap(policy)
         policy.set_training_mode(False)
         try:
             for t in range(len(episode)):
-                tensors, _ = policy.obs_to_tensor(_tiled(observations, t, n))
+                admitted, starts = policy.admit(_tiled(observations, t, n), no_starts)
+                tensors, _ = policy.obs_to_tensor(admitted)
+                first = torch.as_tensor(starts, dtype=torch.float32, device=policy.device)
                 h = torch.from_numpy(before[t]).to(policy.device).expand(shape).contiguous()
                 with torch.no_grad():
-                    drawn, _, _, states = policy(tensors, RNNStates((h, zero), states.vf), starts, deterministic=True)
+                    drawn, _, _, states = policy(tensors, RNNStates((h, zero), states.vf), first, deterministic=True)
                     sample = _as_drawn(episode.sample[t], drawn)
                     log_prob = policy.action_dist.log_prob(sample)
                 assert tap.seen is not None

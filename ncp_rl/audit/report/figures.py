@@ -187,7 +187,11 @@ def _scores(watches: Mapping[str, Watch], threshold: float) -> Figure:
     data.append(_line([0.0, end], [threshold, threshold], "threshold", "--text", dash="dash"))
     if alarms:
         marks = _line([alarm.time for alarm in alarms], [alarm.score for alarm in alarms], "alarm", "--text")
-        marks |= {"mode": "markers+text", "textposition": "top center", "text": [plain(a.neuron) for a in alarms]}
+        marks |= {
+            "mode": "markers+text",
+            "textposition": "top center",
+            "text": [plain(a.bad_input or a.neuron) for a in alarms],
+        }
         data.append(marks | {"marker": {"color": "--text", "symbol": "x", "size": 11}})
     return {"data": data, "layout": {**_axes("time [s]", "score [no unit]"), "height": 380}}
 

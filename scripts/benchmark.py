@@ -1,0 +1,384 @@
+"""Train every contender on every task, keep each figure in one table, and sum it up.
+
+    python scripts/benchmark.py                                   # all that the table lacks, on all cores
+    python scripts/benchmark.py --tasks CartPole Pendulum --contenders ncp lstm --seeds 0 1
+    python scripts/benchmark.py --report                          # the summary and the plots alone
+
+A training ends in rows of results/benchmark.csv: its learning curve (20 deterministic episodes at ten points), and the
+returns of its best and of its last model over 20 fresh episodes whose seeds nothing else has used. What stands in the
+table is not trained again, so that an interrupted benchmark goes on where it was. Each training has a core and a thread
+of its own.
+"""
+
+from __future__ import annotations
+
+import csv
+import multiprocessing
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, fields
+from multiprocessing.queues import Queue
+from pathlib import Path
+from typing import Any, Literal
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+import torch
+import tyro
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+from scipy import stats
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from tqdm import tqdm
+
+from ncp_rl import NCPPolicy
+from ncp_rl.runs import RunConfig, evaluate, load_run, make_envs, make_model, read_hyperparams, train
+
+ROOT = Path(__file__).parents[1]
+#: Seeds of the fresh episodes lie beyond those of training, of periodic evaluation and of what train.py ends with.
+FRESH_SEED = 30_000
+N_EPISODES = 20
+
+
+@dataclass(frozen=True)
+class Task:
+    """An environment of the suite."""
+
+    env: str
+    steps: int
+    seeds: int
+    goal: float
+    """The return whose time is taken."""
+    timed: bool = False
+    """Whether the observation is a Dict that tells the elapsed time."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A policy, and where its settings come from."""
+
+    label: str
+    policy: Literal["ncp", "lstm", "mlp"]
+    settings: str | None
+    """A file in hyperparams/, or None for the stock settings of Stable-Baselines3."""
+    wiring: Literal["Random", "FullyConnected"] | None = None
+    """In place of the NCP, with as many neurons, and with as many synapses where they are drawn at random."""
+    frame_stack: int = 1
+
+
+SUITE = {
+    "CartPole": Task("ncp/CartPoleNoVel-v1", 100_000, 5, goal=475),
+    "Pendulum": Task("ncp/PendulumNoVel-v1", 100_000, 5, goal=-250),
+    "MountainCar": Task("ncp/MountainCarContinuousNoVel-v0", 300_000, 5, goal=90),
+    "PendulumIrregular": Task("ncp/PendulumIrregular-v0", 200_000, 5, goal=-250, timed=True),
+    "LunarLander": Task("ncp/LunarLanderContinuousNoVel-v3", 500_000, 3, goal=200),
+    "LaneKeeping": Task("ncp/LaneKeeping-v0", 600_000, 3, goal=850),
+    "Hopper": Task("ncp/HopperNoVel-v5", 1_000_000, 3, goal=1_000),
+    "HalfCheetah": Task("ncp/HalfCheetahNoVel-v5", 1_000_000, 3, goal=2_000),
+}
+CONTENDERS = {
+    "ncp": Contender("NCP", "ncp", "ncp_ppo.yml"),
+    "lstm": Contender("LSTM", "lstm", "peers_lstm.yml"),
+    "mlp": Contender("no memory", "mlp", "peers_ppo.yml"),
+    "stack": Contender("4 stacked frames", "mlp", "peers_ppo.yml", frame_stack=4),
+    "ncp-stock": Contender("NCP, stock settings", "ncp", None),
+    "lstm-stock": Contender("LSTM, stock settings", "lstm", None),
+    "ncp-random": Contender("wired at random", "ncp", "ncp_ppo.yml", wiring="Random"),
+    "ncp-full": Contender("fully connected", "ncp", "ncp_ppo.yml", wiring="FullyConnected"),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: one model of one training, evaluated."""
+
+    task: str
+    contender: str
+    seed: int
+    model: str
+    """curve: a point of the learning curve; best, last: by periodic evaluation and by time, over fresh episodes."""
+    step: int
+    mean_return: float
+    std_return: float
+    wall_s: float
+    """Seconds of training until `step`, without evaluations."""
+    cpu_s: float
+    """The same in seconds of the processor, which neighbours on the machine disturb less."""
+    actor_parameters: int
+    parameters: int
+    settings: str
+    """Whose: stock, rl-zoo, or of this project, for any task (default) or for this one (tuned)."""
+
+
+@dataclass(frozen=True)
+class Args:
+    """What to train, and where the table lies."""
+
+    tasks: tuple[str, ...] = tuple(SUITE)
+    """Of the suite; all of them by default."""
+    contenders: tuple[str, ...] = tuple(CONTENDERS)
+    """All of them by default."""
+    seeds: tuple[int, ...] | None = None
+    """Default: as many as the suite says, from 0 on."""
+    table: Path = ROOT / "results" / "benchmark.csv"
+    """Read, and extended by each training that ends."""
+    processes: int = len(os.sched_getaffinity(0))
+    """Trainings side by side, each on a core of its own."""
+    timesteps: int | None = None
+    """Steps of each training in place of the suite's, to try the script."""
+    report: bool = False
+    """Train nothing; sum up what the table holds."""
+
+
+Job = tuple[str, str, int]
+
+
+def main(args: Args) -> int:
+    """Train what is missing, then sum up."""
+    for name, known in [*((task, SUITE) for task in args.tasks), *((name, CONTENDERS) for name in args.contenders)]:
+        if name not in known:
+            print(f"error: {name!r} must be one of {', '.join(known)}.", file=sys.stderr)
+            return 1
+    if not args.report:
+        run_jobs(missing(args, read_table(args.table)), args)
+    rows = read_table(args.table)
+    if not rows:
+        print(f"error: the table {args.table} is empty; train first, without --report.", file=sys.stderr)
+        return 1
+    print(summary(rows))
+    matplotlib.use("Agg")
+    plot(rows, args.table.with_name(f"{args.table.stem}_steps.png"), x="step")
+    plot(rows, args.table.with_name(f"{args.table.stem}_seconds.png"), x="cpu_s")
+    return 0
+
+
+def missing(args: Args, rows: Sequence[Row]) -> list[Job]:
+    """Trainings that the table lacks: seed after seed, so that a first picture of everything comes early."""
+    done = {(row.task, row.contender, row.seed) for row in rows}
+    return [
+        (task, contender, seed)
+        for seed in args.seeds or range(max(task.seeds for task in SUITE.values()))
+        for task in args.tasks
+        for contender in args.contenders
+        if (args.seeds or seed < SUITE[task].seeds)
+        and not (SUITE[task].timed and CONTENDERS[contender].frame_stack > 1)  # A stack of times is no time.
+        and (task, contender, seed) not in done
+    ]
+
+
+def run_jobs(jobs: Sequence[Job], args: Args) -> None:
+    """Train side by side; the rows of a training are written when it ends."""
+    context = multiprocessing.get_context("spawn")
+    cores: Queue[int] = context.Queue()
+    for core in sorted(os.sched_getaffinity(0)):
+        cores.put(core)
+    with ProcessPoolExecutor(args.processes, context, initializer=_take_core, initargs=(cores,)) as pool:
+        futures = [pool.submit(run_job, job, args.timesteps) for job in jobs]
+        for future in tqdm(as_completed(futures), total=len(futures), unit="training"):
+            rows = future.result()
+            append(args.table, rows)
+            best = rows[-1]
+            tqdm.write(f"{best.task} {best.contender} {best.seed}: {best.mean_return:.1f} after {best.cpu_s:.0f} s")
+
+
+def _take_core(cores: Queue[int]) -> None:
+    os.sched_setaffinity(0, {cores.get()})
+    torch.set_num_threads(1)
+
+
+def run_job(job: Job, timesteps: int | None) -> list[Row]:
+    """One training, from the environment to its rows; the best model's comes last."""
+    import ncp_envs  # noqa: F401  (registers ncp/ environments in this process)
+
+    task, contender, seed = SUITE[job[0]], CONTENDERS[job[1]], job[2]
+    config = RunConfig(task.env, hyperparams(task, contender, timesteps), seed=seed)
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        actor, total = count_parameters(train(config, run, progress_bar=False, n_eval_episodes=N_EPISODES))
+        common: dict[str, Any] = dict(task=job[0], contender=job[1], seed=seed, settings=source(task, contender))
+        common |= dict(actor_parameters=actor, parameters=total)
+        curve = list(read_curve(run / "progress.csv"))
+        rows = [Row(model="curve", **point, **common) for point in curve]
+        for which in ("last", "best"):
+            model, venv = load_run(run, which=which, n_envs=10)  # type: ignore[arg-type]
+            figures = evaluate(model, venv, n_episodes=N_EPISODES, seed=FRESH_SEED).summary()
+            venv.close()
+            returns = {name: figures[name] for name in ("mean_return", "std_return")}
+            rows.append(Row(model=which, **(curve[-1] | returns), **common))
+    return rows
+
+
+def hyperparams(task: Task, contender: Contender, timesteps: int | None = None) -> dict[str, Any]:
+    """The contender's hyperparameters for a task, in rl-zoo's form."""
+    found = _from_file(task, contender)
+    if contender.policy != "ncp":
+        kind = "LstmPolicy" if contender.policy == "lstm" else "Policy"
+        found["policy"] = ("MultiInput" if task.timed else "Mlp") + kind
+    if contender.frame_stack > 1:
+        found["frame_stack"] = contender.frame_stack
+    if contender.wiring:
+        found["policy_kwargs"] = (found.get("policy_kwargs") or {}) | dict(wiring=_control(task, contender.wiring))
+    return found | dict(n_timesteps=timesteps or task.steps)
+
+
+def _from_file(task: Task, contender: Contender) -> dict[str, Any]:
+    return read_hyperparams(ROOT / "hyperparams" / contender.settings, task.env) if contender.settings else {}
+
+
+def _control(task: Task, recipe: str) -> dict[str, Any]:
+    venv = make_envs(RunConfig(task.env, {}), 1)
+    policy = make_model(RunConfig(task.env, hyperparams(task, CONTENDERS["ncp"])), venv).policy
+    venv.close()
+    assert isinstance(policy, NCPPolicy)
+    wiring = policy.wiring
+    if recipe == "FullyConnected":
+        return dict(recipe=recipe, units=wiring.units)
+    matrices = dict(sparsity=wiring.adjacency, sensory_sparsity=wiring.sensory_adjacency)
+    left_out = {name: 1.0 - np.count_nonzero(matrix) / matrix.size for name, matrix in matrices.items()}
+    return dict(recipe=recipe, units=wiring.units, **left_out)
+
+
+def source(task: Task, contender: Contender) -> str:
+    """Whose settings a contender has on a task."""
+    own = contender.policy == "ncp"
+    if contender.settings is None or not _from_file(task, contender):
+        return "stock"
+    text = (ROOT / "hyperparams" / contender.settings).read_text()
+    return ("tuned" if f"\n{task.env}:" in text else "default") if own else "rl-zoo"
+
+
+def count_parameters(model: OnPolicyAlgorithm) -> tuple[int, int]:
+    """Of the actor, from observation to action, and of the whole policy."""
+    critic = ("lstm_critic", "critic", "value_net", "mlp_extractor.value_net", "vf_features_extractor")
+    counts = {name: parameter.numel() for name, parameter in model.policy.named_parameters()}
+    return sum(n for name, n in counts.items() if not name.startswith(critic)), sum(counts.values())
+
+
+def read_curve(progress: Path) -> Iterator[dict[str, Any]]:
+    """The periodic evaluations of a run, from its progress.csv."""
+    with progress.open(newline="") as file:
+        for line in csv.DictReader(file):
+            if line.get("eval/mean_reward"):
+                yield dict(
+                    step=int(line["time/total_timesteps"]),
+                    mean_return=float(line["eval/mean_reward"]),
+                    std_return=float(line["eval/std_reward"]),
+                    wall_s=float(line["time/training_s"]),
+                    cpu_s=float(line["time/training_cpu_s"]),
+                )
+
+
+def read_table(path: Path) -> list[Row]:
+    """Rows of the table; none where there is no file yet."""
+    if not path.exists():
+        return []
+    kinds = {"int": int, "float": float, "str": str}
+    with path.open(newline="") as file:
+        return [Row(**{f.name: kinds[str(f.type)](line[f.name]) for f in fields(Row)}) for line in csv.DictReader(file)]
+
+
+def append(path: Path, rows: Sequence[Row]) -> None:
+    """Add the rows of one training."""
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, [f.name for f in fields(Row)], lineterminator="\n")
+        if new:
+            writer.writeheader()
+        for row in rows:
+            writer.writerow({name: round(v, 2) if isinstance(v, float) else v for name, v in asdict(row).items()})
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """The results as Markdown: returns, then parameters of the actor and seconds to the goal."""
+    names = [name for name in CONTENDERS if any(row.contender == name for row in rows)]
+    head = "| task, steps | " + " | ".join(CONTENDERS[name].label for name in names) + " |"
+    lines = [head, "|---" * (len(names) + 1) + "|"]
+    costs = ["| task, goal | " + head.partition("| task, steps | ")[2], lines[1]]
+    for key, task in SUITE.items():
+        found = [[row for row in rows if (row.task, row.contender) == (key, name)] for name in names]
+        if any(found):
+            lines.append(f"| {key}, {task.steps:,} | " + " | ".join(map(returns_cell, found)) + " |")
+            costs.append(f"| {key}, {task.goal:g} | " + " | ".join(cost_cell(cell, task.goal) for cell in found) + " |")
+    return "\n".join([*lines, "", *costs])
+
+
+def returns_cell(rows: Sequence[Row]) -> str:
+    """Interquartile mean of the best models over fresh episodes, its 95 % interval, and the seeds there are."""
+    returns = np.array([row.mean_return for row in rows if row.model == "best"])
+    if not len(returns):
+        return ""
+    low, high = interval(returns)
+    return f"{interquartile_mean(returns):.0f} [{low:.0f}, {high:.0f}] ({len(returns)})"
+
+
+def cost_cell(rows: Sequence[Row], goal: float) -> str:
+    """Parameters of the actor; median processor seconds until the learning curve first reaches the goal."""
+    if not rows:
+        return ""
+    seeds = {row.seed for row in rows}
+    times = {
+        seed: [r.cpu_s for r in rows if (r.seed, r.model) == (seed, "curve") and r.mean_return >= goal]
+        for seed in seeds
+    }
+    reached = [min(found) if found else np.inf for found in times.values()]
+    median = float(np.median(reached))
+    return f"{rows[0].actor_parameters:,}; " + (f"{median:.0f} s" if np.isfinite(median) else "not reached")
+
+
+def interquartile_mean(returns: npt.NDArray[np.float64], axis: int = -1) -> Any:
+    """The mean without the lowest and the highest quarter (Agarwal et al., NeurIPS 2021)."""
+    return stats.trim_mean(returns, 0.25, axis=axis)
+
+
+def interval(returns: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """95 % percentile bootstrap of the interquartile mean over the seeds of one task, its stratum."""
+    if len(returns) == 1:
+        return float(returns[0]), float(returns[0])
+    found = stats.bootstrap((returns,), interquartile_mean, n_resamples=2000, method="percentile", rng=0)
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def plot(rows: Sequence[Row], path: Path, x: Literal["step", "cpu_s"]) -> None:
+    """Learning curves of every task, over steps or processor seconds: interquartile mean and range of the seeds."""
+    keys = [key for key in SUITE if any(row.task == key for row in rows)]
+    n_columns = min(len(keys), 4)
+    n_lines = -(-len(keys) // n_columns)
+    figure, axes = pyplot.subplots(
+        n_lines, n_columns, figsize=(4 * n_columns, 3 * n_lines + 0.6), squeeze=False, layout="constrained"
+    )
+    for axis in axes.flat[len(keys) :]:
+        axis.set_axis_off()
+    for axis, key in zip(axes.flat, keys, strict=False):
+        for color, (name, contender) in enumerate(CONTENDERS.items()):
+            points = [row for row in rows if (row.task, row.contender, row.model) == (key, name, "curve")]
+            draw_curve(axis, points, x, f"C{color}", contender.label)
+        axis.set_title(SUITE[key].env, fontsize=9)
+        axis.set_xlabel("steps" if x == "step" else "processor seconds", fontsize=8)
+        axis.tick_params(labelsize=7)
+        if x == "cpu_s":
+            axis.set_xscale("log")
+    handles = {label: h for axis in axes.flat for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def draw_curve(axis: Axes, points: Sequence[Row], x: Literal["step", "cpu_s"], color: str, label: str) -> None:
+    """One contender's curve on one task; nothing where it has not been trained."""
+    by_step: dict[int, list[Row]] = {}
+    for point in points:
+        by_step.setdefault(point.step, []).append(point)
+    if not by_step:
+        return
+    returns = [np.array([point.mean_return for point in found]) for found in by_step.values()]
+    at = [float(np.median([getattr(point, x) for point in found])) for found in by_step.values()]
+    axis.plot(at, [interquartile_mean(found) for found in returns], color=color, label=label, linewidth=1.2)
+    axis.fill_between(at, list(map(np.min, returns)), list(map(np.max, returns)), color=color, alpha=0.12, linewidth=0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Args, description=__doc__)))

@@ -38,6 +38,9 @@ from ncp_rl.readings import HELD, BadInput, BadInputError, OnBadInput, find_bad,
 from ncp_rl.refusals import check_algorithm, check_encoder, check_spaces
 from ncp_rl.wiring import AutoNCP, Recipe, Wiring, read_recipe
 
+#: More command neurons than in ncps, densely wired among themselves: such circuits learn to remember sooner.
+DEFAULT_WIRING = AutoNCP(units=32, command_share=0.6, recurrence=1.0)
+
 Critic = Literal["ltc", "lstm", "mlp", "shared"]
 LSTMStates = tuple[Tensor, Tensor]
 
@@ -93,7 +96,7 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         optimizer_class: type[torch.optim.Optimizer] = ScaledAdam,
         optimizer_kwargs: dict[str, Any] | None = None,
         *,
-        wiring: Recipe | Wiring | Mapping[str, Any] = AutoNCP(units=32),  # noqa: B008  (a frozen value)
+        wiring: Recipe | Wiring | Mapping[str, Any] = DEFAULT_WIRING,
         critic: Critic | Recipe | Wiring | Mapping[str, Any] = "ltc",
         n_motor: int | None = None,
         motor_map: Literal["affine", "dense"] = "affine",
@@ -366,7 +369,7 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         on_gpu = _is_cuda(obs)
         if not on_gpu:
             self._refuse_bad(obs)
-        with self._watching():
+        with self._watching(deterministic):
             outcome = super().forward(obs, lstm_states, episode_starts, deterministic)
         if on_gpu:
             # All is queued by now, and RecurrentPPO waits for the action next: looking costs no wait of its own.
@@ -444,8 +447,11 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         return potentials.swapaxes(0, 1).flatten(0, 1), (state[None], c)
 
     @contextmanager
-    def _watching(self) -> Iterator[None]:
-        """Let `Standardize` note what a rollout shows, and move between a rollout and the next."""
+    def _watching(self, deterministic: bool) -> Iterator[None]:
+        """Let `Standardize` note what a rollout shows, whose actions are sampled, and move before the next rollout."""
+        if deterministic:
+            yield
+            return
         for module in self._standardizers:
             if self._learned_since_rollout:
                 module.adapt()

@@ -292,29 +292,38 @@ class AutoNCP(Recipe):
         units: Motor, command and inter neurons together; at least three more than the motor neurons.
         sparsity: From 0.0 (dense) to 0.9 (sparse).
         seed: Seed of targets and polarities.
+        command_share: Of command neurons among command and inter neurons; 0.4 in ncps.
+        recurrence: Synapses drawn among command neurons, by their number squared; the same one can be drawn again, so
+            that 1.0 wires 63 % of all pairs. Two per command neuron in a dense circuit, as in ncps, where None.
     """
 
     units: int
     sparsity: float = 0.5
     seed: int = 22222
+    command_share: float = 0.4
+    recurrence: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no number of motor neurons could make possible."""
         _check_range("units", self.units, 4)
         _check_range("sparsity", self.sparsity, 0.0, 0.9)
+        _check_range("command_share", self.command_share, 0.0, 1.0)
+        if self.recurrence is not None:
+            _check_range("recurrence", self.recurrence, 0.0, 10.0)
 
     def ncp(self, n_motor: int) -> NCP:
         """The recipe with every layer's size and fan-out written out."""
         _check_range("n_motor", n_motor, 1, self.units - 3, "units - 3")
         density = 1.0 - self.sparsity
-        command = max(int(0.4 * (self.units - n_motor)), 1)
-        inter = self.units - n_motor - command
+        others = self.units - n_motor
+        command = min(max(int(self.command_share * others), 1), others - 1)
+        recurrent = int(command * density * 2) if self.recurrence is None else round(self.recurrence * command**2)
         return NCP(
-            inter_neurons=inter,
+            inter_neurons=others - command,
             command_neurons=command,
-            sensory_fanout=max(int(inter * density), 1),
+            sensory_fanout=max(int((others - command) * density), 1),
             inter_fanout=max(int(command * density), 1),
-            recurrent_command_synapses=max(int(command * density * 2), 1),
+            recurrent_command_synapses=max(recurrent, 1),
             motor_fanin=max(int(command * density), 1),
             seed=self.seed,
         )
@@ -361,30 +370,37 @@ class Random(Recipe):
         units: Number of neurons.
         sparsity: Share of possible synapses left out, from 0.0 to below 1.0.
         seed: Seed of synapses and polarities.
+        sensory_sparsity: The same for synapses of sensory inputs; `sparsity` where None.
     """
 
     units: int
     sparsity: float = 0.0
     seed: int = 1111
+    sensory_sparsity: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse a circuit without neurons or with an impossible share."""
         _check_range("units", self.units, 1)
-        if not 0.0 <= self.sparsity < 1.0:
-            raise ValueError(f"sparsity must be at least 0.0 and below 1.0, got {self.sparsity}.")
+        for name in ("sparsity", "sensory_sparsity"):
+            share = getattr(self, name)
+            if share is not None and not 0.0 <= share < 1.0:
+                raise ValueError(f"{name} must be at least 0.0 and below 1.0, got {share}.")
 
     def build(self, n_sensory: int, n_motor: int) -> Wiring:
         """Wire it; see `Recipe.build`."""
         _check_sizes(n_sensory, n_motor, self.units)
         rng = np.random.default_rng(self.seed)
-        adjacency = self._draw(rng, self.units, draws_per_synapse=1)
+        adjacency = self._draw(rng, self.units, self.sparsity, draws_per_synapse=1)
+        sensory_sparsity = self.sparsity if self.sensory_sparsity is None else self.sensory_sparsity
         # ncps draws the polarity of a sensory synapse twice and keeps the second.
-        sensory_adjacency = self._draw(rng, n_sensory, draws_per_synapse=2)
+        sensory_adjacency = self._draw(rng, n_sensory, sensory_sparsity, draws_per_synapse=2)
         return Wiring(adjacency, sensory_adjacency, n_motor)
 
-    def _draw(self, rng: np.random.Generator, n_sources: int, *, draws_per_synapse: int) -> Adjacency:
+    def _draw(
+        self, rng: np.random.Generator, n_sources: int, sparsity: float, *, draws_per_synapse: int
+    ) -> Adjacency:
         possible = n_sources * self.units
-        n_synapses = int(np.round(possible * (1 - self.sparsity)))
+        n_synapses = int(np.round(possible * (1 - sparsity)))
         adjacency = np.zeros(possible, np.int8)
         chosen = rng.choice(possible, size=n_synapses, replace=False)
         adjacency[chosen] = _polarity(rng, n_synapses * draws_per_synapse)[draws_per_synapse - 1 :: draws_per_synapse]

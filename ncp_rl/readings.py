@@ -120,7 +120,7 @@ def _parts(observation: Any, space: spaces.Space[Any]) -> Iterator[tuple[str | N
 
 
 def is_finite(array: Array) -> bool:
-    """Whether every number is finite; told by the sum of their squares, which takes half the time of looking at each."""
+    """Whether every number is finite; told by the sum of squares, which takes half the time of looking at each."""
     # Squares may overflow where numbers do not.
     return math.isfinite(np.vdot(array, array)) or bool(np.isfinite(array).all())
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
@@ -22,6 +23,7 @@ HELD = 2
 
 # Networks compute in float32: a larger number is infinite to them.
 _LARGEST = float(np.finfo(np.float32).max)
+_FLOAT32 = np.dtype(np.float32)
 
 
 class BadInputError(ValueError):
@@ -117,10 +119,16 @@ def _parts(observation: Any, space: spaces.Space[Any]) -> Iterator[tuple[str | N
             yield key, part, part_space
 
 
+def is_finite(array: Array) -> bool:
+    """Whether every number is finite; told by the sum of squares, which takes half the time of looking at each."""
+    # Squares may overflow where numbers do not.
+    return math.isfinite(np.vdot(array, array)) or bool(np.isfinite(array).all())
+
+
 def _is_good(value: Any, space: spaces.Space[Any] | None, seconds: bool) -> bool:
     """Whether no reading is bad, by the shortest way for what most policies observe."""
-    if type(space) is spaces.Box and not seconds and getattr(value, "dtype", None) == np.float32:
-        return bool(np.isfinite(value).all())
+    if type(space) is spaces.Box and not seconds and getattr(value, "dtype", None) is _FLOAT32:
+        return is_finite(value)
     return space is None or not any(
         _wrong(part, part_space, seconds).any() for _, part, part_space in _parts(value, space)
     )

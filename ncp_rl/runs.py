@@ -13,12 +13,11 @@ Models are files of Stable-Baselines3, which unpickles them: load only those tha
 
 from __future__ import annotations
 
-import ast
 import json
 import pickle
 import platform
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -29,6 +28,7 @@ import numpy as np
 import yaml
 from gymnasium import spaces
 from sb3_contrib import RecurrentPPO
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import (
     BaseCallback,
@@ -40,10 +40,11 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.preprocessing import is_image_space
-from stable_baselines3.common.utils import LinearSchedule
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_image_space
+from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize, unwrap_vec_normalize
 
+from ncp_rl import settings
 from ncp_rl.encoder import ELAPSED_TIME
 from ncp_rl.ltc import LTCInit
 from ncp_rl.policy import CnnNCPPolicy, MultiInputNCPPolicy, NCPPolicy
@@ -63,9 +64,6 @@ BASELINES: dict[str, type[OnPolicyAlgorithm]] = {
     "MultiInputPolicy": PPO,
 }
 
-# Entries of rl-zoo's form that are not arguments of the algorithm.
-_ZOO_ENTRIES = {"n_envs", "n_timesteps", "normalize", "policy", "policy_kwargs"}
-
 #: Added to a run's seed for the environments of its evaluations, which must not start as those of training do.
 EVALUATION_SEED = 10_000
 
@@ -83,10 +81,20 @@ class RunConfig:
     env: str
     """Gymnasium id; `module:id` imports the module first."""
     hyperparams: dict[str, Any]
-    """In rl-zoo's form: n_envs, n_timesteps, normalize, policy, policy_kwargs and the algorithm's arguments."""
+    """In rl-zoo's form: n_envs, n_timesteps, normalize, frame_stack, policy, policy_kwargs, env_kwargs, env_wrapper,
+    vec_env_wrapper, monitor_kwargs, callback and the algorithm's arguments; see `ncp_rl.settings`. Classes are named by
+    their dotted paths, and their modules are imported."""
     seed: int = 0
     versions: dict[str, str] = field(default_factory=lambda: {name: version(name) for name in _VERSIONS_OF})
     python: str = field(default_factory=platform.python_version)
+
+    def __post_init__(self) -> None:
+        """Read hyperparameters that are text.
+
+        Raises:
+            RunError: One of them cannot be read.
+        """
+        object.__setattr__(self, "hyperparams", _plain(self.hyperparams))
 
 
 @dataclass(frozen=True)
@@ -120,7 +128,9 @@ class Evaluation:
 def read_hyperparams(path: Path, env_id: str) -> dict[str, Any]:
     """Hyperparameters of `env_id` from a yaml file in rl-zoo's form, or {} where it has none.
 
-    Entries as `dict(...)` strings are read as rl-zoo reads them, but as literals: nothing of a file is executed.
+    As in rl-zoo, `default` stands for environments that the file does not name. Entries as `dict(...)` strings are read
+    as rl-zoo reads them, but as literals: nothing of a file is executed. Classes that it names are imported once the
+    run is made.
 
     Raises:
         RunError: The file cannot be read as such.
@@ -131,8 +141,17 @@ def read_hyperparams(path: Path, env_id: str) -> dict[str, Any]:
         raise RunError(f"The hyperparameters {path} cannot be read: {error}") from error
     if not isinstance(entries, Mapping):
         raise RunError(f"{path} must map environment ids to hyperparameters, got {type(entries).__name__}.")
-    found = entries.get(env_id) or entries.get(env_id.rpartition(":")[2]) or {}
-    return {name: _literal(value) for name, value in found.items()}
+    found = settings.of_environment(entries, env_id)
+    if not isinstance(found, Mapping):
+        raise RunError(f"Hyperparameters of {env_id} in {path} must be a mapping, got {type(found).__name__}.")
+    return _plain(found)
+
+
+def _plain(found: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return settings.plain(found)
+    except ValueError as error:
+        raise RunError(str(error)) from error
 
 
 def train(
@@ -164,14 +183,16 @@ def train(
     """
     if folder.exists():
         raise RunError(f"The folder {folder} exists and is left as it is; name another one for this run.")
-    n_envs = int(config.hyperparams.get("n_envs", 1))
+    text = _json(config)
+    extra = _callbacks(config)
+    n_envs = int(config.hyperparams.get("n_envs") or 1)
     venv, eval_venv = make_envs(config, n_envs), make_envs(config, min(n_eval_episodes, 20), training=False)
     try:
         model = make_model(config, venv, device)
         folder.mkdir(parents=True)
-        (folder / "config.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
+        (folder / "config.json").write_text(text)
         model.set_logger(configure(str(folder), ["csv", "tensorboard"]))
-        n_timesteps = int(float(config.hyperparams.get("n_timesteps", 1e5)))
+        n_timesteps = int(config.hyperparams.get("n_timesteps") or 1e5)
         interval = max(n_timesteps // n_evaluations // n_envs, 1)
         callbacks: list[BaseCallback] = [
             _SeededEvaluation(
@@ -185,7 +206,7 @@ def train(
             ),
             CheckpointCallback(interval, str(folder / "checkpoints"), "model", save_vecnormalize=True),
         ]
-        callbacks += [callback] if callback else []
+        callbacks += extra + ([callback] if callback else [])
         try:
             model.learn(n_timesteps, callback=CallbackList(callbacks), progress_bar=progress_bar)
         finally:
@@ -200,34 +221,96 @@ def train(
         eval_venv.close()
 
 
-def make_envs(config: RunConfig, n_envs: int, *, training: bool = True, **make_kwargs: Any) -> VecEnv:
-    """The run's environments: monitored, seeded, normalised as configured.
+def _json(config: RunConfig) -> str:
+    try:
+        return json.dumps(asdict(config), indent=2) + "\n"
+    except TypeError as error:
+        raise RunError(
+            f"The hyperparameters cannot be kept in config.json: {error}. Give numbers, text, lists and mappings; name "
+            "classes by their dotted paths."
+        ) from error
+
+
+def _callbacks(config: RunConfig) -> list[BaseCallback]:
+    try:
+        return settings.callbacks(config.hyperparams.get("callback"))
+    except (TypeError, ValueError) as error:
+        raise RunError(f"The callbacks cannot be made: {error}") from error
+
+
+def make_envs(
+    config: RunConfig,
+    n_envs: int,
+    *,
+    training: bool = True,
+    training_wrappers: bool = True,
+    **make_kwargs: Any,
+) -> VecEnv:
+    """The run's environments: wrapped, monitored, seeded, normalised and stacked as configured.
 
     Args:
         config: The run.
         n_envs: Environments side by side.
         training: Whether normalisation statistics move and rewards are normalised.
-        **make_kwargs: For `make_vec_env`, such as `env_kwargs` or `wrapper_class`.
+        training_wrappers: Whether to put on those of the run's wrappers that are for training alone, such as
+            `ncp_envs.RandomDisturbances`: their class has an attribute `training_only = True`.
+        **make_kwargs: For `make_vec_env`, such as `env_kwargs`, which come before the run's own, or `wrapper_class`,
+            which is put around the run's own.
 
     Raises:
         RunError: No such environment, or it cannot be made.
     """
     seed = config.seed if training else config.seed + EVALUATION_SEED
+    found = config.hyperparams
     try:
+        make_kwargs = _make_kwargs(found, make_kwargs, training_wrappers)
         venv = make_vec_env(config.env, n_envs=n_envs, seed=seed, **make_kwargs)
-    except (gym.error.Error, ImportError, TypeError, ValueError) as error:
+        wrap = settings.wrapper("vec_env_wrapper", found.get("vec_env_wrapper"), training=training_wrappers)
+        venv = venv if wrap is None else wrap(venv)
+    except (gym.error.Error, AssertionError, ImportError, TypeError, ValueError) as error:
         raise RunError(f"The environment {config.env!r} cannot be made: {error}") from error
-    normalize = config.hyperparams.get("normalize", False)
-    if not normalize:
-        return venv
+    normalize = found.get("normalize")
+    if normalize is None or normalize is False:
+        return _stacked(config, venv)
     kwargs = _what_to_normalize(venv.observation_space) | (dict(normalize) if isinstance(normalize, Mapping) else {})
-    kwargs = dict(gamma=config.hyperparams.get("gamma", 0.99)) | kwargs | dict(training=training)
+    kwargs |= {"gamma": found["gamma"]} if "gamma" in found else {}  # As in rl-zoo, before that of `normalize`.
+    kwargs |= dict(training=training)
     if not training:
         kwargs["norm_reward"] = False
     try:
-        return VecNormalize(venv, **kwargs)
+        settings.check_arguments("normalize", VecNormalize, kwargs)
+        normalized = VecNormalize(venv, **kwargs)
     except (TypeError, ValueError) as error:
         raise RunError(f"Observations of {config.env!r} cannot be normalised with {kwargs}: {error}") from error
+    return _stacked(config, normalized)
+
+
+def _make_kwargs(found: Mapping[str, Any], given: Mapping[str, Any], training_wrappers: bool) -> dict[str, Any]:
+    """Arguments of `make_vec_env`: those given, before or around those of the hyperparameters."""
+    own = settings.wrapper("env_wrapper", found.get("env_wrapper"), training=training_wrappers)
+    outer = given.get("wrapper_class")
+
+    def wrap(env: gym.Env[Any, Any], **kwargs: Any) -> gym.Env[Any, Any]:
+        wrapped = env if own is None else own(env)
+        return wrapped if outer is None else outer(wrapped, **kwargs)
+
+    merged = {name: {**(found.get(name) or {}), **(given.get(name) or {})} for name in ("env_kwargs", "monitor_kwargs")}
+    return {**given, **merged, "wrapper_class": wrap}
+
+
+def _stacked(config: RunConfig, venv: VecEnv) -> VecEnv:
+    """The environments, whose last observations are stacked as rl-zoo's `frame_stack` says."""
+    n_stack = config.hyperparams.get("frame_stack")
+    if n_stack is None:
+        return venv
+    if isinstance(venv.observation_space, spaces.Dict) and ELAPSED_TIME in venv.observation_space.spaces:
+        raise RunError(
+            f"frame_stack would stack {ELAPSED_TIME!r} of {config.env!r} too, which is one time; leave it out."
+        )
+    try:
+        return VecFrameStack(venv, int(n_stack))
+    except (AssertionError, NotImplementedError, TypeError, ValueError) as error:
+        raise RunError(f"Observations of {config.env!r} cannot be stacked by frame_stack: {error}") from error
 
 
 def _what_to_normalize(space: spaces.Space[Any]) -> dict[str, Any]:
@@ -243,8 +326,49 @@ def _is_vector(space: spaces.Space[Any]) -> bool:
 
 
 def algorithm(config: RunConfig) -> type[OnPolicyAlgorithm]:
-    """What trains a run's policy: RecurrentPPO, or PPO for policies without memory."""
-    return BASELINES.get(str(config.hyperparams.get("policy")), RecurrentPPO)
+    """What trains a run's policy: RecurrentPPO, or PPO for policies without memory.
+
+    Raises:
+        RunError: There is no such policy.
+    """
+    policy = policy_class(config.hyperparams.get("policy"))
+    return RecurrentPPO if policy is None or issubclass(policy, RecurrentActorCriticPolicy) else PPO
+
+
+def policy_class(name: str | None) -> type[ActorCriticPolicy] | None:
+    """The policy of a name: of ours, of SB3's, or a dotted path, whose module is imported; None for None.
+
+    Raises:
+        RunError: There is no such policy.
+    """
+    if name is None:
+        return None
+    if name in POLICIES:
+        return POLICIES[name]
+    if name in BASELINES:
+        aliases: Mapping[str, Any] = BASELINES[name].policy_aliases
+        found = aliases[name]
+    elif isinstance(name, str) and "." in name:
+        try:
+            found = settings.import_path("policy", name)
+        except ValueError as error:
+            raise RunError(str(error)) from error
+    else:
+        known = ", ".join([*POLICIES, *BASELINES])
+        raise RunError(f"policy must be one of {known} or a dotted path such as ncp_rl.NCPPolicy, got {name!r}.")
+    if not isinstance(found, type) or not issubclass(found, ActorCriticPolicy):
+        raise RunError(f"policy: {name!r} must be an actor-critic policy for PPO or RecurrentPPO, got {found!r}.")
+    return found
+
+
+def is_circuit(policy: str | None) -> bool:
+    """Whether a name, as in `policy` of the hyperparameters, is that of an NCP; None is the NCP that fits.
+
+    Raises:
+        RunError: There is no such policy.
+    """
+    found = policy_class(policy)
+    return found is None or issubclass(found, NCPPolicy)
 
 
 def make_model(config: RunConfig, venv: VecEnv, device: str = "auto") -> OnPolicyAlgorithm:
@@ -253,12 +377,9 @@ def make_model(config: RunConfig, venv: VecEnv, device: str = "auto") -> OnPolic
     Raises:
         RunError: Hyperparameters that make no model for these spaces.
     """
-    arguments = {name: value for name, value in config.hyperparams.items() if name not in _ZOO_ENTRIES}
-    for name in ("learning_rate", "clip_range"):
-        if isinstance(arguments.get(name), str):
-            arguments[name] = _schedule(name, arguments[name])
     try:
-        policy = _policy_class(config, venv.observation_space)
+        arguments = settings.algorithm_arguments(algorithm(config), config.hyperparams)
+        policy = _policy_for(config, venv.observation_space)
         kwargs = _policy_kwargs(config, policy, venv)
         return algorithm(config)(policy, venv, policy_kwargs=kwargs, seed=config.seed, device=device, **arguments)
     except (AssertionError, TypeError, ValueError) as error:
@@ -295,6 +416,7 @@ def load_run(
     which: Literal["best", "last"] = "best",
     n_envs: int = 1,
     device: str = "auto",
+    training_wrappers: bool = False,
     **make_kwargs: Any,
 ) -> tuple[OnPolicyAlgorithm, VecEnv]:
     """The model of a run folder and environments to evaluate it in, normalised as it was trained.
@@ -304,19 +426,23 @@ def load_run(
         which: "best" by periodic evaluation, or "last".
         n_envs: Environments side by side.
         device: Of torch.
-        **make_kwargs: For `make_vec_env`.
+        training_wrappers: Whether to put on wrappers that are for training alone: of a policy that was trained under
+            disturbances, it is the undisturbed world that evaluations, recordings and audits begin with.
+        **make_kwargs: For `make_vec_env`, as in `make_envs`.
 
     Raises:
         RunError: Something is missing or damaged.
     """
     config = read_config(folder)
-    venv = make_envs(config, n_envs, training=False, **make_kwargs)
+    venv = make_envs(config, n_envs, training=False, training_wrappers=training_wrappers, **make_kwargs)
     path = folder / which / "model.zip"
     try:
-        if isinstance(venv, VecNormalize):
+        normalize = unwrap_vec_normalize(venv)
+        if normalize is not None:
             path = folder / which / "vecnormalize.pkl"
-            venv = VecNormalize.load(str(path), venv.venv)
-            venv.training = venv.norm_reward = False
+            normalize = VecNormalize.load(str(path), normalize.venv)
+            normalize.training = normalize.norm_reward = False
+            venv = _stacked(config, normalize)
             path = folder / which / "model.zip"
         return algorithm(config).load(path, env=venv, device=device), venv
     except FileNotFoundError as error:
@@ -372,22 +498,19 @@ class _KeepBest(BaseCallback):
         return True
 
 
-def _policy_class(config: RunConfig, observation_space: spaces.Space[Any]) -> type[NCPPolicy] | str:
-    name = config.hyperparams.get("policy")
-    if name in BASELINES:
-        return str(name)
-    if name is not None and name not in POLICIES:
-        raise ValueError(f"policy must be one of {', '.join([*POLICIES, *BASELINES])}, got {name!r}.")
-    if name is not None:
-        return POLICIES[name]
+def _policy_for(config: RunConfig, observation_space: spaces.Space[Any]) -> type[ActorCriticPolicy]:
+    """The policy that is named, or the NCP that fits the observation."""
+    named = policy_class(config.hyperparams.get("policy"))
+    if named is not None:
+        return named
     if isinstance(observation_space, spaces.Dict):
         return MultiInputNCPPolicy
     return CnnNCPPolicy if is_image_space(observation_space) else NCPPolicy
 
 
-def _policy_kwargs(config: RunConfig, policy: type[NCPPolicy] | str, venv: VecEnv) -> dict[str, Any]:
-    kwargs = dict(config.hyperparams.get("policy_kwargs") or {})
-    if isinstance(policy, str):
+def _policy_kwargs(config: RunConfig, policy: type[ActorCriticPolicy], venv: VecEnv) -> dict[str, Any]:
+    kwargs = settings.policy_arguments(policy, config.hyperparams.get("policy_kwargs"))
+    if not issubclass(policy, NCPPolicy):
         return kwargs
     for name in ("wiring", "critic"):
         if isinstance(kwargs.get(name), Mapping):
@@ -396,13 +519,40 @@ def _policy_kwargs(config: RunConfig, policy: type[NCPPolicy] | str, venv: VecEn
         kwargs["init"] = LTCInit(**{name: tuple(bounds) for name, bounds in kwargs["init"].items()})
     if venv.has_attr("action_names"):
         kwargs = dict(action_names=venv.get_attr("action_names", indices=0)[0]) | kwargs
-    takes_names = policy is not CnnNCPPolicy and "features_extractor_class" not in kwargs
+    takes_names = not issubclass(policy, CnnNCPPolicy) and "features_extractor_class" not in kwargs
     if takes_names and venv.has_attr("observation_names"):
-        names = venv.get_attr("observation_names", indices=0)[0]
-        if names is not None and isinstance(names, Mapping) != isinstance(venv.observation_space, spaces.Dict):
-            raise ValueError(f"observation_names must be names, by key where the observation is a Dict, got {names}.")
+        names = _observation_names(config, venv)
         kwargs["features_extractor_kwargs"] = dict(names=names) | (kwargs.get("features_extractor_kwargs") or {})
     return kwargs
+
+
+def _observation_names(config: RunConfig, venv: VecEnv) -> Any:
+    """The environment's names of what is observed, also of stacked observations; None where its wrappers observe more.
+
+    Raises:
+        ValueError: Names of another form than the observation.
+    """
+    names = venv.get_attr("observation_names", indices=0)[0]
+    if names is None:
+        return None
+    space, found = venv.observation_space, config.hyperparams
+    if isinstance(names, Mapping) != isinstance(space, spaces.Dict):
+        raise ValueError(f"observation_names must be names, by key where the observation is a Dict, got {names}.")
+    n_stack = int(found.get("frame_stack") or 1)
+    parts = space.spaces if isinstance(space, spaces.Dict) else {"": space}
+    by_key = {
+        key: named for key, named in (names if isinstance(names, Mapping) else {"": names}).items() if key in parts
+    }
+    by_key = {key: [*_earlier(named, n_stack), *named] for key, named in by_key.items()}
+    rewrapped = found.get("env_wrapper") or found.get("vec_env_wrapper")
+    if rewrapped and any(len(named) != get_flattened_obs_dim(parts[key]) for key, named in by_key.items()):
+        return None
+    return by_key if isinstance(names, Mapping) else by_key[""]
+
+
+def _earlier(names: Sequence[str], n_stack: int) -> list[str]:
+    """Names of the observations before the last one in a stack, oldest first."""
+    return [f"{name}_before_{age}" for age in range(n_stack - 1, 0, -1) for name in names]
 
 
 def _recipe(entry: Mapping[str, Any]) -> Recipe:
@@ -411,23 +561,3 @@ def _recipe(entry: Mapping[str, Any]) -> Recipe:
     if name not in RECIPES:
         raise ValueError(f"recipe must be one of {', '.join(RECIPES)}, got {name!r}.")
     return RECIPES[name](**arguments)
-
-
-def _literal(value: Any) -> Any:
-    """rl-zoo's `dict(...)` strings as mappings; other values as they are."""
-    if not isinstance(value, str) or not value.startswith("dict("):
-        return value
-    try:
-        call = ast.parse(value, mode="eval").body
-        assert isinstance(call, ast.Call)
-        return {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
-    except (SyntaxError, ValueError, AssertionError) as error:
-        raise RunError(f"{value!r} must be a dict(...) of literals: {error}") from error
-
-
-def _schedule(name: str, text: str) -> LinearSchedule:
-    """rl-zoo's `lin_3e-4`: linearly from there to 0."""
-    prefix, _, start = text.partition("_")
-    if prefix != "lin":
-        raise ValueError(f'{name} must be a number or "lin_<number>", got {text!r}.')
-    return LinearSchedule(float(start), 0.0, 1.0)

@@ -94,8 +94,8 @@ class NCPPolicy(RecurrentActorCriticPolicy):
             observation_space: Box, Discrete, image or Dict.
             action_space: Box, Discrete, MultiDiscrete or MultiBinary.
             lr_schedule: Learning rate by remaining progress.
-            net_arch: `dict(vf=[...])`, hidden layers of the critic behind its recurrent core; [64, 64] where None. Layers
-                of `pi` beside them, as tuners send, are left out with a warning.
+            net_arch: `dict(vf=[...])`, hidden layers of the critic behind its recurrent core; [64, 64] where None.
+                Layers of `pi` beside them, as tuners send, are left out with a warning.
             activation_fn: Of the critic's hidden layers.
             ortho_init: Orthogonal initial weights for the critic and dense encoders.
             use_sde: Generalised state-dependent exploration, over the potentials of all neurons.

@@ -127,11 +127,11 @@ class Perturbation:
         )
         if self.level_zero_is_nominal is False:
             sentence += " At level 0 it does not equal the undisturbed run."
-        costly = {
-            point.condition: point.level for point in reversed(own) if point.level and self._loss(point) > max_loss
-        }
+        costly = [point for point in own if point.level > 0 and self._loss(point) > max_loss]
         if costly:
-            levels = " ".join(f"{name}=0..{level:g}" for name, level in reversed(costly.items()))
+            names = dict.fromkeys(point.condition for point in costly)
+            lowest = {name: min(point.level for point in costly if point.condition == name) for name in names}
+            levels = " ".join(f"{name}=0..{level:g}" for name, level in lowest.items())
             sentence += f" Training under them may help: scripts/train.py --disturb {levels}"
         passed = loss <= max_loss and self.level_zero_is_nominal is not False
         return Verdict("perturbation", passed, sentence, {"loss": loss, "failure_rate": worst.failure_rate.mean})

@@ -42,7 +42,7 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_image_space
-from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 
 from ncp_rl import settings
 from ncp_rl.encoder import ELAPSED_TIME
@@ -246,7 +246,10 @@ def make_envs(
     training_wrappers: bool = True,
     **make_kwargs: Any,
 ) -> VecEnv:
-    """The run's environments: wrapped, monitored, seeded, normalised and stacked as configured.
+    """The run's environments: monitored, seeded, wrapped, stacked and normalised as configured.
+
+    rl-zoo stacks what is normalised already. Here, stacks are normalised, each place of a stack by its own statistics:
+    so the observation that a recording holds is all that the policy acted on.
 
     Args:
         config: The run.
@@ -266,12 +269,12 @@ def make_envs(
         make_kwargs = _make_kwargs(found, make_kwargs, training_wrappers)
         venv = make_vec_env(config.env, n_envs=n_envs, seed=seed, **make_kwargs)
         wrap = settings.wrapper("vec_env_wrapper", found.get("vec_env_wrapper"), training=training_wrappers)
-        venv = venv if wrap is None else wrap(venv)
+        venv = _stacked(config, venv if wrap is None else wrap(venv))
     except (gym.error.Error, AssertionError, ImportError, TypeError, ValueError) as error:
         raise RunError(f"The environment {config.env!r} cannot be made: {error}") from error
     normalize = found.get("normalize")
     if normalize is None or normalize is False:
-        return _stacked(config, venv)
+        return venv
     kwargs = _what_to_normalize(venv.observation_space) | (dict(normalize) if isinstance(normalize, Mapping) else {})
     kwargs |= {"gamma": found["gamma"]} if "gamma" in found else {}  # As in rl-zoo, before that of `normalize`.
     kwargs |= dict(training=training)
@@ -279,10 +282,9 @@ def make_envs(
         kwargs["norm_reward"] = False
     try:
         settings.check_arguments("normalize", VecNormalize, kwargs)
-        normalized = VecNormalize(venv, **kwargs)
+        return VecNormalize(venv, **kwargs)
     except (TypeError, ValueError) as error:
         raise RunError(f"Observations of {config.env!r} cannot be normalised with {kwargs}: {error}") from error
-    return _stacked(config, normalized)
 
 
 def _make_kwargs(found: Mapping[str, Any], given: Mapping[str, Any], training_wrappers: bool) -> dict[str, Any]:
@@ -299,18 +301,20 @@ def _make_kwargs(found: Mapping[str, Any], given: Mapping[str, Any], training_wr
 
 
 def _stacked(config: RunConfig, venv: VecEnv) -> VecEnv:
-    """The environments, whose last observations are stacked as rl-zoo's `frame_stack` says."""
+    """The environments, whose last observations are stacked as rl-zoo's `frame_stack` says.
+
+    Raises:
+        ValueError: The observation cannot be stacked.
+    """
     n_stack = config.hyperparams.get("frame_stack")
     if n_stack is None:
         return venv
     if isinstance(venv.observation_space, spaces.Dict) and ELAPSED_TIME in venv.observation_space.spaces:
-        raise RunError(
-            f"frame_stack would stack {ELAPSED_TIME!r} of {config.env!r} too, which is one time; leave it out."
-        )
+        raise ValueError(f"frame_stack would stack {ELAPSED_TIME!r} too, which is one number; leave it out.")
     try:
         return VecFrameStack(venv, int(n_stack))
-    except (AssertionError, NotImplementedError, TypeError, ValueError) as error:
-        raise RunError(f"Observations of {config.env!r} cannot be stacked by frame_stack: {error}") from error
+    except (AssertionError, NotImplementedError, TypeError) as error:
+        raise ValueError(f"frame_stack cannot stack {venv.observation_space}: {error}") from error
 
 
 def _what_to_normalize(space: spaces.Space[Any]) -> dict[str, Any]:
@@ -437,12 +441,10 @@ def load_run(
     venv = make_envs(config, n_envs, training=False, training_wrappers=training_wrappers, **make_kwargs)
     path = folder / which / "model.zip"
     try:
-        normalize = unwrap_vec_normalize(venv)
-        if normalize is not None:
+        if isinstance(venv, VecNormalize):
             path = folder / which / "vecnormalize.pkl"
-            normalize = VecNormalize.load(str(path), normalize.venv)
-            normalize.training = normalize.norm_reward = False
-            venv = _stacked(config, normalize)
+            venv = VecNormalize.load(str(path), venv.venv)
+            venv.training = venv.norm_reward = False
             path = folder / which / "model.zip"
         return algorithm(config).load(path, env=venv, device=device), venv
     except FileNotFoundError as error:

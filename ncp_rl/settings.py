@@ -288,7 +288,10 @@ def check_arguments(
     Raises:
         ValueError: An argument is refused.
     """
-    parameters = inspect.signature(call).parameters
+    try:
+        parameters = inspect.signature(call).parameters
+    except ValueError as error:
+        raise ValueError(f"{what} does not say which arguments it takes: {error}") from error
     any_name = not names or any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     for name, value in arguments.items():
         if name not in parameters:

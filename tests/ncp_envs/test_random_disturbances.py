@@ -109,7 +109,10 @@ def test_levels_as_a_command_line_has_them() -> None:
         (["sensor_noise"], r"NAME=LEVEL or NAME=LOW\.\.HIGH, got 'sensor_noise'.*observation_delay \(steps\)"),
         (["sensor_noise=much"], "NAME=LEVEL"),
         (["sensor_noise=1e"], "must be a number, got '1e'"),
-        (["sensor_noise=0.2..0.1"], r"sensor_noise must be a level from 0 on, or \[lowest, highest\], got \[0.2, 0.1\]"),
+        (
+            ["sensor_noise=0.2..0.1"],
+            r"sensor_noise must be a level from 0 on, or \[lowest, highest\], got \[0.2, 0.1\]",
+        ),
         (["sensor_noise=-0.1"], "sensor_noise must be a level from 0 on"),
         (["sensor_noise=0..1e999"], "sensor_noise must be a level from 0 on"),
         (["observation_delay=0..1.5"], "observation_delay counts steps and takes whole numbers"),

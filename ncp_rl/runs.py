@@ -167,7 +167,8 @@ def train(
     """Train a policy and fill its run folder.
 
     Args:
-        config: What to train; see `RunConfig`.
+        config: What to train; see `RunConfig`. Wrappers for training alone are on in the periodic evaluations too: the
+            best model is the best in the world that it is trained for.
         folder: New folder for the run.
         device: Of torch.
         n_evaluations: Periodic evaluations during training; the best model so far is kept.
@@ -268,6 +269,9 @@ def make_envs(
     try:
         make_kwargs = _make_kwargs(found, make_kwargs, training_wrappers)
         venv = make_vec_env(config.env, n_envs=n_envs, seed=seed, **make_kwargs)
+        made: Any = venv.get_attr("unwrapped", indices=0)[0]
+        # What Gymnasium itself takes, such as max_episode_steps, is no argument of the class.
+        settings.check_arguments(config.env, type(made), found.get("env_kwargs") or {}, names=False)
         wrap = settings.wrapper("vec_env_wrapper", found.get("vec_env_wrapper"), training=training_wrappers)
         venv = _stacked(config, venv if wrap is None else wrap(venv))
     except (gym.error.Error, AssertionError, ImportError, TypeError, ValueError) as error:

@@ -299,7 +299,8 @@ def check_arguments(
                 continue
             taken = [known for known in parameters if known not in hidden and not known.startswith("_")]
             raise ValueError(f"{what} takes no argument {name!r}; it takes {', '.join(taken)}.")
-        if isinstance(parameters[name].default, bool) and isinstance(value, str):
+        takes_truth = isinstance(parameters[name].default, bool) or parameters[name].annotation in (bool, "bool")
+        if takes_truth and isinstance(value, str):
             raise ValueError(f"{name} of {what} must be true or false, got the text {value!r}; leave out the quotes.")
 
 

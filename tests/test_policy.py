@@ -391,9 +391,9 @@ def test_optimizer_holds_every_parameter_that_is_used() -> None:
 def test_layers_of_pi_beside_the_critics_are_left_out_with_a_warning() -> None:
     """As rl-zoo's sampler sends them."""
     with pytest.warns(UserWarning, match=r"net_arch puts layers behind the motor neurons.*Layers of pi are left out"):
-        tuned = make_policy(net_arch=dict(pi=[64, 64], vf=[7]))
-    plain = make_policy(net_arch=dict(vf=[7]))
-    assert [name for name, _ in tuned.named_parameters()] == [name for name, _ in plain.named_parameters()]
+        tuned = make_model(box(5), box(2), policy_kwargs=dict(net_arch=dict(pi=[64, 64], vf=[7]))).policy
+    plain = make_model(box(5), box(2), policy_kwargs=dict(net_arch=dict(vf=[7]))).policy
+    assert {name: p.shape for name, p in tuned.named_parameters()} == {n: p.shape for n, p in plain.named_parameters()}
 
 
 @pytest.mark.parametrize(

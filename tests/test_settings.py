@@ -24,7 +24,7 @@ from ncp_rl.recording import record_rollouts, replay
 from ncp_rl.runs import RunConfig, RunError, load_run, make_envs, make_model, policy_class, read_hyperparams, train
 from scripts import evaluate as evaluate_script
 from scripts import train as train_script
-from tests.random_env import RandomEnv, box
+from tests.random_env import box
 
 PENDULUM = "ncp/PendulumNoVel-v1"
 ROOT = Path(__file__).parents[1]
@@ -141,6 +141,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, entry: str, message: str) 
         ("env_wrapper: tests.test_settings.SMALL", "must be a class or function"),
         ("vec_env_wrapper: gymnasium.Nothing", "vec_env_wrapper: 'gymnasium.Nothing' cannot be imported"),
         ("env_kwargs: {wind: 3}", "unexpected keyword argument 'wind'"),
+        ("env_kwargs: {sutton_barto_reward: 'no'}", "sutton_barto_reward of CartPole-v1 must be true or false"),
         ("callback: {tests.test_settings.Counting: {loud: 'no'}}", "loud of .*Counting must be true or false"),
         ("callback: gymnasium.Wrapper", "The callbacks cannot be made"),
         ("callback: collections.OrderedDict", "collections.OrderedDict does not say which arguments it takes"),
@@ -148,8 +149,9 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, entry: str, message: str) 
     ],
 )
 def test_what_cannot_be_done_is_named_before_a_folder_is_made(tmp_path: Path, entry: str, message: str) -> None:
+    env_id = "CartPole-v1" if "CartPole" in message else PENDULUM
     with pytest.raises(RunError, match=message):
-        train(RunConfig(PENDULUM, read(tmp_path, entry)), tmp_path / "run", progress_bar=False)
+        train(RunConfig(env_id, read(tmp_path, entry)), tmp_path / "run", progress_bar=False)
     assert not (tmp_path / "run").exists()
 
 
@@ -228,7 +230,8 @@ def test_names_follow_the_stack_and_are_left_out_where_a_wrapper_observes_more()
     assert isinstance(policy, NCPPolicy) and policy.sensory_names[::8] == ("obs_0_0", "obs_1_0", "obs_2_0")
     with pytest.raises(RunError, match="frame_stack would stack 'elapsed_time'"):
         make_envs(RunConfig("ncp/PendulumIrregular-v0", dict(frame_stack=2)), 1)
-    gym.register("Choice-v0", lambda: RandomEnv(spaces.Discrete(3), box(1)))
+    parts = dict(observation_space=spaces.Discrete(3), action_space=box(1))
+    gym.register("Choice-v0", "tests.random_env:RandomEnv", kwargs=parts)
     try:
         with pytest.raises(RunError, match="frame_stack cannot stack Discrete"):
             make_envs(RunConfig("Choice-v0", dict(frame_stack=2)), 1)

@@ -9,6 +9,7 @@ observation -> encoder -> S sensory neurons -> LTC neurons with NCP wiring -> M 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -117,6 +118,7 @@ class NCPPolicy(RecurrentActorCriticPolicy):
             action_space: Box, Discrete, MultiDiscrete or MultiBinary.
             lr_schedule: Learning rate by remaining progress.
             net_arch: `dict(vf=[...])`, hidden layers of the critic behind its recurrent core; [64, 64] where None.
+                Layers of `pi` beside them, as tuners send, are left out with a warning.
             activation_fn: Of the critic's hidden layers.
             ortho_init: Orthogonal initial weights for the critic and dense encoders.
             use_sde: Generalised state-dependent exploration, over the potentials of all neurons.
@@ -571,11 +573,16 @@ def _check_arguments(critic: object, motor_map: str, net_arch: list[int] | dict[
         raise ValueError(f'critic must be "ltc", "lstm", "mlp", "shared" or a recipe, got {critic!r}.')
     if motor_map not in ("affine", "dense"):
         raise ValueError(f'motor_map must be "affine" or "dense", got {motor_map!r}.')
-    if net_arch and (isinstance(net_arch, list) or net_arch.get("pi")):
-        raise ValueError(
-            f"net_arch puts layers behind the motor neurons: {net_arch}. A motor neuron is an action here; give layers "
-            'to the critic alone, net_arch=dict(vf=[64, 64]), or set motor_map="dense".'
-        )
+    if not net_arch or not (isinstance(net_arch, list) or net_arch.get("pi")):
+        return
+    message = (
+        f"net_arch puts layers behind the motor neurons: {net_arch}. A motor neuron is an action here; give layers "
+        'to the critic alone, net_arch=dict(vf=[64, 64]), or set motor_map="dense".'
+    )
+    if isinstance(net_arch, list) or "vf" not in net_arch:
+        raise ValueError(message)
+    # Tuners such as rl-zoo's sampler always send both; the critic's layers are what can be tuned.
+    warnings.warn(f"{message} Layers of pi are left out.", stacklevel=3)
 
 
 def _critic_arch(net_arch: list[int] | dict[str, list[int]] | None) -> dict[str, list[int]]:

@@ -396,9 +396,7 @@ class Random(Recipe):
         sensory_adjacency = self._draw(rng, n_sensory, sensory_sparsity, draws_per_synapse=2)
         return Wiring(adjacency, sensory_adjacency, n_motor)
 
-    def _draw(
-        self, rng: np.random.Generator, n_sources: int, sparsity: float, *, draws_per_synapse: int
-    ) -> Adjacency:
+    def _draw(self, rng: np.random.Generator, n_sources: int, sparsity: float, *, draws_per_synapse: int) -> Adjacency:
         possible = n_sources * self.units
         n_synapses = int(np.round(possible * (1 - sparsity)))
         adjacency = np.zeros(possible, np.int8)

@@ -36,7 +36,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from tqdm import tqdm
 
 from ncp_rl import NCPPolicy
-from ncp_rl.runs import RunConfig, evaluate, load_run, make_envs, make_model, read_hyperparams, train
+from ncp_rl.runs import GENERAL, RunConfig, evaluate, load_run, make_envs, make_model, read_hyperparams, train
 
 ROOT = Path(__file__).parents[1]
 #: Seeds of the fresh episodes lie beyond those of training, of periodic evaluation and of what train.py ends with.
@@ -111,7 +111,7 @@ class Row:
     actor_parameters: int
     parameters: int
     settings: str
-    """Whose: stock, rl-zoo, or of this project, for any task (default) or for this one (tuned)."""
+    """Whose: stock, rl-zoo, or this project's, for any task (general) or for this one (tuned)."""
 
 
 @dataclass(frozen=True)
@@ -226,7 +226,10 @@ def hyperparams(task: Task, contender: Contender, timesteps: int | None = None) 
 
 
 def _from_file(task: Task, contender: Contender) -> dict[str, Any]:
-    return read_hyperparams(ROOT / "hyperparams" / contender.settings, task.env) if contender.settings else {}
+    if contender.settings is None:
+        return {}
+    general = GENERAL if contender.policy == "ncp" else {}
+    return read_hyperparams(ROOT / "hyperparams" / contender.settings, task.env) or dict(general)
 
 
 def _control(task: Task, recipe: str) -> dict[str, Any]:
@@ -244,11 +247,11 @@ def _control(task: Task, recipe: str) -> dict[str, Any]:
 
 def source(task: Task, contender: Contender) -> str:
     """Whose settings a contender has on a task."""
-    own = contender.policy == "ncp"
     if contender.settings is None or not _from_file(task, contender):
         return "stock"
-    text = (ROOT / "hyperparams" / contender.settings).read_text()
-    return ("tuned" if f"\n{task.env}:" in text else "default") if own else "rl-zoo"
+    if contender.policy != "ncp":
+        return "rl-zoo"
+    return "general" if _from_file(task, contender) == GENERAL else "tuned"
 
 
 def count_parameters(model: OnPolicyAlgorithm) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
     python scripts/train.py --env ncp/PendulumNoVel-v1
     python scripts/train.py --env my_module:MyEnv-v0 --units 48 --timesteps 500000
+    python scripts/train.py --disturb observation_delay=0..2 sensor_noise=0.05
 
 Hyperparameters come from --hyperparams where it names the environment; arguments given here come before them.
 """
@@ -10,16 +11,30 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import ncp_envs  # noqa: F401  (registers ncp/ environments)
 import torch
 import tyro
+from ncp_envs import read_levels
 
-from ncp_rl.runs import BASELINES, RunConfig, RunError, evaluate, load_run, read_hyperparams, train
+from ncp_rl.policy import DEFAULT_WIRING
+from ncp_rl.runs import (
+    GENERAL,
+    Evaluation,
+    RunConfig,
+    RunError,
+    evaluate,
+    is_circuit,
+    load_run,
+    read_hyperparams,
+    train,
+)
+from ncp_rl.settings import named
 
+#: The wrapper that disturbs, as `env_wrapper` of the hyperparameters names it.
+DISTURBANCES = "ncp_envs.RandomDisturbances"
 HYPERPARAMS = Path(__file__).parents[1] / "hyperparams" / "ncp_ppo.yml"
 
 
@@ -30,7 +45,8 @@ class Args:
     env: str = "ncp/PendulumNoVel-v1"
     """Gymnasium id; module:id imports the module first."""
     policy: str | None = None
-    """NCPPolicy and its kin, or a baseline of SB3's: MlpLstmPolicy, MlpPolicy, ... Default: the NCP that fits."""
+    """NCPPolicy and its kin, a baseline of SB3's: MlpLstmPolicy, MlpPolicy, ..., or a dotted path, whose module is
+    imported. Default: the NCP that fits."""
     recipe: Literal["AutoNCP", "FullyConnected", "Random"] | None = None
     """Wiring of the actor. Default: AutoNCP."""
     units: int | None = None
@@ -52,7 +68,13 @@ class Args:
     out: Path | None = None
     """New folder for the run. Default: runs/ENV__SEED__TIME."""
     hyperparams: Path = HYPERPARAMS
-    """Hyperparameters by environment, in rl-zoo's form."""
+    """Hyperparameters by environment, in rl-zoo's form. Nothing of the file is executed, but modules of the classes
+    that it names, such as wrappers, are imported."""
+    disturb: tuple[str, ...] = ()
+    """Train under disturbances: NAME=LEVEL, or NAME=LOW..HIGH for a level that each episode draws anew, such as
+    observation_delay=0..2 sensor_noise=0.05. There are sensor_noise, sensor_bias, sensor_dropout, observation_delay,
+    action_noise, action_delay, action_gain_error and sticky_action; a wrong name or level prints their units. The best
+    model is chosen under them too; evaluations and audits of the run begin with the undisturbed world."""
     max_episode_steps: int | None = None
     """Cut the episodes of evaluations, recordings and audits after so many steps, for tasks that go on without end."""
     eval_episodes: int = 20
@@ -77,32 +99,73 @@ def main(args: Args) -> int:
             n_eval_episodes=args.eval_episodes,
             progress_bar=args.progress_bar,
         )
-        model, venv = load_run(folder, n_envs=10, device=args.device)
-        evaluation = evaluate(model, venv, n_episodes=args.final_episodes, seed=args.seed + 20_000)
+        evaluation = final(args, folder, disturbed=False)
+        disturbed = final(args, folder, disturbed=True) if is_disturbed(config) else None
     except RunError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(evaluation)
+    print(evaluation if disturbed is None else f"undisturbed: {evaluation}\nas trained: {disturbed}")
     print(f"run folder: {folder}")
     return 0
 
 
+def final(args: Args, folder: Path, *, disturbed: bool) -> Evaluation:
+    """The best model over fresh episodes, disturbed as in training or not."""
+    model, venv = load_run(folder, n_envs=10, device=args.device, training_wrappers=disturbed)
+    evaluation = evaluate(model, venv, n_episodes=args.final_episodes, seed=args.seed + 20_000)
+    venv.close()
+    return evaluation
+
+
 def hyperparams(args: Args) -> dict[str, Any]:
     """Those of the file, with what the command line says in their place."""
-    defaults: dict[str, Any] = dict(n_envs=8, n_timesteps=200_000, normalize=True)
-    found = defaults | read_hyperparams(args.hyperparams, args.env) | _given(dict(policy=args.policy))
-    found |= _given(dict(n_envs=args.n_envs, n_timesteps=args.timesteps))
-    if found.get("policy") in BASELINES:
-        return found | dict(policy_kwargs={})  # The file's describe a circuit.
+    found = read_hyperparams(args.hyperparams, args.env)
+    if not found:
+        own = is_circuit(args.policy)
+        found = dict(GENERAL) if own else dict(n_envs=8, n_timesteps=200_000, normalize=True)
     policy_kwargs = dict(found.get("policy_kwargs") or {})
-    wiring = dict(policy_kwargs.get("wiring") or {})
-    if args.recipe is not None and args.recipe != wiring.get("recipe", "AutoNCP"):
-        wiring = {"units": wiring.get("units", 32)}  # The file's other entries belong to its own recipe.
-    given = dict(recipe=args.recipe, units=args.units, sparsity=args.sparsity)
-    default = {} if wiring.get("recipe") == "NCP" else dict(units=32)  # A recipe without a number of units.
-    policy_kwargs["wiring"] = default | wiring | _given(given)
-    policy_kwargs |= _given(dict(critic=args.critic))
+    if args.policy not in (None, found.get("policy")):
+        both_circuits = is_circuit(args.policy) and is_circuit(found.get("policy"))
+        policy_kwargs = policy_kwargs if both_circuits else {}  # The file's describe another kind of policy.
+    found |= _given(dict(policy=args.policy, n_envs=args.n_envs, n_timesteps=args.timesteps))
+    found = disturbed(args, found)
+    if is_circuit(found.get("policy")):
+        policy_kwargs = circuit(args, policy_kwargs)
     return found | dict(policy_kwargs=policy_kwargs)
+
+
+def circuit(args: Args, policy_kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of an NCP, with what the command line says in their place."""
+    wiring = dict(policy_kwargs.get("wiring") or dict(recipe="AutoNCP", **asdict(DEFAULT_WIRING)))
+    if args.recipe is not None and args.recipe != wiring.get("recipe", "AutoNCP"):
+        wiring = {"units": wiring.get("units", 32)}  # The other entries belong to their own recipe.
+    given = dict(recipe=args.recipe, units=args.units, sparsity=args.sparsity)
+    return policy_kwargs | dict(wiring=wiring | _given(given)) | _given(dict(critic=args.critic))
+
+
+def disturbed(args: Args, found: dict[str, Any]) -> dict[str, Any]:
+    """The disturbances of the command line, or of the file's `disturb`, as a wrapper around the file's own.
+
+    Raises:
+        RunError: There is no such disturbance, or no such level.
+    """
+    levels = found.pop("disturb", None)
+    if args.disturb:
+        try:
+            levels = read_levels(args.disturb)
+        except ValueError as error:
+            raise RunError(str(error)) from error
+    if not levels:
+        return found
+    wrappers = found.get("env_wrapper") or []
+    wrappers = wrappers if isinstance(wrappers, list) else [wrappers]
+    return found | dict(env_wrapper=[*wrappers, {DISTURBANCES: levels}])
+
+
+def is_disturbed(config: RunConfig) -> bool:
+    """Whether training has wrappers that later evaluations do without."""
+    wrappers = named("env_wrapper", config.hyperparams.get("env_wrapper"))
+    return any(getattr(wrapper.call, "training_only", False) for wrapper in wrappers)
 
 
 def _given(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -388,11 +388,19 @@ def test_optimizer_holds_every_parameter_that_is_used() -> None:
     assert policy.optimizer.param_groups[0]["lr"] == 3e-4 and policy.optimizer.param_groups[0]["eps"] == 1e-5
 
 
+def test_layers_of_pi_beside_the_critics_are_left_out_with_a_warning() -> None:
+    """As rl-zoo's sampler sends them."""
+    with pytest.warns(UserWarning, match=r"net_arch puts layers behind the motor neurons.*Layers of pi are left out"):
+        tuned = make_model(box(5), box(2), policy_kwargs=dict(net_arch=dict(pi=[64, 64], vf=[7]))).policy
+    plain = make_model(box(5), box(2), policy_kwargs=dict(net_arch=dict(vf=[7]))).policy
+    assert {name: p.shape for name, p in tuned.named_parameters()} == {n: p.shape for n, p in plain.named_parameters()}
+
+
 @pytest.mark.parametrize(
     ("kwargs", "error", "message"),
     [
         (dict(net_arch=[64, 64]), ValueError, "puts layers behind the motor neurons"),
-        (dict(net_arch=dict(pi=[8], vf=[8])), ValueError, "puts layers behind the motor neurons"),
+        (dict(net_arch=dict(pi=[8])), ValueError, "puts layers behind the motor neurons"),
         (dict(critic="gru"), ValueError, 'critic must be "ltc", "lstm", "mlp", "shared" or a recipe'),
         (dict(motor_map="linear"), ValueError, 'motor_map must be "affine" or "dense"'),
         (dict(n_motor=5), ValueError, "5 motor neurons cannot be mapped one to one on 2 action outputs"),

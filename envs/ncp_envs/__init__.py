@@ -22,6 +22,7 @@ from ncp_envs.disturbance import (
 )
 from ncp_envs.hidden_state import HIDDEN, NoVelocity, no_velocity_id
 from ncp_envs.irregular_time import IrregularTime
+from ncp_envs.random_disturbances import RandomDisturbances, read_levels
 
 __all__ = [
     "DISTURBANCES",
@@ -33,9 +34,11 @@ __all__ = [
     "IrregularTime",
     "NoVelocity",
     "ObservationDelay",
+    "RandomDisturbances",
     "SensorBias",
     "SensorDropout",
     "SensorNoise",
+    "read_levels",
 ]
 
 for _upstream in HIDDEN:

@@ -42,7 +42,7 @@ class Disturbance(OwnGenerator, RecordConstructorArgs, ABC):
     """A disturbance of observations or actions; subclasses override what they disturb.
 
     Attributes:
-        level: How much; 0 leaves observations and actions as they are.
+        level: How much; 0 leaves observations and actions as they are. It may be set between two episodes.
     """
 
     def __init__(self, env: gym.Env[Any, Any], level: float, **arguments: Any) -> None:
@@ -203,14 +203,14 @@ class ObservationDelay(Disturbance):
     def __init__(self, env: gym.Env[Any, Any], level: float) -> None:
         """Wrap `env`."""
         super().__init__(env, level)
-        self.steps = whole(level)
+        whole(level)
 
     def begin(self) -> None:
         """Nothing is under way."""
-        self._under_way: deque[Any] = deque(maxlen=self.steps + 1)
+        self._under_way: deque[Any] = deque(maxlen=whole(self.level) + 1)
 
     def observe(self, observation: Any) -> Any:
-        """That of `steps` ago, with the elapsed time of now."""
+        """That of `level` steps ago, with the elapsed time of now."""
         self._under_way.append(observation)
         late = self._under_way[0]
         if isinstance(late, Mapping) and ELAPSED_TIME in late:
@@ -261,15 +261,15 @@ class ActionDelay(Disturbance):
                 action of a discrete space.
         """
         super().__init__(env, level, idle=idle)
-        self.steps = whole(level)
+        whole(level)
         self.idle = idle_action(env.action_space) if idle is None else idle
 
     def begin(self) -> None:
         """Idle until the first action is due."""
-        self._under_way: deque[Any] = deque([self.idle] * self.steps)
+        self._under_way: deque[Any] = deque([self.idle] * whole(self.level))
 
     def act(self, action: Any) -> Any:
-        """That of `steps` ago."""
+        """That of `level` steps ago."""
         self._under_way.append(copy.copy(action))
         return self._under_way.popleft()
 
@@ -368,13 +368,13 @@ class Fault(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
             raise ValueError(f"disturbance must be one of {', '.join(known)}, got {disturbance!r}.")
         if onset < 1:
             raise ValueError(f"onset must be a step from 1 on, got {onset}.")
-        super().__init__(disturbed)
+        super().__init__(env)  # Not around `disturbed`: the spec would name both, and rebuild the disturbance twice.
         self._disturbed, self._level, self._onset = disturbed, level, onset
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset the environment; all is well at first."""
         self._disturbed.level, self._step = 0, 0
-        return super().reset(seed=seed, options=options)
+        return self._disturbed.reset(seed=seed, options=options)
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """Step, disturbed from the onset on."""
@@ -382,7 +382,7 @@ class Fault(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         if self._step == self._onset:
             self._disturbed.level = self._level
             self._disturbed.begin()
-        return super().step(action)
+        return self._disturbed.step(action)
 
 
 def sizes(box: spaces.Box, scale: Any = None) -> Array:

@@ -29,6 +29,10 @@ class OwnGenerator(gym.Wrapper[Any, Any, Any, Any]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset the environment; a seed seeds the wrapper's own stream too."""
+        self.reseed(seed)
+        return self.env.reset(seed=seed, options=options)
+
+    def reseed(self, seed: int | None) -> None:
+        """Begin the wrapper's own stream anew; where None, it goes on."""
         if seed is not None:
             self.generator = np.random.default_rng((seed, *self._stream))
-        return self.env.reset(seed=seed, options=options)

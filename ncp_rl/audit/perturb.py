@@ -112,11 +112,15 @@ class Perturbation:
     seed: int
 
     def verdict(self, policy: str, *, max_loss: float = 0.5) -> Verdict:
-        """The condition that costs most; passes where no level costs more than `max_loss` of the nominal |return|."""
+        """The condition that costs most; passes where no level costs more than `max_loss` of the nominal |return|.
+
+        Where disturbances cost more, the sentence names the option of scripts/train.py that trains under them, each up
+        to its lowest level that costs so much.
+        """
         own = [point for point in self.points if point.policy == policy]
         worst = min(own, key=lambda point: point.return_change.mean)
         nominal = self.nominal[policy].mean_return.mean
-        loss = -worst.return_change.mean / max(abs(nominal), 1e-9)
+        loss = self._loss(worst)
         sentence = (
             f"{policy}: return {nominal:.1f}; worst under {worst.condition} at {worst.level:g}: "
             f"{worst.mean_return.mean:.1f} (change {worst.return_change.low:+.1f} to {worst.return_change.high:+.1f}), "
@@ -124,8 +128,18 @@ class Perturbation:
         )
         if self.level_zero_is_nominal is False:
             sentence += " At level 0 it does not equal the undisturbed run."
+        costly = [point for point in own if point.level > 0 and self._loss(point) > max_loss]
+        if costly:
+            names = dict.fromkeys(point.condition for point in costly)
+            lowest = {name: min(point.level for point in costly if point.condition == name) for name in names}
+            levels = " ".join(f"{name}=0..{level:g}" for name, level in lowest.items())
+            sentence += f" Training under them may help: scripts/train.py --disturb {levels}"
         passed = loss <= max_loss and self.level_zero_is_nominal is not False
         return Verdict("perturbation", passed, sentence, {"loss": loss, "failure_rate": worst.failure_rate.mean})
+
+    def _loss(self, point: Point) -> float:
+        """Share of the policy's nominal |return|."""
+        return -point.return_change.mean / max(abs(self.nominal[point.policy].mean_return.mean), 1e-9)
 
     def to_dict(self) -> dict[str, Any]:
         """For audit.json."""

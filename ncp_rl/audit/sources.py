@@ -18,7 +18,7 @@ from ncp_rl.audit.audit import Audit, Subject, audit_recording
 from ncp_rl.audit.perturb import Disturbance, perturb
 from ncp_rl.audit.verdict import Verdict
 from ncp_rl.recording import Episode, Recording, record_rollouts, replay, verify
-from ncp_rl.runs import BASELINES, RunError, load_run, read_config
+from ncp_rl.runs import RunError, is_circuit, load_run, read_config
 
 # Environments side by side while recording, at most.
 _N_ENVS = 10
@@ -102,7 +102,7 @@ def audit_sources(
             recording = Recording.open(path)
             truth = [_chain(path, public_key), _replayed(recording)]
             subjects.append(_ask(recording, name, plan, truth, progress_bar))
-        elif read_config(path).hyperparams.get("policy") not in BASELINES:
+        elif is_circuit(read_config(path).hyperparams.get("policy")):
             subjects.append(_audit_run(path, name, out, plan, progress_bar))
     perturbation, verdicts = None, tuple[Verdict, ...]()
     if runs and plan.disturbances:

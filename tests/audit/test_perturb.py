@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from ncp_rl.audit.ablate import Clamp
-from ncp_rl.audit.perturb import Interval, Perturbation, Trial, failed, perturb, roll_out
+from ncp_rl.audit.perturb import Interval, Perturbation, Point, Trial, failed, perturb, roll_out
 from ncp_rl.runs import RunConfig, RunError, train
 
 ENV = "ncp_envs:ncp/PendulumNoVel-v1"
@@ -102,6 +103,28 @@ def test_verdict_and_json(swept: Perturbation) -> None:
     written = swept.to_dict()
     assert set(written["nominal"]) == {"ncp", "lstm", "mlp"}
     assert set(written["points"][0]["mean_return"]) == {"mean", "low", "high"}
+
+
+def test_the_verdict_names_the_option_that_trains_under_what_costs_much(swept: Perturbation) -> None:
+    def point(condition: str, level: float, change: float) -> Point:
+        paired = Interval(change, change, change)
+        return replace(swept.nominal["ncp"], condition=condition, level=level, return_change=paired)
+
+    nominal = replace(swept.nominal["ncp"], mean_return=Interval(-200.0, -210.0, -190.0))
+    points = (
+        point("observation_delay", 2.0, -400.0),
+        point("observation_delay", 1.0, -150.0),
+        point("sensor_noise", 0.1, -90.0),
+        point("action_gain_error", 0.4, -110.0),
+        point("clamp command_0 at 0.00", 0.0, -900.0),  # No disturbance: nothing to train under.
+    )
+    verdict = replace(swept, nominal={"ncp": nominal}, points=points).verdict("ncp")
+    assert not verdict.passed
+    assert verdict.sentence.endswith(
+        "Training under them may help: scripts/train.py --disturb observation_delay=0..1 action_gain_error=0..0.4"
+    )
+    unhurt = replace(swept, nominal={"ncp": nominal}, points=points[2:3]).verdict("ncp")
+    assert unhurt.passed and "--disturb" not in unhurt.sentence
 
 
 def test_a_missing_run_is_an_error(tmp_path: Path) -> None:

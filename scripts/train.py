@@ -144,7 +144,7 @@ def circuit(args: Args, policy_kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 def disturbed(args: Args, found: dict[str, Any]) -> dict[str, Any]:
-    """The disturbances of the command line, or of the file's `disturb`, as a wrapper around the file's own.
+    """The disturbances of the command line, else of the file's `disturb`, as a wrapper around the file's others.
 
     Raises:
         RunError: There is no such disturbance, or no such level.
@@ -159,7 +159,8 @@ def disturbed(args: Args, found: dict[str, Any]) -> dict[str, Any]:
         return found
     wrappers = found.get("env_wrapper") or []
     wrappers = wrappers if isinstance(wrappers, list) else [wrappers]
-    return found | dict(env_wrapper=[*wrappers, {DISTURBANCES: levels}])
+    others = [wrapper for wrapper in wrappers if not (isinstance(wrapper, dict) and DISTURBANCES in wrapper)]
+    return found | dict(env_wrapper=[*others, {DISTURBANCES: levels}])
 
 
 def is_disturbed(config: RunConfig) -> bool:

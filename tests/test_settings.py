@@ -355,6 +355,7 @@ def test_the_command_line_comes_before_the_file(tmp_path: Path) -> None:
         "A-v0: {policy: MlpLstmPolicy, policy_kwargs: {lstm_hidden_size: 4}}\n"
         "B-v0: {policy_kwargs: {wiring: {units: 9}, elapsed_time: 0.5},\n"
         "  env_wrapper: x.Y, disturb: {sensor_noise: 0.1}}\n"
+        f"D-v0: {{env_wrapper: {{{RANDOM_DISTURBANCES}: {{sensor_noise: 0.1}}}}}}\n"
     )
 
     def hyperparams(**given: Any) -> dict[str, Any]:
@@ -377,6 +378,9 @@ def test_the_command_line_comes_before_the_file(tmp_path: Path) -> None:
         "x.Y",
         {RANDOM_DISTURBANCES: dict(sensor_bias=[0, 1])},
     ]
+    assert hyperparams(env="D-v0")["env_wrapper"] == {RANDOM_DISTURBANCES: dict(sensor_noise=0.1)}
+    instead = hyperparams(env="D-v0", disturb=("sensor_bias=0.2",))["env_wrapper"]
+    assert instead == [{RANDOM_DISTURBANCES: dict(sensor_bias=0.2)}]
 
 
 def test_settings_that_no_file_can_hold_are_refused(tmp_path: Path) -> None:

@@ -58,7 +58,10 @@ class Circuit:
 
     def save(self) -> tuple[bytes, bytes]:
         """All that `load` needs, as safetensors and as JSON."""
-        tensors = {f"ltc.{name}": tensor.contiguous().cpu() for name, tensor in self.ltc.state_dict().items()}
+        # Without the fingerprint: what it tells stands in the settings.
+        weights = self.ltc.state_dict()
+        del weights["_extra_state"]
+        tensors = {f"ltc.{name}": tensor.contiguous().cpu() for name, tensor in weights.items()}
         tensors |= {"readout": torch.from_numpy(self.readout), "bias": torch.from_numpy(self.bias)}
         values = (
             FORMAT,
@@ -95,7 +98,8 @@ class Circuit:
                 if tensor.dtype != torch.float32:
                     raise ValueError(f"{name} must be float32, got {tensor.dtype}")
             readout, bias = loaded.pop("readout").numpy(), loaded.pop("bias").numpy()
-            ltc.load_state_dict({name.removeprefix("ltc."): tensor for name, tensor in loaded.items()})
+            weights = {name.removeprefix("ltc."): tensor for name, tensor in loaded.items()}
+            ltc.load_state_dict(weights | {"_extra_state": ltc.get_extra_state()})
             circuit = cls(ltc, readout, bias, tuple(entries["sensory_names"]), tuple(entries["action_names"]))
             expected = ((len(circuit.action_names), wiring.n_motor), (len(circuit.action_names),))
             if (readout.shape, bias.shape) != expected or len(circuit.sensory_names) != wiring.n_sensory:

@@ -12,8 +12,9 @@ the constraint.
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -21,10 +22,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ncp_rl.kernels import EPSILON, Backend, HeldParams, Params, Synapses, ltc_scan
+from ncp_rl.fingerprint import fingerprint, mismatch
+from ncp_rl.kernels import EPSILON, Backend, HeldParams, Params, Synapses, exporting, ltc_scan, tracing
 from ncp_rl.wiring import SynapseList, Wiring
 
 Range = tuple[float, float]
+
+# What `_constrain` takes, in its order, and what the scan takes of the wiring.
+_RAW = ("w", "sigma", "mu", "erev", "sensory_w", "sensory_sigma", "sensory_mu", "sensory_erev", "cm", "gleak", "vleak")
+_LISTS = tuple(f"synapse_{name}" for name in Synapses._fields)
 
 
 @dataclass(frozen=True)
@@ -66,12 +72,13 @@ class MotorMap(nn.Module):
     def __init__(self, n_motor: int) -> None:
         """Start as the identity on `n_motor` neurons."""
         super().__init__()
+        self.n_motor = n_motor
         self.weight = nn.Parameter(torch.ones(n_motor))
         self.bias = nn.Parameter(torch.zeros(n_motor))
 
     def forward(self, potentials: Tensor) -> Tensor:
         """Potentials (..., U) of all neurons -> motor outputs (..., M)."""
-        return torch.addcmul(self.bias, potentials[..., : len(self.weight)], self.weight)
+        return torch.addcmul(self.bias, potentials[..., : self.n_motor], self.weight)
 
 
 class Packed(NamedTuple):
@@ -81,6 +88,13 @@ class Packed(NamedTuple):
     synapses: Synapses
     input_w: Tensor | None
     input_b: Tensor | None
+
+
+class _Held(NamedTuple):
+    """Packed parameters, and a copy of the values that they were packed from."""
+
+    values: Tensor
+    params: HeldParams
 
 
 class LTC(nn.Module):
@@ -133,8 +147,8 @@ class LTC(nn.Module):
         self.input_size, self.hidden_size, self.num_layers = wiring.n_sensory, wiring.units, 1
 
         synapses, sensory = wiring.synapses, wiring.sensory_synapses
-        for name, tensor in Synapses(*_tensors(synapses), *_tensors(sensory))._asdict().items():
-            self.register_buffer(f"synapse_{name}", tensor, persistent=False)
+        for name, tensor in zip(_LISTS, (*_tensors(synapses), *_tensors(sensory)), strict=True):
+            self.register_buffer(name, tensor, persistent=False)
 
         w = _uniform(init.w, len(synapses.source))
         sensory_w = _uniform(init.sensory_w, len(sensory.source))
@@ -162,8 +176,7 @@ class LTC(nn.Module):
         self.input_b = nn.Parameter(torch.zeros(wiring.n_sensory)) if input_map else None
         self.motor_map: MotorMap | nn.Identity = MotorMap(wiring.n_motor) if motor_map else nn.Identity()
         self._synapses: Synapses | None = None
-        self._packed: Packed | None = None
-        self._versions: list[tuple[int, int]] = []
+        self._held: _Held | None = None
 
     def forward(
         self,
@@ -188,7 +201,7 @@ class LTC(nn.Module):
             ValueError: Operands that do not fit, negative or non-finite elapsed times (checked on the CPU alone; on a
                 GPU, where looking would wait for the device, they give NaN).
         """
-        if inputs.shape[-1] != self.input_size or inputs.dim() != 3:
+        if not tracing() and (inputs.dim() != 3 or inputs.shape[-1] != self.input_size):
             raise ValueError(f"inputs must be (T, N, S) with S = {self.input_size}, got {tuple(inputs.shape)}.")
         if state is None:
             state = inputs.new_zeros(inputs.shape[1], self.hidden_size)
@@ -216,39 +229,71 @@ class LTC(nn.Module):
     def packed(self) -> Packed:
         """Parameters, constrained, and synapse lists as the scan takes them.
 
-        Without gradients the result is kept until a parameter changes, since packing costs more than one step does.
-        Changes are seen by tensor version and address; an in-place edit through `parameter.data` has neither: edit
-        under `torch.no_grad()` instead.
+        Without gradients, on the CPU, the result is kept until a parameter has another value, since packing costs more
+        than one step does. Values are compared, whichever way they were changed: versions do not count edits through
+        `parameter.data`, and addresses are used again.
         """
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return self._pack()
-        versions = [(p._version, p.data_ptr()) for p in self._parameters.values() if p is not None]
-        if self._packed is None or self._versions != versions:
-            packed = self._pack()
-            self._packed, self._versions = packed._replace(params=HeldParams(*packed.params)), versions
-        return self._packed
-
-    def _pack(self) -> Packed:
-        synaptic = (self.w, self.sigma, self.mu, self.erev)
-        sensory = (self.sensory_w, self.sensory_sigma, self.sensory_mu, self.sensory_erev)
-        constrain = _constrain if torch.compiler.is_compiling() else _Constrain.apply
-        params = Params(*constrain(*synaptic, *sensory, self.cm, self.gleak, self.vleak))
+        own = self._parameters
+        # In `own` it is found ten times as fast; where a parameter is computed from others it is an attribute alone.
+        raw: list[Tensor] = [cast(Tensor, own[name]) if name in own else getattr(self, name) for name in _RAW]
+        capturing = torch.compiler.is_compiling() or exporting()
+        if torch.is_grad_enabled() or capturing:
+            params = Params(*(_constrain if capturing else _Constrain.apply)(*raw))
+        elif not raw[0].is_cpu:
+            params = Params(*_constrain(*raw))  # To compare values there would wait for the device.
+        else:
+            params = self._held_params(raw)
         return Packed(params, self._synapse_lists(), self.input_w, self.input_b)
+
+    def _held_params(self, raw: list[Tensor]) -> HeldParams:
+        """The parameters of the `raw` values, packed when these are new."""
+        values, held = torch.cat(raw), self._held
+        if held is None or held.values.dtype is not values.dtype or not torch.equal(held.values, values):
+            held = self._held = _Held(values, HeldParams(*_constrain(*raw)))
+        return held.params
 
     def _synapse_lists(self) -> Synapses:
         """The same object until the module moves to another device: the scan checks an object once."""
-        lists = Synapses(*(self.get_buffer(f"synapse_{name}") for name in Synapses._fields))
+        buffers, kept = self._buffers, self._synapses
+        lists = Synapses(*[cast(Tensor, buffers[name]) for name in _LISTS])
         if torch.compiler.is_compiling():
             return lists  # A graph keeps no attributes.
-        if self._synapses is None or self._synapses.pointer is not lists.pointer:
-            self._synapses = lists
-        return self._synapses
+        if kept is None or not all(map(operator.is_, kept, lists)):
+            kept = self._synapses = lists
+        return kept
 
-    def train(self, mode: bool = True) -> LTC:
-        """Set the mode, and forget packed parameters where training begins; see `torch.nn.Module.train`."""
-        if mode:
-            self._packed = None
-        return super().train(mode)
+    def __prepare_scriptable__(self) -> None:
+        """Refuse torch.jit.script, which asks here first.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError(
+            "torch.jit.script compiles a part of Python alone, and this layer is written in more of it; export it by "
+            "torch.export.export or torch.onnx.export, or trace it by torch.jit.trace."
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but what is kept for speed: copies, in this process or another one, pack for themselves."""
+        return self.__dict__ | {"_held": None, "_synapses": None}
+
+    def get_extra_state(self) -> Tensor:
+        """The fingerprint of the circuit, which `state_dict` carries; see `ncp_rl.fingerprint`."""
+        return fingerprint(self.wiring, self.elapsed_time, self.ode_unfolds)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Nothing is left to set: `load_state_dict` has compared the fingerprint already."""
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        """Refuse weights of another circuit, whose shapes may well fit; torch raises what stands in the messages."""
+        key = f"{prefix}_extra_state"
+        messages: list[str] = arguments[-1]
+        if any(name.startswith(prefix) for name in state_dict):
+            problem = mismatch(self.get_extra_state(), state_dict.get(key), key)
+            if problem is not None:
+                messages.append(problem)
+                return
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     @classmethod
     def from_ncps(cls, module: Any, *, backend: Backend = "auto") -> LTC:
@@ -268,7 +313,7 @@ class LTC(nn.Module):
         input_map = cell._input_mapping is not None
         wiring = Wiring.from_ncps(cell._wiring)
         ltc = cls(wiring, input_map=input_map, ode_unfolds=cell._ode_unfolds, backend=backend)
-        ltc.load_state_dict(_ncps_weights(cell, wiring))
+        ltc.load_state_dict(_ncps_weights(cell, wiring) | {"_extra_state": ltc.get_extra_state()})
         return ltc.to(cell.cm.device)
 
     def extra_repr(self) -> str:
@@ -336,7 +381,7 @@ def _ncps_weights(cell: Any, wiring: Wiring) -> dict[str, Tensor]:
 
 def _checked_seconds(elapsed_time: Tensor) -> Tensor:
     wrong = ~(elapsed_time >= 0) | torch.isinf(elapsed_time)
-    if elapsed_time.is_cuda or torch.compiler.is_compiling():
+    if elapsed_time.is_cuda or torch.compiler.is_compiling() or exporting():
         return elapsed_time.masked_fill(wrong, float("nan"))
     if wrong.any():
         at = tuple(int(i) for i in wrong.nonzero()[0])

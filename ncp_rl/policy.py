@@ -20,6 +20,7 @@ import torch
 from gymnasium import spaces
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
+from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ from ncp_rl.encoder import (
     observed_names,
     sensory_names,
 )
-from ncp_rl.kernels import Backend
+from ncp_rl.kernels import Backend, exporting
 from ncp_rl.learning import VALUE_GRADIENT, ScaledAdam, SignedSquare, scale_gradient
 from ncp_rl.ltc import LTC, LTCInit, MotorMap
 from ncp_rl.readings import HELD, BadInput, BadInputError, OnBadInput, find_bad, is_finite, replace_bad
@@ -479,6 +480,21 @@ class NCPPolicy(RecurrentActorCriticPolicy):
             actions = actions.float()
         values, log_prob, entropy = super().evaluate_actions(obs, actions, lstm_states, episode_starts)
         return scale_gradient(values, VALUE_GRADIENT), log_prob, entropy
+
+    def _get_action_dist_from_latent(self, latent_pi: Tensor) -> Distribution:
+        """As upstream; but PyTorch's distributions look at values to check them, and an exported graph has none yet."""
+        if not exporting():
+            return super()._get_action_dist_from_latent(latent_pi)
+        checking = torch.distributions.Distribution._validate_args
+        torch.distributions.Distribution.set_default_validate_args(False)
+        try:
+            action_dist = super()._get_action_dist_from_latent(latent_pi)
+        finally:
+            torch.distributions.Distribution.set_default_validate_args(checking)
+        made: Any = action_dist.distribution
+        for distribution in made if isinstance(made, list) else [made]:
+            distribution._validate_args = False
+        return action_dist
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         """Upstream names ActorCriticPolicy's arguments alone; `load` needs ours too."""

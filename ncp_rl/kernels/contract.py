@@ -43,7 +43,7 @@ class HeldParams(Params):
 class Synapses(NamedTuple):
     """Where the synapses run: compressed sparse rows by destination, int32, on the device of the computation.
 
-    The synapses that end in neuron j are `source[pointer[j]:pointer[j + 1]]`, sources ascending.
+    The synapses that end in neuron j are `source[pointer[j]:pointer[j + 1]]`, sources ascending, each of them once.
     """
 
     pointer: Tensor
@@ -72,6 +72,16 @@ class Gradients(NamedTuple):
     inputs: Tensor
     state: Tensor
     elapsed_time: Tensor | None
+
+
+def tracing() -> bool:
+    """Whether torch.jit.trace or the older torch.onnx records: shapes are values of the graph, not to be looked at."""
+    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
+
+
+def exporting() -> bool:
+    """Whether a graph is captured that runs without this library: by torch.export, torch.onnx or torch.jit.trace."""
+    return torch.compiler.is_exporting() or tracing()
 
 
 def _compress(adjacency: npt.NDArray[np.int8]) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,9 @@
-"""What the fused backends share: how autograd, `torch.compile` and `torch.export` see a hand-written scan.
+"""What the fused backends share: how autograd and `torch.compile` see a hand-written scan.
 
 A fused backend is a module with the functions of `FusedBackend`. Eager mode takes the cheapest way in: the kernel
-itself where no gradient is wanted, an `autograd.Function` where one is. While a graph is captured, a registered
-operator stands in for it, because a graph can hold nothing but operators.
+itself where no gradient is wanted, an `autograd.Function` where one is. While `torch.compile` captures a graph, a
+registered operator stands in for it, because a graph can hold nothing but operators. A graph that is exported holds the
+reference instead: it runs without this library.
 """
 
 # mypy: allow-untyped-decorators, allow-untyped-calls

@@ -81,7 +81,7 @@ class Tables(NamedTuple):
     memory: Tensor
     """(n,) float32, see `read_tables`"""
     neuronal: Tensor
-    """(3, U) of `Params`"""
+    """(3, U) of `Params`, a copy: what an address points to must be nobody else's to move"""
     addresses: tuple[int, ...]
     """Of `memory`, of `neuronal`, and the readers of the layout"""
 
@@ -99,7 +99,7 @@ def tables_of(params: Params, synapses: Synapses, width: int) -> Tables:
 
 def _make_tables(params: Params, synapses: Synapses, width: int) -> Tables:
     layout = _layout(synapses, width)
-    synaptic, sensory, neuronal = params
+    synaptic, sensory, neuronal = params.synaptic, params.sensory, params.neuronal.clone()
     memory = torch.zeros(LANES + (sum(layout.sizes) + LOOK_AHEAD) * COLUMNS * table_width(width))
     own = memory.data_ptr(), neuronal.data_ptr()
     fill_kernel(width)(

@@ -18,7 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ncp_rl.kernels.contract import EPSILON, Params, Synapses
+from ncp_rl.kernels.contract import EPSILON, Params, Synapses, exporting
 
 
 def scan(
@@ -32,19 +32,19 @@ def scan(
     ode_unfolds: int,
 ) -> Tensor:
     """Run the cell over whole sequences; shapes as in `ncp_rl.kernels.ltc_scan`."""
-    cm, gleak, vleak = params.neuronal
+    cm, gleak, vleak = params.neuronal.unbind()
+    between = _destinations(synapses.pointer, synapses.source, n_sources=state.shape[1])
+    senses = _destinations(synapses.sensory_pointer, synapses.sensory_source, n_sources=inputs.shape[2])
     potentials = []
     v = state
-    for t, x in enumerate(inputs):
+    for t, x in enumerate(inputs.unbind()):
         if episode_starts is not None:
             v = torch.where(episode_starts[t][:, None], 0.0, v)
         delta = (1.0 if elapsed_time is None else elapsed_time[t][:, None]) / ode_unfolds
         # Sensory currents and conductances hold still within a step.
-        sensory_current, sensory_conductance = _synaptic_sums(
-            x, params.sensory, synapses.sensory_source, synapses.sensory_pointer
-        )
+        sensory_current, sensory_conductance = _synaptic_sums(x, params.sensory, synapses.sensory_source, senses, v)
         for _ in range(ode_unfolds):
-            current, conductance = _synaptic_sums(v, params.synaptic, synapses.source, synapses.pointer)
+            current, conductance = _synaptic_sums(v, params.synaptic, synapses.source, between, v)
             numerator = cm * v + delta * (gleak * vleak + current + sensory_current)
             denominator = cm + delta * (gleak + conductance + sensory_conductance + EPSILON)
             v = numerator / denominator
@@ -52,12 +52,33 @@ def scan(
     return torch.stack(potentials)
 
 
-def _synaptic_sums(v: Tensor, params: Tensor, source: Tensor, pointer: Tensor) -> tuple[Tensor, Tensor]:
-    """Per destination neuron: sum of w s erev and sum of w s, each (N, U), for presynaptic potentials `v` (N, I)."""
-    w, sigma, mu, erev = params
-    n_neurons, n_synapses = len(pointer) - 1, len(source)
-    neurons = torch.arange(n_neurons, device=v.device)
-    destination = torch.repeat_interleave(neurons, pointer.diff(), output_size=n_synapses)
-    ws = w * torch.sigmoid(sigma * (v[:, source] - mu))  # (N, E)
-    zeros = v.new_zeros(len(v), n_neurons)
-    return zeros.index_add(1, destination, ws * erev), zeros.index_add(1, destination, ws)
+def _synaptic_sums(
+    v: Tensor, params: Tensor, source: Tensor, destinations: Tensor, like: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Per destination neuron: sum of w s erev and sum of w s, each as `like` (N, U), for presynaptic `v` (N, I)."""
+    w, sigma, mu, erev = params.unbind()
+    ws = w * torch.sigmoid(sigma * (v.index_select(1, source) - mu))  # (N, E)
+    return _sum_at(destinations, ws * erev, like), _sum_at(destinations, ws, like)
+
+
+def _destinations(pointer: Tensor, source: Tensor, n_sources: int) -> Tensor:
+    """Where the values of synapses are summed, as `_sum_at` takes it.
+
+    The neuron (E,) where each synapse ends. Exchange formats for graphs add nothing up at repeated indices, and no
+    shape in them may follow from numbers: there it is the other way round, (U, n_sources), one plus the synapse from
+    each neuron's first, second, ... source, and 0 where a neuron has no more of them.
+    """
+    if not exporting():
+        neurons = torch.arange(len(pointer) - 1, device=pointer.device)
+        return torch.repeat_interleave(neurons, pointer.diff(), output_size=len(source))
+    synapse = pointer[:-1, None].long() + torch.arange(n_sources, device=pointer.device)
+    return torch.where(synapse < pointer[1:, None], synapse + 1, 0)
+
+
+def _sum_at(destinations: Tensor, values: Tensor, like: Tensor) -> Tensor:
+    """Per neuron the sum of its synapses' `values` (N, E), as `like` (N, U)."""
+    if not exporting():
+        return torch.zeros_like(like).index_add(1, destinations, values)
+    padded = torch.cat([torch.zeros_like(like[:, :1]), values], dim=1)
+    sums: Tensor = padded.index_select(1, destinations.flatten()).unflatten(1, destinations.shape).sum(-1)
+    return sums

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ncp_rl.kernels import fused, reference
-from ncp_rl.kernels.contract import Params, Synapses
+from ncp_rl.kernels.contract import HeldParams, Params, Synapses, exporting, tracing
 
 Backend = Literal["auto", "reference", "numba", "triton"]
 
@@ -41,7 +41,9 @@ def ltc_scan(
         elapsed_time: (T, N), seconds that each step lasts, not negative; 1 second where None.
         ode_unfolds: Solver substeps per step.
         backend: "numba" (CPU, float32), "triton" (CUDA, float32), "reference" (any), or "auto", which takes the
-            fused backend of the device for float32 and the reference for other dtypes.
+            fused backend of the device for float32 and the reference for other dtypes. Whatever the backend, a graph
+            for others (torch.export, torch.onnx, torch.jit.trace) is that of the reference, in operations of PyTorch's
+            own.
 
     Returns:
         (T, N, U), potentials after each step, differentiable in every floating-point operand.
@@ -50,6 +52,8 @@ def ltc_scan(
         ValueError: Operands that do not fit each other, or that the named backend cannot serve.
         ModuleNotFoundError: The backend of this device is not installed.
     """
+    if tracing():
+        return reference.scan(params, synapses, inputs, state, episode_starts, elapsed_time, ode_unfolds=ode_unfolds)
     shape = inputs.shape
     if len(shape) != 3 or 0 in shape[:2]:
         raise ValueError(f"inputs must be (T, N, S) with T, N >= 1, got {tuple(shape)}.")
@@ -65,7 +69,7 @@ def ltc_scan(
         elapsed_time = _fit("elapsed_time", elapsed_time, (n_steps, n_sequences), inputs)
     operands = params, sizes.synapses, inputs.contiguous(), state, episode_starts, elapsed_time
     chosen = _choose(backend, inputs)
-    if chosen == "reference":
+    if chosen == "reference" or exporting():
         return reference.scan(*operands, ode_unfolds=ode_unfolds)
     return fused.scan(chosen, *operands, ode_unfolds=ode_unfolds)
 
@@ -100,8 +104,8 @@ class _Sizes:
     n_sensory_synapses: int
     n_inputs: int
     """How many sensory inputs there must be at least"""
-    fitted: Params | None = None
-    """The last parameters that fitted, of the lists' device"""
+    fitted: HeldParams | None = None
+    """The last of them that fitted, of the lists' device"""
 
 
 #: Lists that were checked, by id. They hold the lists themselves, so that an id stays theirs.
@@ -183,18 +187,18 @@ def _fit(name: str, tensor: Tensor, shape: tuple[int, ...], inputs: Tensor) -> T
 
 
 def _fit_params(params: Params, sizes: _Sizes, inputs: Tensor) -> Params:
-    """`params`, contiguous; a rollout passes the same object at every step, so the last one is remembered."""
+    """`params`, contiguous; a rollout passes the same `HeldParams` at every step, so the last ones are remembered."""
     if params is sizes.fitted and params.neuronal.dtype is inputs.dtype:
         return params
-    fitting = Params(
+    fitting = (
         _fit("params.synaptic", params.synaptic, (4, sizes.n_synapses), inputs),
         _fit("params.sensory", params.sensory, (4, sizes.n_sensory_synapses), inputs),
         _fit("params.neuronal", params.neuronal, (3, sizes.n_neurons), inputs),
     )
     if not all(tensor.is_contiguous() for tensor in params):
-        return fitting
-    if not any(tensor.requires_grad for tensor in params):
-        sizes.fitted = params  # Never one with a graph behind it, which would be kept alive.
+        return Params(*fitting)
+    if isinstance(params, HeldParams):
+        sizes.fitted = params
     return params
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -241,6 +242,96 @@ def test_slider_buttons_and_keys_move_through_time(tab: Tab, report: Path, audit
     page.keyboard.press(" ")
     wait_until(page, "state.t === 29 && !playing")
     assert page.locator("#play").inner_text() == "Play"
+
+
+def test_the_player_plays_on_while_panes_come_and_change(tab: Tab, report: Path) -> None:
+    page = tab.open(report)
+    for press in (
+        lambda: page.locator("#compare").click(),
+        lambda: page.locator(".recording").first.select_option("1"),
+        lambda: page.locator(".episode").first.select_option("1"),
+        lambda: page.locator("#compare").click(),
+    ):
+        page.evaluate("callbacks.seek(0); play(true)")
+        press()
+        hurry(page)
+        wait_until(page, "state.t === lastStep() && !playing")
+        assert page.locator("#play").inner_text() == "Play"
+
+
+def hurry(page: Page) -> None:
+    """Thirty seconds of an episode in one."""
+    page.evaluate("byId('speed').options[4].value = 30; byId('speed').value = 30")
+
+
+#: Chooses something of the page by the numbers that it is given, and does what can be done to it.
+DO_ANYTHING = """([which, how]) => {
+    const shown = (element) => element.getClientRects().length > 0;
+    const things = [...document.querySelectorAll(
+        "button, select, input, summary, .node, .row svg, .trace svg, .verdicts a, nav a, body")].filter(shown);
+    const thing = things[which % things.length], told = (type) => thing.dispatchEvent(new Event(type, {bubbles: true}));
+    if (thing.tagName === "SELECT") {
+        thing.selectedIndex = how % thing.options.length;
+        told("change");
+    } else if (thing.tagName === "INPUT") {
+        thing.value = how % (Number(thing.max) + 1);
+        told("input");
+    } else if (thing.tagName === "BODY") {
+        const key = ["ArrowRight", "ArrowLeft", " ", "Home", "End", "ArrowDown", "Enter"][how % 7];
+        (document.activeElement || thing).dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true}));
+    } else if (thing.matches(".row svg, .trace svg")) {
+        thing.scrollIntoView({block: "center"});
+        const box = thing.getBoundingClientRect();
+        return [box.left + (box.width * (how % 100)) / 99, box.top + box.height / 2];
+    } else thing.dispatchEvent(new MouseEvent("click", {bubbles: true}));
+    return null;
+}"""
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_whatever_is_clicked_in_whatever_order_while_it_plays(chromium: Browser, report: Path, seed: int) -> None:
+    tab, generator = Tab(chromium), random.Random(seed)
+    page = tab.open(report)
+    for _ in range(80):
+        if generator.random() < 0.3:
+            page.evaluate("if (!playing) byId('play').click()")
+        trace = page.evaluate(DO_ANYTHING, [generator.randrange(10**6), generator.randrange(10**6)])
+        if trace is not None:
+            page.mouse.click(*trace)
+        if generator.random() < 0.3:
+            page.wait_for_timeout(generator.random() * 40)
+    page.evaluate("play(false); callbacks.seek(0); play(true)")
+    hurry(page)
+    wait_until(page, "!playing && state.t === lastStep()")
+    assert page.locator("#play").inner_text() == "Play"
+    # What is on the page is what a page that is opened at this instant shows.
+    for pane, expected in zip(
+        page.evaluate(SHOWN), expected_at(chromium, report, page.evaluate(FRAGMENT)), strict=True
+    ):
+        assert len(pane) == len(expected)
+        assert [one for one, other in zip(pane, expected, strict=True) if one != other] == []
+    assert tab.said == []
+    tab.context.close()
+
+
+FRAGMENT = "`#${new URLSearchParams({r: state.r, e: state.e, t: state.t, a: state.a, n: state.n," + (
+    " ...(state.c && {c: state.c.join('.')})})}`"
+)
+#: What each pane says: the selected neuron's trace with its axes, all numbers, all choices.
+SHOWN = """panes.map(({root}) => [
+    ...[...root.querySelectorAll(".clock, .why, .row, .neuron:not([hidden])")].map((part) => part.innerText),
+    ...[...root.querySelectorAll(".row path, .neuron:not([hidden]) path")].map((path) => path.getAttribute("d")),
+    ...[...root.querySelectorAll("select")].map((select) => select.value),
+])"""
+
+
+def expected_at(chromium: Browser, report: Path, fragment: str) -> Any:
+    tab = Tab(chromium)
+    page = tab.open(report, fragment)
+    wait_until(page, "panes.every((pane) => pane.episode)")
+    shown = page.evaluate(SHOWN)
+    tab.context.close()
+    return shown
 
 
 def test_an_instant_can_be_linked_to(tab: Tab, report: Path) -> None:

@@ -426,9 +426,11 @@ class TestGraphs:
 
         case = self.case.with_dtype(torch.float32, requires_grad=False)
         exported = torch.export.export(Scan(), (case.inputs, case.state))
-        assert "ncp_rl.ltc_scan" in str(exported.graph)
+        # Operators of PyTorch's own alone: a program runs where this library is not.
+        assert "ncp_rl" not in str(exported.graph)
         expected = ltc_scan(case.params, case.synapses, case.inputs, case.state)
-        assert torch.equal(exported.module()(case.inputs, case.state), expected)
+        tolerance = TOLERANCES[torch.float32]["potentials"]
+        torch.testing.assert_close(exported.module()(case.inputs, case.state), expected, rtol=0, atol=tolerance)
 
 
 class TestProcesses:

@@ -5,7 +5,7 @@ report.subjects.forEach(unpack);
 
 const state = { r: 0, e: 0, t: 0, a: 0, n: "", c: null };
 const panes = [];
-let playing = false, lastFrame = 0, due = 0, writing = 0;
+let playing = false, frame = 0, lastFrame = 0, due = 0, writing = 0;
 
 const byId = (id) => document.getElementById(id);
 const clamp = (x, last) => Math.min(Math.max(Math.trunc(x) || 0, 0), Math.max(last, 0));
@@ -20,9 +20,11 @@ function readFragment() {
   };
   [state.r, state.e] = pair(given.get("r"), given.get("e"));
   state.t = clamp(given.get("t"), Infinity);
-  state.a = clamp(given.get("a"), report.subjects[state.r].actions.length - 1);
   state.n = given.get("n") || "";
   state.c = given.has("c") ? pair(...given.get("c").split(".")) : null;
+  // A pane that has fewer actions shows its last one.
+  const recordings = [state.r, ...(state.c ? [state.c[0]] : [])];
+  state.a = clamp(given.get("a"), Math.max(...recordings.map((r) => report.subjects[r].actions.length)) - 1);
 }
 
 function writeFragment() {
@@ -37,9 +39,12 @@ function writeFragment() {
   }, 150);
 }
 
-const lastStep = () => Math.max(...panes.filter((pane) => pane.episode).map((pane) => pane.episode.steps)) - 1;
+// A new pane has no episode until its own is unpacked.
+const episodes = () => panes.map((pane) => pane.episode).filter(Boolean);
+const lastStep = () => Math.max(...episodes().map((episode) => episode.steps)) - 1;
 
 function refresh() {
+  if (!episodes().length) return;
   state.t = clamp(state.t, lastStep());
   byId("slider").max = lastStep();
   byId("slider").value = state.t;
@@ -55,6 +60,7 @@ async function arrange() {
     byId("panes").append(byId("pane").content.cloneNode(true));
     panes.push(new Pane(byId("panes").lastElementChild, callbacks));
   }
+  announce();
   const shown = new Set(wanted.map(([r]) => r));
   for (const part of document.querySelectorAll("[data-recording]")) {
     part.hidden = !shown.has(Number(part.dataset.recording));
@@ -62,7 +68,7 @@ async function arrange() {
   byId("compare").setAttribute("aria-pressed", Boolean(state.c));
   document.body.classList.toggle("comparing", Boolean(state.c));
   await Promise.all(panes.map((pane, i) => pane.show(...wanted[i])));
-  if (panes.every((pane) => pane.episode)) refresh();
+  refresh();
 }
 
 const callbacks = {
@@ -82,29 +88,34 @@ function toggleCompare() {
   arrange();
 }
 
+// Screen readers would not keep up with a player that plays.
+function announce() {
+  document.querySelectorAll(".why").forEach((why) => why.setAttribute("aria-live", playing ? "off" : "polite"));
+}
+
 function play(on) {
-  playing = on;
-  byId("play").textContent = on ? "Pause" : "Play";
-  byId("play").setAttribute("aria-pressed", on);
-  document.querySelectorAll(".why").forEach((why) => why.setAttribute("aria-live", on ? "off" : "polite"));
-  if (!on) return writeFragment();
+  playing = on && episodes().length > 0;
+  byId("play").textContent = playing ? "Pause" : "Play";
+  byId("play").setAttribute("aria-pressed", playing);
+  announce();
+  cancelAnimationFrame(frame);
+  if (!playing) return writeFragment();
   if (state.t >= lastStep()) state.t = 0;
   lastFrame = performance.now();
   due = 0;
-  requestAnimationFrame(tick);
+  frame = requestAnimationFrame(tick);
 }
 
 // Simulated time follows the clock, times the speed.
 function tick(now) {
-  if (!playing) return;
   due += ((now - lastFrame) / 1000) * Number(byId("speed").value);
   lastFrame = now;
-  const { elapsed, steps } = panes.reduce((a, b) => (b.episode.steps > a.episode.steps ? b : a)).episode;
+  const { elapsed, steps } = episodes().reduce((a, b) => (b.steps > a.steps ? b : a));
   let t = state.t;
   while (t < steps - 1 && due >= elapsed[t + 1]) due -= elapsed[++t];
   if (t !== state.t) { state.t = t; refresh(); }
   if (t >= steps - 1) play(false);
-  else requestAnimationFrame(tick);
+  else frame = requestAnimationFrame(tick);
 }
 
 function nextNeuron(direction) {
@@ -135,7 +146,7 @@ document.addEventListener("keydown", (event) => {
   if (!["BUTTON", "SUMMARY", "A"].includes(tag)) actions[" "] = () => play(!playing);
   // Home and End move through the page unless the player has the focus.
   if ((event.key === "Home" || event.key === "End") && !event.target.closest("#player")) return;
-  if (event.key in actions && panes[0].episode) {
+  if (event.key in actions && panes[0]?.episode) {
     event.preventDefault();
     actions[event.key]();
   }

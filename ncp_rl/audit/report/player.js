@@ -19,11 +19,14 @@ class Pane {
   }
 
   async show(r, e) {
-    if (this.r === r && this.e === e) return;
+    const wanted = `${r} ${e}`;
+    if (this.wanted === wanted) return;
+    this.wanted = wanted;
+    const episode = await Episode.load(r, e);
+    if (this.wanted !== wanted) return;
+    // What is shown is of the old episode until here, and so are its numbers.
     const changed = this.r !== r;
     [this.r, this.e] = [r, e];
-    const episode = await Episode.load(r, e);
-    if (this.r !== r || this.e !== e) return;
     this.episode = episode;
     this.subject = episode.subject;
     this.names = [...this.subject.neurons, ...this.subject.sensory_names];

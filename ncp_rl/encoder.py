@@ -126,7 +126,7 @@ class Receptors(BaseFeaturesExtractor):
     def forward(self, observations: Tensor) -> Tensor:
         """(B, ...) with D quantities -> (B, D * receptors), the receptors of a quantity side by side."""
         # (B, D), also where an observation has no axes.
-        quantities = self.standardize(observations.reshape(len(observations), -1))
+        quantities = self.standardize(observations.reshape(observations.shape[0], -1))
         return torch.addcmul(self.offset, quantities.repeat_interleave(self.receptors, dim=1), self.gain)
 
 

@@ -390,7 +390,7 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         return super().predict_values(obs, lstm_states, episode_starts)
 
     def _refuse_bad(self, obs: Any) -> None:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or exporting():
             return
         # A sum is finite only where all readings are: for vectors the shortest way to know that nothing is wrong.
         if isinstance(obs, Tensor) and obs.dtype is torch.float32 and math.isfinite(obs.sum().item()):

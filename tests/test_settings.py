@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,19 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecCheckNan, VecFrameStack, VecNormalize, unwrap_vec_normalize
 
 from ncp_rl import MultiInputNCPPolicy, NCPPolicy
+from ncp_rl.policy import DEFAULT_WIRING
 from ncp_rl.recording import record_rollouts, replay
-from ncp_rl.runs import RunConfig, RunError, load_run, make_envs, make_model, policy_class, read_hyperparams, train
+from ncp_rl.runs import (
+    GENERAL,
+    RunConfig,
+    RunError,
+    load_run,
+    make_envs,
+    make_model,
+    policy_class,
+    read_hyperparams,
+    train,
+)
 from scripts import evaluate as evaluate_script
 from scripts import train as train_script
 from tests.random_env import box
@@ -364,11 +376,13 @@ def test_the_command_line_comes_before_the_file(tmp_path: Path) -> None:
     # What the file does not say about an environment of its own is as in rl-zoo; about others, general settings hold.
     lstm = dict(n_timesteps=200_000, policy="MlpLstmPolicy", policy_kwargs=dict(lstm_hidden_size=4))
     assert hyperparams(env="A-v0") == lstm == hyperparams(env="A-v0", policy="MlpLstmPolicy")
-    assert hyperparams(env="C-v0") == dict(
-        n_envs=8, n_timesteps=200_000, normalize=True, policy_kwargs=dict(wiring=dict(units=32))
-    )
+    own = dict(recipe="AutoNCP", **asdict(DEFAULT_WIRING))
+    assert hyperparams(env="C-v0") == GENERAL | dict(policy_kwargs=dict(wiring=own))
+    lstm = dict(n_envs=8, n_timesteps=200_000, normalize=True, policy="MlpLstmPolicy", policy_kwargs={})
+    assert hyperparams(env="C-v0", policy="MlpLstmPolicy") == lstm
+    assert hyperparams(env="C-v0", units=12)["policy_kwargs"] == dict(wiring=own | dict(units=12))
     # Arguments of one kind of policy are none of another kind.
-    assert hyperparams(env="A-v0", policy="NCPPolicy")["policy_kwargs"] == dict(wiring=dict(units=32))
+    assert hyperparams(env="A-v0", policy="NCPPolicy")["policy_kwargs"] == dict(wiring=own)
     assert hyperparams(env="B-v0", policy="MlpPolicy")["policy_kwargs"] == {}
     assert hyperparams(env="B-v0", policy="ncp_rl.NCPPolicy", units=12)["policy_kwargs"] == dict(
         wiring=dict(units=12), elapsed_time=0.5

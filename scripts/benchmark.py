@@ -178,11 +178,15 @@ def run_jobs(jobs: Sequence[Job], args: Args) -> None:
         cores.put(core)
     with ProcessPoolExecutor(args.processes, context, initializer=_take_core, initargs=(cores,)) as pool:
         futures = [pool.submit(run_job, job, args.timesteps) for job in jobs]
-        for future in tqdm(as_completed(futures), total=len(futures), unit="training"):
-            rows = future.result()
-            append(args.table, rows)
-            best = rows[-1]
-            tqdm.write(f"{best.task} {best.contender} {best.seed}: {best.mean_return:.1f} after {best.cpu_s:.0f} s")
+        try:
+            for future in tqdm(as_completed(futures), total=len(futures), unit="training"):
+                rows = future.result()
+                append(args.table, rows)
+                best = rows[-1]
+                tqdm.write(f"{best.task} {best.contender} {best.seed}: {best.mean_return:.1f} after {best.cpu_s:.0f} s")
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # An error is told at once, not after all trainings.
+            raise
 
 
 def _take_core(cores: Queue[int]) -> None:
@@ -201,7 +205,7 @@ def run_job(job: Job, timesteps: int | None) -> list[Row]:
         actor, total = count_parameters(train(config, run, progress_bar=False, n_eval_episodes=N_EPISODES))
         common: dict[str, Any] = dict(task=job[0], contender=job[1], seed=seed, settings=source(task, contender))
         common |= dict(actor_parameters=actor, parameters=total)
-        curve = list(read_curve(run / "progress.csv"))
+        curve = list(read_curve(run))
         rows = [Row(model="curve", **point, **common) for point in curve]
         for which in ("last", "best"):
             model, venv = load_run(run, which=which, n_envs=10)  # type: ignore[arg-type]
@@ -261,18 +265,19 @@ def count_parameters(model: OnPolicyAlgorithm) -> tuple[int, int]:
     return sum(n for name, n in counts.items() if not name.startswith(critic)), sum(counts.values())
 
 
-def read_curve(progress: Path) -> Iterator[dict[str, Any]]:
-    """The periodic evaluations of a run, from its progress.csv."""
-    with progress.open(newline="") as file:
-        for line in csv.DictReader(file):
-            if line.get("eval/mean_reward"):
-                yield dict(
-                    step=int(line["time/total_timesteps"]),
-                    mean_return=float(line["eval/mean_reward"]),
-                    std_return=float(line["eval/std_reward"]),
-                    wall_s=float(line["time/training_s"]),
-                    cpu_s=float(line["time/training_cpu_s"]),
-                )
+def read_curve(run: Path) -> Iterator[dict[str, Any]]:
+    """The periodic evaluations of a run folder, and what training had taken by then."""
+    with (run / "progress.csv").open(newline="") as file:
+        lines = [line for line in csv.DictReader(file) if line.get("eval/mean_reward")]
+    with np.load(run / "evaluations.npz") as evaluations:
+        for line, step, returns in zip(lines, evaluations["timesteps"], evaluations["results"], strict=True):
+            yield dict(
+                step=int(step),
+                mean_return=float(returns.mean()),
+                std_return=float(returns.std()),
+                wall_s=float(line["time/training_s"]),
+                cpu_s=float(line["time/training_cpu_s"]),
+            )
 
 
 def read_table(path: Path) -> list[Row]:

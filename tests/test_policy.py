@@ -18,7 +18,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import FakeImageEnv
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor
-from stable_baselines3.common.utils import obs_as_tensor
+from stable_baselines3.common.utils import LinearSchedule, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch import nn
 
@@ -354,23 +354,13 @@ def test_learns_to_balance_a_pole_whose_velocity_is_hidden() -> None:
     def make_env() -> gym.Env[Any, Any]:
         return NoVelocity(gym.make("CartPole-v1"), kept=(0, 2))
 
-    venv = VecNormalize(make_vec_env(make_env, n_envs=8, seed=1))
-    eval_venv = VecNormalize(make_vec_env(make_env, n_envs=10, seed=2), training=False, norm_reward=False)
+    venv = VecNormalize(make_vec_env(make_env, n_envs=8, seed=1), norm_obs=False)
     enough = StopTrainingOnRewardThreshold(450)
+    eval_venv = make_vec_env(make_env, n_envs=10, seed=2)
     callback = EvalCallback(eval_venv, callback_on_new_best=enough, n_eval_episodes=20, eval_freq=1250, verbose=0)
-    model = RecurrentPPO(
-        NCPPolicy,
-        venv,
-        n_steps=128,
-        batch_size=256,
-        learning_rate=4e-3,
-        gae_lambda=0.98,
-        max_grad_norm=1,
-        seed=1,
-        # A pole falls fast: neurons that answer within a step.
-        policy_kwargs=dict(net_arch=dict(vf=[64]), init=LTCInit(tau=(0.2, 2.0))),
-    )
-    model.learn(150_000, callback=callback)
+    # Stock settings, but for smaller steps towards the end.
+    model = RecurrentPPO(NCPPolicy, venv, learning_rate=LinearSchedule(3e-4, 0.0, 1.0), seed=1)
+    model.learn(100_000, callback=callback)
     assert callback.best_mean_reward >= 450
 
 
@@ -385,7 +375,7 @@ def test_optimizer_holds_every_parameter_that_is_used() -> None:
     policy = make_model(box(5), box(2)).policy
     held = {id(p) for group in policy.optimizer.param_groups for p in group["params"]}
     assert held == {id(p) for p in policy.parameters()}
-    assert policy.optimizer.param_groups[0]["lr"] == 3e-4 and policy.optimizer.param_groups[0]["eps"] == 1e-5
+    assert policy.optimizer.param_groups[0]["lr"] == 3e-4 and policy.optimizer.param_groups[0]["eps"] == 1e-12
 
 
 def test_layers_of_pi_beside_the_critics_are_left_out_with_a_warning() -> None:

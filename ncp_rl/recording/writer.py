@@ -23,6 +23,7 @@ from ncp_rl.recording.chain import Chain, public_bytes, record_text, with_checks
 from ncp_rl.recording.container import Container
 from ncp_rl.recording.encode import Messages
 from ncp_rl.recording.errors import RecordingError
+from ncp_rl.recording.files import new_file
 from ncp_rl.recording.layout import Layout
 from ncp_rl.recording.sha256 import sha256_links
 from ncp_rl.recording.steps import Block, Step, StepEncoder
@@ -73,15 +74,13 @@ class RecordingWriter:
         self._chain = Chain(beginning, sha256_links)
         sha256_links(b"", memoryview(b""), np.array([0]))  # Compiled before the first step, as the encoder is.
         self._size = 0
+        digests = {name: sha256(data).hexdigest() for name, data in attachments.items()}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("xb", buffering=0)
-            digests = {name: sha256(data).hexdigest() for name, data in attachments.items()}
-            self._write(beginning + self._metadata("beginning", digests))
-        except FileExistsError as error:
-            raise RecordingError(f"{path} exists and is left as it is; name another file.") from error
         except OSError as error:
             raise RecordingError(f"The recording {path} cannot be begun: {error}.") from error
+        with new_file(path, "The recording") as self._file:
+            self._write(beginning + self._metadata("beginning", digests))
 
         step_bytes = layout.n_envs * _BYTES_PER_NUMBER * sum(len(topic.kinds) for topic in layout.topics)
         self._steps_per_chunk = max(1, _CHUNK_BYTES // step_bytes)
@@ -206,10 +205,8 @@ class RecordingWriter:
         return record
 
     def _write(self, data: bytes) -> None:
-        view = memoryview(data)
         try:
-            while view:
-                view = view[self._file.write(view) :]
+            self._file.write(data)
         except OSError:
             # The disk is full: half a record helps nobody.
             self._file.truncate(self._size)

@@ -15,7 +15,7 @@ shows that a recording was never made, or that its end was cut off before the se
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
@@ -92,6 +92,11 @@ def with_checksum(name: str, entries: dict[str, str]) -> dict[str, str]:
 def record_text(name: str, entries: dict[str, str]) -> bytes:
     """Entries of a chain record as one text: what checksums cover and signatures sign."""
     return _RECORD_DOMAIN + json.dumps([name, entries], sort_keys=True).encode()
+
+
+def spans_text(spans: Sequence[Sequence[int]]) -> str:
+    """Episode, environment, first step and number of steps of each of a chunk's episodes, as a chain record has them."""
+    return json.dumps(sorted(map(list, spans)), separators=(",", ":"))
 
 
 def generate_key(path: Path) -> Path:

@@ -101,7 +101,7 @@ def _buffer(recording: Recording, episode: Episode, action_space: spaces.Space[A
     truncations[-1] = not episode.terminated or n < len(episode)
     actions = episode.action[:n].reshape(n, *(action_space.shape or ())).astype(action_space.dtype)
     return minari.data_collector.episode_buffer.EpisodeBuffer(
-        observations=observation_parts(recording.layout, observations),
+        observations=observation_parts(recording.layout, observations, episode.index),
         actions=actions,
         rewards=list(episode.reward[:n]),
         terminations=list(np.arange(n) == n - 1 if episode.terminated and n == len(episode) else np.zeros(n, bool)),

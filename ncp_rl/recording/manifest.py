@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 import platform
 import subprocess
 from collections.abc import Callable, Mapping
@@ -23,7 +24,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 from ncp_rl.kernels.numba_cache import sources_digest
 from ncp_rl.policy import NCPPolicy
 from ncp_rl.recording.errors import RecordingError
-from ncp_rl.recording.layout import Layout, Observed
+from ncp_rl.recording.layout import Layout, Observed, load_json
 
 FORMAT = "ncp_rl recording 1"
 
@@ -126,6 +127,37 @@ def make_manifest(model: OnPolicyAlgorithm, env: VecEnv, layout: Layout, **setti
     return json.dumps(entries, indent=1, allow_nan=False).encode()
 
 
+def read_manifest(data: bytes) -> dict[str, Any]:
+    """The manifest that `make_manifest` made.
+
+    Raises:
+        RecordingError: It is of another format, or holds what no manifest of ours does.
+    """
+    manifest = load_json(data, "the manifest")
+    if manifest.get("format") != FORMAT:
+        raise RecordingError(f"The manifest must be of format {FORMAT!r}, got {manifest.get('format')!r}.")
+    kind = manifest.get("kind")
+    if kind not in _ENTRIES:
+        raise RecordingError(f"The manifest's kind must be one of {', '.join(_ENTRIES)}, got {kind!r}.")
+    for name, expected in (_ENTRIES[kind] | _ENTRIES_OF_ALL).items():
+        value = manifest.get(name)
+        if type(value) is not expected or (expected is int and not 0 <= value < _MAX_INTEGER):
+            whole = f" from 0 to {_MAX_INTEGER - 1}" if expected is int else ""
+            raise RecordingError(f"{name} of the manifest must be of type {expected.__name__}{whole}, got {value!r}.")
+    if type(manifest["policy"].get("sha256")) is not str:
+        raise RecordingError("The manifest must name the SHA-256 of the policy.")
+    return manifest
+
+
+_MAX_INTEGER = 2**40
+_ENTRIES_OF_ALL = {"policy": dict, "platform": dict, "layout": dict, "threads": int, "deterministic": bool}
+#: Types of the entries that are read again, by the manifest's kind.
+_ENTRIES: dict[str, dict[str, type]] = {
+    "rollouts": {"n_episodes": int, "seed": int},
+    "training": {"timesteps": int},
+}
+
+
 @functools.cache
 def _versions() -> dict[str, str]:
     """Of the packages that a run rests on."""
@@ -215,16 +247,22 @@ def read_space(described: Any) -> spaces.Space[Any]:
     """
     try:
         return _READERS[described["type"]](described)
-    except (AssertionError, KeyError, OverflowError, TypeError, ValueError) as error:
+    except (AssertionError, AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
         raise RecordingError(f"The manifest describes no space: {error!r}.") from error
 
 
 def _read_box(described: Mapping[str, Any]) -> spaces.Box:
     shape, dtype = tuple(described["shape"]), np.dtype(described["dtype"])
-    bounds = (np.array([float(x) for x in described[name]]).astype(dtype) for name in ("low", "high"))
+    if dtype.kind not in "biuf" or not 0 <= math.prod(shape) <= _MAX_BOX:
+        raise ValueError(f"a Box holds numbers, {_MAX_BOX} at most, got shape {shape} of {dtype}")
+    with np.errstate(over="ignore", invalid="ignore"):
+        bounds = [np.array([float(x) for x in described[name]]).astype(dtype) for name in ("low", "high")]
     low, high = (np.broadcast_to(b, shape) if len(b) == 1 else b.reshape(shape) for b in bounds)
     return spaces.Box(low, high, shape, dtype.type)
 
+
+# Numbers of an observation, beyond which a space is refused: a camera of 4096 x 4096 pixels has fewer.
+_MAX_BOX = 2**26
 
 _READERS: dict[str, Callable[[Any], spaces.Space[Any]]] = {
     "Box": _read_box,
@@ -235,7 +273,6 @@ _READERS: dict[str, Callable[[Any], spaces.Space[Any]]] = {
 }
 
 
-@functools.cache
 @functools.cache
 def _git() -> dict[str, Any] | None:
     """Commit of the folder that the program runs in; None outside a repository or without git."""

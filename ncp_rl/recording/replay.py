@@ -238,7 +238,7 @@ class _PolicyReplay:
         if any(not part.names for part in layout.observed):
             self._note("encoder and actions are not replayed: observed images are no part of the messages")
             return None
-        observations = observation_parts(layout, episode.observation)
+        observations = observation_parts(layout, episode.observation, episode.index)
         return observations if self._normalize is None else self._normalize.normalize_obs(observations)
 
     def _note(self, text: str) -> None:

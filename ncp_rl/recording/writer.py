@@ -8,7 +8,6 @@ that is killed loses less than a second and leaves a file that opens.
 from __future__ import annotations
 
 import atexit
-import json
 import os
 import threading
 from hashlib import sha256
@@ -19,7 +18,7 @@ import zstandard
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ncp_rl.circuit import Circuit
-from ncp_rl.recording.chain import Chain, public_bytes, record_text, with_checksum
+from ncp_rl.recording.chain import Chain, public_bytes, record_text, spans_text, with_checksum
 from ncp_rl.recording.container import Container
 from ncp_rl.recording.encode import Messages
 from ncp_rl.recording.errors import RecordingError
@@ -30,6 +29,9 @@ from ncp_rl.recording.steps import Block, Step, StepEncoder
 
 #: Seconds after which steps are written at the latest.
 INTERVAL = 0.25
+
+#: Bytes of a record, and of a chunk's messages, beyond which no recording goes.
+MAX_RECORD = 2**28
 
 #: A chunk that shrinks more than this is stored as it is: readers take such a ratio for a bomb.
 MAX_RATIO = 64
@@ -178,11 +180,16 @@ class RecordingWriter:
         encoded = self._encoder.encode(block, self._chain.count)
         if encoded is None:
             return
+        if len(encoded.messages.data) > MAX_RECORD // 2:
+            raise RecordingError(
+                f"One step of all environments takes {len(encoded.messages.data)} bytes, more than readers take; record "
+                "fewer environments side by side, or smaller images"
+            )
         chunk = self._container.chunk(encoded.messages, *self._compress(encoded.messages))
         self._chain.add_bytes(chunk)
         links = self._chain.extend(encoded.messages)
-        episodes = json.dumps(encoded.episodes, separators=(",", ":"))
-        self._write(chunk + self._metadata("chunk", {"links": links.hex(), "episodes": episodes}))
+        entries = {"links": links.hex(), "episodes": spans_text(encoded.episodes)}
+        self._write(chunk + self._metadata("chunk", entries))
 
     def _compress(self, messages: Messages) -> tuple[str, bytes]:
         compressed = self._compressor.compress(messages.data)

@@ -95,7 +95,7 @@ def record_text(name: str, entries: dict[str, str]) -> bytes:
 
 
 def spans_text(spans: Sequence[Sequence[int]]) -> str:
-    """Episode, environment, first step and number of steps of each of a chunk's episodes, as a chain record has them."""
+    """Episode, environment, first step and steps of each of a chunk's episodes, as a chain record has them."""
     return json.dumps(sorted(map(list, spans)), separators=(",", ":"))
 
 
@@ -110,7 +110,11 @@ def generate_key(path: Path) -> Path:
     """
     key, public = Ed25519PrivateKey.generate(), path.with_suffix(".pub.pem")
     # Both or none: a private key without its public one is of no use.
-    with new_file(path, "The key", permissions=0o600) as secret, secret, new_file(public, "The key", permissions=0o644) as open_to_all:
+    with (
+        new_file(path, "The key", permissions=0o600) as secret,
+        secret,
+        new_file(public, "The key", permissions=0o644) as open_to_all,
+    ):
         secret.write(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
         with open_to_all:
             open_to_all.write(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))

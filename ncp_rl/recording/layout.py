@@ -171,9 +171,13 @@ class Observed:
             known = ", ".join(sorted(_IN_FLOAT32 | _IN_FLOAT64))
             raise RecordingError(f"Observations must be of one of the types {known}, got {self.dtype!r}.")
         if not all(0 <= size < _MAX_SIZE for size in self.shape) or len(self.shape) > 16:
-            raise RecordingError(f"An observation's shape must be of sizes from 0 to {_MAX_SIZE - 1}, got {self.shape}.")
+            raise RecordingError(
+                f"An observation's shape must be of sizes from 0 to {_MAX_SIZE - 1}, got {self.shape}."
+            )
         if self.names and len(self.names) != math.prod(self.shape):
-            raise RecordingError(f"An observation of shape {self.shape} must have as many names, got {len(self.names)}.")
+            raise RecordingError(
+                f"An observation of shape {self.shape} must have as many names, got {len(self.names)}."
+            )
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import math
+import os
 import platform
 import subprocess
 from collections.abc import Callable, Mapping
@@ -21,7 +22,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize, unwrap_vec_normalize
 
-from ncp_rl.kernels.numba_cache import sources_digest
+from ncp_rl.kernels.numba_cache import compiled_for, sources_digest
 from ncp_rl.policy import NCPPolicy
 from ncp_rl.recording.errors import RecordingError
 from ncp_rl.recording.layout import Layout, Observed, load_json
@@ -164,18 +165,44 @@ def _versions() -> dict[str, str]:
     return {name: version(name) for name in _PACKAGES}
 
 
-@functools.cache
 def describe_platform(device: torch.device) -> dict[str, Any]:
-    """What decides about the last bits of a computation on `device`."""
+    """All that decides about the last bits of a computation on `device`, but for the number of threads."""
+    return _machine() | {
+        "torch_cpu": torch.backends.cpu.get_cpu_capability(),
+        "mkldnn": torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled,
+        "matmul_precision": torch.get_float32_matmul_precision(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "cuda": torch.version.cuda if device.type == "cuda" else None,
+    }
+
+
+@functools.cache
+def _machine() -> dict[str, Any]:
+    """The part that stays as it is while the program runs."""
+    numba_cpu, numba_features = compiled_for()
     return {
         "machine": platform.machine(),
         "system": platform.system(),
         "python": platform.python_version(),
+        "libc": " ".join(platform.libc_ver()),
         "cpu": llvmlite.binding.get_host_cpu_name(),
-        "kernels": sources_digest(),  # Of their sources and of the processor's features.
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        **{name: version(name) for name in ("torch", "numba", "llvmlite")},
+        "cpu_features": _digest(llvmlite.binding.get_host_cpu_features().flatten()),
+        "numba_cpu": numba_cpu,
+        "numba_features": _digest(numba_features),
+        "numpy_cpu": np.show_config(mode="dicts")["SIMD Extensions"],
+        "kernels": sources_digest(),
+        "variables": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
+        **{name: version(name) for name in ("torch", "numpy", "numba", "llvmlite")},
     }
+
+
+# Environment variables by which the libraries below PyTorch and NumPy choose their code.
+_VARIABLES = ("MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "OPENBLAS_CORETYPE")
+
+
+def _digest(text: str) -> str:
+    """16 hexadecimal digits for a long text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def policy_digest(policy: NCPPolicy, normalize: VecNormalize | None) -> str:

@@ -96,8 +96,26 @@ class Recording:
         self.ending: str | None = None
         self.budget = Budget(max_memory)
         self._cache: OrderedDict[int, Messages] = OrderedDict()
+        attachments, spans = self._scan()
+        if set(attachments) != set(ATTACHMENTS):
+            raise RecordingError(f"{path} is no recording: it must hold {ATTACHMENTS}, got {tuple(attachments)}.")
+        for name in ("manifest.json", "circuit.json"):
+            self.budget.json(len(attachments[name]), f"{name} of {path}")
+        self.manifest = read_manifest(attachments["manifest.json"])
+        self.layout = Layout.from_dict(self.manifest["layout"])
+        self._spans = spans.by_episode(self.layout.n_envs)
+        if self.ending is not None and spans.sealed != str(len(self)):
+            raise RecordingError(f"{path} lists {len(self)} episodes, its seal counts {spans.sealed}; see verify.")
+        try:
+            self.circuit = Circuit.load(attachments["circuit.safetensors"], attachments["circuit.json"])
+        except ValueError as error:
+            raise RecordingError(f"{path}: {error}.") from error
+        self._check_circuit()
+
+    def _scan(self) -> tuple[dict[str, bytes], _Spans]:
+        """Go through the file, contents of chunks skipped: its attachments, and where its episodes lie."""
         attachments: dict[str, bytes] = {}
-        spans, sealed = _Spans(self.budget), None
+        spans = _Spans(self.budget)
         with _opened(self.path) as (file, size):
             for record in scan(file, size):
                 if record.opcode == Opcode.ATTACHMENT and len(attachments) < len(ATTACHMENTS):
@@ -111,21 +129,8 @@ class Recording:
                         spans.add(metadata.metadata.get("episodes", ""))
                     elif metadata.name == "seal":
                         self.ending = metadata.metadata.get("ending", "")
-                        sealed = metadata.metadata.get("episodes")
-        if set(attachments) != set(ATTACHMENTS):
-            raise RecordingError(f"{path} is no recording: it must hold {ATTACHMENTS}, got {tuple(attachments)}.")
-        for name in ("manifest.json", "circuit.json"):
-            self.budget.json(len(attachments[name]), f"{name} of {path}")
-        self.manifest = read_manifest(attachments["manifest.json"])
-        self.layout = Layout.from_dict(self.manifest["layout"])
-        self._spans = spans.by_episode(self.layout.n_envs)
-        if self.ending is not None and sealed != str(len(self)):
-            raise RecordingError(f"{path} lists {len(self)} episodes, its seal counts {sealed}; see verify.")
-        try:
-            self.circuit = Circuit.load(attachments["circuit.safetensors"], attachments["circuit.json"])
-        except ValueError as error:
-            raise RecordingError(f"{path}: {error}.") from error
-        self._check_circuit()
+                        spans.sealed = metadata.metadata.get("episodes")
+        return attachments, spans
 
     @classmethod
     def open(cls, path: Path | str, *, max_memory: int = MAX_MEMORY) -> Recording:
@@ -350,6 +355,8 @@ class _Spans:
     """Collects which episodes' steps the chunks list, each in its chain record."""
 
     def __init__(self, budget: Budget) -> None:
+        self.sealed: str | None = None
+        """How many episodes the seal counts"""
         self._budget = budget
         self._chunks: list[Record] = []
         self._rows: list[npt.NDArray[np.int64]] = []

@@ -82,6 +82,9 @@ class Budget(NamedTuple):
             )
 
 
+DEFAULT_BUDGET = Budget()
+
+
 def scan(file: IO[bytes], size: int) -> Iterator[Record]:
     """Records one after the other, contents skipped, up to the footer or the last whole record.
 
@@ -120,7 +123,7 @@ def record_at(file: IO[bytes], size: int, offset: int) -> Record | None:
     return Record(opcode, offset, _HEADER.size + rest)
 
 
-def read_record(file: IO[bytes], record: Record, budget: Budget = Budget()) -> bytes:
+def read_record(file: IO[bytes], record: Record, budget: Budget = DEFAULT_BUDGET) -> bytes:
     """The bytes of a record, opcode and length field with them.
 
     Raises:
@@ -168,7 +171,7 @@ def parse_chunk(data: bytes) -> Chunk:
     return _parse(data, Chunk)
 
 
-def decompress(chunk: Chunk, budget: Budget = Budget()) -> bytes:
+def decompress(chunk: Chunk, budget: Budget = DEFAULT_BUDGET) -> bytes:
     """The messages of a chunk as bytes.
 
     Raises:

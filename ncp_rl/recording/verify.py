@@ -53,6 +53,9 @@ from ncp_rl.recording.scan import (
 _MAX_BEGINNING = 64
 _MAX_INDEXES = 16
 
+# Bytes that a chunk and its chain record take in the file's summary, which is made anew.
+_CHUNK_ENTRY_BYTES = 2500
+
 _STEP = re.compile(rb'\{"env":([0-9]{1,15}),"episode":([0-9]{1,15}),"step":([0-9]{1,15}),')
 
 Signature = Literal["none", "unchecked", "valid", "missing", "of another key"]
@@ -154,7 +157,7 @@ class _Verifier:
         self._chain: Chain
         self._layout: Layout
         self._seal: dict[str, str] | None = None
-        self._n_episodes = 0
+        self._n_episodes = self._n_chunks = 0
 
     def run(self) -> None:
         """Go through the file.
@@ -230,7 +233,9 @@ class _Verifier:
                 raise _DamageError("the signature is not that of this recording by the key that it names")
         if entries["episodes"] != str(self._n_episodes):
             raise _DamageError(f"the seal counts {entries['episodes']!r} episodes, the messages {self._n_episodes}")
-        self._close_part(record, "seal", entries, f"what followed message {self.n_intact - 1} is missing or was changed")
+        self._close_part(
+            record, "seal", entries, f"what followed message {self.n_intact - 1} is missing or was changed"
+        )
         self._seal = entries
         return True
 
@@ -250,10 +255,14 @@ class _Verifier:
         if messages.offsets[-1] != chunk.uncompressed_size or not len(messages):
             raise _DamageError(what)
         if entries["episodes"] != self._episodes(messages):
-            raise _DamageError(f"messages {n} to {self._chain.count - 1} are intact, but the list of their episodes is not")
+            raise _DamageError(
+                f"messages {n} to {self._chain.count - 1} are intact, but the list of their episodes is not"
+            )
         rebuilt = self._container.chunk(messages, chunk.compression, chunk.data)
         self._compare(rebuilt, what)
         self._chain.add_bytes(rebuilt)
+        self._n_chunks += 1
+        self._budget.need(_CHUNK_ENTRY_BYTES * self._n_chunks, "The list of chunks")
         self._close_part(after, "chunk", entries, what)
         self.n_intact = self._chain.count
         return True

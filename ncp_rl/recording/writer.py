@@ -182,8 +182,8 @@ class RecordingWriter:
             return
         if len(encoded.messages.data) > MAX_RECORD // 2:
             raise RecordingError(
-                f"One step of all environments takes {len(encoded.messages.data)} bytes, more than readers take; record "
-                "fewer environments side by side, or smaller images"
+                f"one step of all environments takes {len(encoded.messages.data)} bytes, more than readers take; "
+                "record fewer environments side by side, or smaller images"
             )
         chunk = self._container.chunk(encoded.messages, *self._compress(encoded.messages))
         self._chain.add_bytes(chunk)

@@ -55,7 +55,8 @@ class Circuit:
     @classmethod
     def from_policy(cls, policy: NCPPolicy) -> Circuit:
         """The actor of a policy; shares its parameters."""
-        dense = None if policy.action_net is policy.lstm_actor.motor_map else policy.action_net[-1]
+        layers = list(policy.action_net.children())
+        dense = layers[-1] if layers else None
         assert dense is None or isinstance(dense, nn.Linear)
         readout, bias = _affine(policy.lstm_actor.motor_map, dense)
         return cls(policy.lstm_actor, readout, bias, policy.sensory_names, policy.action_names, dense)
@@ -191,9 +192,8 @@ class Circuit:
             row: Which of them.
         """
         if self.dense is not None:
-            return self._dense_means(potentials.reshape(-1, self.wiring.units), width, row).reshape(
-                *potentials.shape[:-1], len(self.bias)
-            )
+            steps = self._dense_means(potentials.reshape(-1, self.wiring.units), width, row)
+            return steps.reshape(*potentials.shape[:-1], len(self.bias))
         if self.is_affine:
             # As the policy does it: with one rounding where NumPy would round twice.
             with torch.no_grad():
@@ -207,7 +207,9 @@ class Circuit:
         assert self.dense is not None
         with torch.no_grad():
             motor = self.ltc.motor_map(torch.from_numpy(potentials).to(self.ltc.cm.device))
-            return np.stack([self.dense(m.expand(width, -1).contiguous())[row].cpu().numpy() for m in motor])
+            rows = [self.dense(m.expand(width, -1).contiguous())[row].cpu().numpy() for m in motor]
+        means: Floats = np.stack(rows)
+        return means
 
     def parameters(self) -> dict[str, Floats]:
         """All learned numbers by name, those that `readout` and `bias` sum up included."""
@@ -235,7 +237,8 @@ class Circuit:
 def _load_dense(tensors: dict[str, Tensor]) -> nn.Linear | None:
     if not tensors:
         return None
-    layer = nn.Linear(*reversed(tensors["dense.weight"].shape), device="meta")
+    n_out, n_in = tensors["dense.weight"].shape
+    layer = nn.Linear(n_in, n_out, device="meta")
     layer.load_state_dict({name.removeprefix("dense."): tensor for name, tensor in tensors.items()}, assign=True)
     return layer.requires_grad_(False)
 

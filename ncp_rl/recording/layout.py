@@ -313,7 +313,8 @@ class Layout:
 
 
 def _observed(described: Mapping[str, Any]) -> Observed:
-    part = Observed(**{name: tuple(value) if type(value) is list else value for name, value in described.items()})
+    entries: dict[str, Any] = {name: tuple(v) if type(v) is list else v for name, v in described.items()}
+    part = Observed(**entries)
     if not (part.key is None or type(part.key) is str) or type(part.dtype) is not str:
         raise ValueError(f"key and dtype of an observation must be texts, got {part.key!r} and {part.dtype!r}")
     if type(part.shape) is not tuple or any(type(size) is not int for size in part.shape):

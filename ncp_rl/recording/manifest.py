@@ -134,15 +134,15 @@ def read_manifest(data: bytes) -> dict[str, Any]:
     Raises:
         RecordingError: It is of another format, or holds what no manifest of ours does.
     """
-    manifest = load_json(data, "the manifest")
+    manifest: dict[str, Any] = load_json(data, "the manifest")
     if manifest.get("format") != FORMAT:
         raise RecordingError(f"The manifest must be of format {FORMAT!r}, got {manifest.get('format')!r}.")
     kind = manifest.get("kind")
     if kind not in _ENTRIES:
         raise RecordingError(f"The manifest's kind must be one of {', '.join(_ENTRIES)}, got {kind!r}.")
     for name, expected in (_ENTRIES[kind] | _ENTRIES_OF_ALL).items():
-        value = manifest.get(name)
-        if type(value) is not expected or (expected is int and not 0 <= value < _MAX_INTEGER):
+        value: Any = manifest.get(name)
+        if type(value) is not expected or (type(value) is int and not 0 <= value < _MAX_INTEGER):
             whole = f" from 0 to {_MAX_INTEGER - 1}" if expected is int else ""
             raise RecordingError(f"{name} of the manifest must be of type {expected.__name__}{whole}, got {value!r}.")
     if type(manifest["policy"].get("sha256")) is not str:

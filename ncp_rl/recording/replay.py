@@ -4,8 +4,8 @@ From the file alone: the circuit, rebuilt, computes potentials and action means 
 the model: the policy computes everything from the recorded observations. With the environment too: the whole rollout is
 run again from its seeds.
 
-On the platform of the recording every bit must come back. Another platform rounds otherwise; there each step begins with
-what was recorded of the step before, so that differences stay those of single steps and do not grow through the
+On the platform of the recording every bit must come back. Another platform rounds otherwise; there each step begins
+with what was recorded of the step before, so that differences stay those of single steps and do not grow through the
 dynamics: 1e-5 is enough for them.
 """
 
@@ -150,12 +150,9 @@ def _is_same_platform(recording: Recording, model: OnPolicyAlgorithm | None) -> 
     """Whether every bit must come back; on GPUs the order of additions is no program's to choose."""
     if model is not None and model.policy.device.type != "cpu":
         return False
-    manifest = recording.manifest
-    return manifest["platform"] == describe_platform(torch.device("cpu")) and 0 < manifest["threads"] <= _n_processors()
-
-
-def _n_processors() -> int:
-    return os.cpu_count() or 1
+    n_threads: int = recording.manifest["threads"]
+    here: bool = recording.manifest["platform"] == describe_platform(torch.device("cpu"))
+    return here and 0 < n_threads <= (os.cpu_count() or 1)
 
 
 @contextmanager
@@ -313,4 +310,5 @@ def _steepness(episode: Episode) -> Array | float:
         return 1.0
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         steepness = np.abs(episode.sample - episode.action_mean) / np.square(episode.action_std, dtype=np.float64)
-    return np.nan_to_num(steepness, nan=1.0, posinf=1.0).sum(1)
+    total: Array = np.nan_to_num(steepness, nan=1.0, posinf=1.0).sum(1)
+    return total

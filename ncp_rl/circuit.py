@@ -259,6 +259,8 @@ def _checked_settings(entries: Any) -> dict[str, Any]:
     for name in ("sensory_names", "action_names"):
         if not isinstance(entries[name], list) or not all(isinstance(item, str) for item in entries[name]):
             raise ValueError(f"{name} must be a list of names")
+        for item in entries[name]:
+            item.encode()  # Half a character, which JSON can hold, is no text.
     return entries
 
 

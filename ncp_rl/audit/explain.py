@@ -25,6 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ncp_rl.audit.cell import Array, Cell
+from ncp_rl.audit.measurable import check_measurable
 from ncp_rl.circuit import Circuit
 from ncp_rl.recording import Episode
 
@@ -227,8 +228,10 @@ def explain(circuit: Circuit, episode: Episode) -> Explanation:
     """Contributions to every potential of an episode, each step from the recorded potentials before it.
 
     Raises:
+        ncp_rl.recording.RecordingError: Numbers of circuit or episode are not finite.
         ValueError: The episode is not of this circuit: its sizes differ.
     """
+    check_measurable(circuit, [episode])
     wiring = circuit.wiring
     sizes = (episode.sensory.shape[1], episode.potentials.shape[1])
     if sizes != (wiring.n_sensory, wiring.units):

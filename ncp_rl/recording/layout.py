@@ -134,7 +134,7 @@ class Topic:
         """
         if len(data) > self.max_bytes:
             raise RecordingError(f"A message of {self.name} has at most {self.max_bytes} bytes, got {len(data)}.")
-        message = load_json(bytes(data), f"a message of {self.name}")
+        message = load_json(bytes(data), f"a message of {self.name}", infinite=True)
         numbers: list[float] = []
         try:
             for field in self.fields:
@@ -341,15 +341,15 @@ COMPRESSED_IMAGE: dict[str, Any] = {
 }
 
 
-def load_json(data: bytes, what: str) -> Any:
-    """JSON of an object, in UTF-8.
+def load_json(data: bytes, what: str, *, infinite: bool = False) -> Any:
+    """JSON of an object, in UTF-8; numbers beyond float64 stand for infinity where that is allowed.
 
     Raises:
         RecordingError: It is no JSON object, holds NaN, is nested without end, or has halves of characters in a text.
     """
     try:
         text = data.decode()
-        value = json.loads(text, parse_constant=_refuse_constant)
+        value = json.loads(text, parse_constant=_refuse_constant, parse_float=None if infinite else _finite)
         if "\\u" in text:
             # An escape can stand for half a character, which no file and no screen takes.
             json.dumps(value, ensure_ascii=False).encode()
@@ -357,6 +357,13 @@ def load_json(data: bytes, what: str) -> Any:
         raise RecordingError(f"{what[0].upper() + what[1:]} is no JSON: {error}.") from error
     if not isinstance(value, dict):
         raise RecordingError(f"{what[0].upper() + what[1:]} must be a JSON object, got {type(value).__name__}.")
+    return value
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text[:20]} is beyond float64")
     return value
 
 

@@ -170,7 +170,8 @@ class Circuit:
             potentials: (N, U) float32, before the step.
             elapsed_time: (N,) float32, seconds that the step lasts.
         """
-        return self._scan(sensory[None], potentials, elapsed_time[None])[0]
+        after: Floats = self._scan(sensory[None], potentials, elapsed_time[None])[0]
+        return after
 
     def _scan(self, sensory: Floats, start: Floats, elapsed_time: Floats) -> Floats:
         operands = (torch.from_numpy(np.ascontiguousarray(array)) for array in (sensory, start, elapsed_time))

@@ -207,7 +207,7 @@ def _violations(circuit: Circuit, cell: Cell) -> tuple[str, ...]:
 
 
 def _violation(name: str, place: str, value: float | np.floating[Any], not_negative: bool) -> str:
-    if not abs(value) <= LARGEST:
+    if not -LARGEST <= value <= LARGEST:
         return f"{name} of {place} is {value:.3g}" + (", too large for sums of float32" if np.isfinite(value) else "")
     return f"{name} of {place} is negative ({value:.3g})" if not_negative and value < 0 else ""
 

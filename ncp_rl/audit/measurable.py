@@ -31,12 +31,12 @@ def check_measurable(circuit: Circuit, episodes: Sequence[Episode]) -> None:
     for episode in episodes:
         for name in _QUANTITIES:
             values = np.asarray(getattr(episode, name))
-            wrong = np.argwhere(~(np.abs(values) <= LARGEST))
-            if len(wrong):
-                where = "at the start" if name == "start" else f"in step {wrong[0][0]}"
+            places = np.argwhere(~(np.abs(values) <= LARGEST))
+            if len(places):
+                where = "at the start" if name == "start" else f"in step {places[0][0]}"
                 raise RecordingError(
                     f"{name} {where} of episode {episode.index} must be {_WANTED} to be explained or audited, got "
-                    f"{values[tuple(wrong[0])]}; verify and replay say whether it is true."
+                    f"{values[tuple(places[0])]}; verify and replay say whether it is true."
                 )
 
 

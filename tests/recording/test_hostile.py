@@ -176,7 +176,7 @@ def test_a_recording_of_large_pictures_is_read_within_the_limit(tmp_path: Path) 
     """Pictures fill a block sooner than steps do."""
     model, venv = random_model(box(2), box(1), n_envs=4, env_kwargs=dict(render_mode="rgb_array"))
     picture = np.random.default_rng(0).integers(0, 256, (700, 700, 3), np.uint8)
-    venv.get_images = lambda: [picture] * 4  # type: ignore[method-assign, assignment]
+    venv.get_images = lambda: [picture] * 4  # type: ignore[method-assign]
     path = record_rollouts(model, venv, tmp_path / "r.mcap", n_episodes=8, images=True, progress_bar=False)
     recording = Recording.open(path, max_memory=2**28)
     for index in (0, 7):

@@ -59,8 +59,9 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Elsewhere:
     model.learn(96)
     still(venv)
     with torch.no_grad():
-        model.policy.log_std.fill_(-6.0)  # type: ignore[union-attr]
-        for erev in (model.policy.lstm_actor.erev, model.policy.lstm_actor.sensory_erev):  # type: ignore[union-attr]
+        policy: Any = model.policy
+        policy.log_std.fill_(-6.0)
+        for erev in (policy.lstm_actor.erev, policy.lstm_actor.sensory_erev):
             erev.mul_(3.0)
     model.save(folder / "model.zip")
     venv.save(str(folder / "statistics.pkl"))  # type: ignore[attr-defined]
@@ -121,7 +122,8 @@ def falsified(path: Path, field: str, by: float | None, monkeypatch: pytest.Monk
         if self is not recording or index != 2:
             return episode
         if by is None:
-            return dataclasses.replace(episode, **{field: not getattr(episode, field)})
+            ends: dict[str, Any] = {field: not getattr(episode, field)}
+            return dataclasses.replace(episode, **ends)
         values = getattr(episode, field).copy()
         values[57] += by
         return dataclasses.replace(episode, **{field: values})
@@ -137,7 +139,7 @@ def test_no_edit_of_one_bit_passes_by_a_tolerance(motor_map: str, tmp_path: Path
     policy_kwargs = dict(motor_map=motor_map)
     model, venv = random_model(box(3), box(2), policy_kwargs=policy_kwargs)
     with torch.no_grad():
-        for parameter in model.policy.action_net.parameters():  # type: ignore[union-attr]
+        for parameter in model.policy.action_net.parameters():
             parameter.add_(torch.rand_like(parameter))
     path = record_rollouts(model, venv, tmp_path / "r.mcap", n_episodes=4, progress_bar=False)
     assert all(c.bitwise for c in replay(path, model).comparisons)
@@ -213,7 +215,7 @@ def test_either_of_two_equally_likely_actions_is_true_elsewhere(
 ) -> None:
     model, venv = random_model(box(3), spaces.Discrete(3))
     with torch.no_grad():
-        for parameter in model.policy.action_net.parameters():  # type: ignore[union-attr]
+        for parameter in model.policy.action_net.parameters():
             parameter.zero_()
     path = record_rollouts(model, venv, tmp_path / "r.mcap", n_episodes=4, progress_bar=False)
     recording, read = Recording.open(path), Recording.__getitem__

@@ -138,10 +138,12 @@ def read_manifest(data: bytes) -> dict[str, Any]:
     if manifest.get("format") != FORMAT:
         raise RecordingError(f"The manifest must be of format {FORMAT!r}, got {manifest.get('format')!r}.")
     kind = manifest.get("kind")
-    if kind not in _ENTRIES:
+    if type(kind) is not str or kind not in _ENTRIES:
         raise RecordingError(f"The manifest's kind must be one of {', '.join(_ENTRIES)}, got {kind!r}.")
     for name, expected in (_ENTRIES[kind] | _ENTRIES_OF_ALL).items():
         value: Any = manifest.get(name)
+        if value is None and name not in _ENTRIES_OF_ALL:
+            continue  # Those who need it say so.
         if type(value) is not expected or (type(value) is int and not 0 <= value < _MAX_INTEGER):
             whole = f" from 0 to {_MAX_INTEGER - 1}" if expected is int else ""
             raise RecordingError(f"{name} of the manifest must be of type {expected.__name__}{whole}, got {value!r}.")
@@ -151,11 +153,11 @@ def read_manifest(data: bytes) -> dict[str, Any]:
 
 
 _MAX_INTEGER = 2**40
-_ENTRIES_OF_ALL = {"policy": dict, "platform": dict, "layout": dict, "threads": int, "deterministic": bool}
+_ENTRIES_OF_ALL = {"policy": dict, "platform": dict, "layout": dict, "threads": int}
 #: Types of the entries that are read again, by the manifest's kind.
 _ENTRIES: dict[str, dict[str, type]] = {
-    "rollouts": {"n_episodes": int, "seed": int},
-    "training": {"timesteps": int},
+    "rollouts": {"n_episodes": int, "seed": int, "deterministic": bool},
+    "training": {"timesteps": int, "deterministic": bool},
 }
 
 

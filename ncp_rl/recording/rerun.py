@@ -36,6 +36,9 @@ def run_again(recording: Recording, model: OnPolicyAlgorithm, env: VecEnv, tally
     """
     if recording.manifest["kind"] != "rollouts":
         raise RecordingError("Only rollouts can be run again, not what was recorded in training.")
+    missing = [name for name in ("n_episodes", "seed", "deterministic") if recording.manifest.get(name) is None]
+    if missing:
+        raise RecordingError(f"The manifest must say {', '.join(missing)} of a rollout that is to be run again.")
     if env.num_envs != recording.layout.n_envs:
         raise RecordingError(f"The recording is of {recording.layout.n_envs} environments, got {env.num_envs}.")
     if tally.exact:

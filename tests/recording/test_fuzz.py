@@ -186,6 +186,8 @@ NAMED = {
     "type of dates": Forgery("manifest.json", at("layout", "observed", 0, "dtype"), '"M8[s]"'),
     "no environments": Forgery("manifest.json", at("layout", "n_envs"), "0"),
     "a million environments": Forgery("manifest.json", at("layout", "n_envs"), "1048575"),
+    "kind that is a list": Forgery("manifest.json", at("kind"), "[]"),
+    "seed that is a text": Forgery("manifest.json", at("seed"), '"foo"'),
     "no policy": Forgery("manifest.json", at("policy"), None),
     "unknown backend": Forgery("circuit.json", at("backend"), '"evil"'),
     "half a character": Forgery("circuit.json", at("action_names", 0), '"\\ud800"'),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from ncp_rl.kernels import Backend
 from ncp_rl.kernels.numba_cache import kernel
+from ncp_rl.kernels.numba_lanes import WIDTHS
 from ncp_rl.ltc import LTC, MotorMap
 from ncp_rl.policy import NCPPolicy
 from ncp_rl.wiring import Wiring
@@ -23,6 +25,9 @@ Floats = npt.NDArray[np.float32]
 
 #: Version of the files that `Circuit.save` makes.
 FORMAT = 1
+# Numbers of inputs and potentials that `Circuit.run` has at a time.
+_NUMBERS_AT_ONCE = 2**22
+
 _SETTINGS = ("format", "wiring", "ode_unfolds", "elapsed_time", "backend", "sensory_names", "action_names")
 
 
@@ -37,6 +42,7 @@ class Circuit:
         bias: (A,) float32, of the action means.
         sensory_names: (S,), what each sensory input carries.
         action_names: (A,), of the action means.
+        dense: The linear layer between motor map and action means, where there is one; readout and bias hold both.
     """
 
     ltc: LTC
@@ -44,12 +50,16 @@ class Circuit:
     bias: Floats
     sensory_names: tuple[str, ...]
     action_names: tuple[str, ...]
+    dense: nn.Linear | None = None
 
     @classmethod
     def from_policy(cls, policy: NCPPolicy) -> Circuit:
         """The actor of a policy; shares its parameters."""
-        readout, bias = _affine(policy.action_net)
-        return cls(policy.lstm_actor, readout, bias, policy.sensory_names, policy.action_names)
+        layers = list(policy.action_net.children())
+        dense = layers[-1] if layers else None
+        assert dense is None or isinstance(dense, nn.Linear)
+        readout, bias = _affine(policy.lstm_actor.motor_map, dense)
+        return cls(policy.lstm_actor, readout, bias, policy.sensory_names, policy.action_names, dense)
 
     @property
     def wiring(self) -> Wiring:
@@ -62,6 +72,8 @@ class Circuit:
         weights = self.ltc.state_dict()
         del weights["_extra_state"]
         tensors = {f"ltc.{name}": tensor.contiguous().cpu() for name, tensor in weights.items()}
+        if self.dense is not None:
+            tensors |= {f"dense.{name}": tensor.contiguous().cpu() for name, tensor in self.dense.state_dict().items()}
         tensors |= {"readout": torch.from_numpy(self.readout), "bias": torch.from_numpy(self.bias)}
         values = (
             FORMAT,
@@ -92,16 +104,20 @@ class Circuit:
                     input_map=False,
                     ode_unfolds=entries["ode_unfolds"],
                     elapsed_time=entries["elapsed_time"],
-                    backend=entries["backend"],
+                    # What ran on a GPU runs on the CPU here; "auto" is what it was, or would have been, chosen from.
+                    backend="auto" if entries["backend"] == "triton" else entries["backend"],
                 )
             for name, tensor in loaded.items():
                 if tensor.dtype != torch.float32:
                     raise ValueError(f"{name} must be float32, got {tensor.dtype}")
             readout, bias = loaded.pop("readout").numpy(), loaded.pop("bias").numpy()
+            dense = _load_dense({name: loaded.pop(name) for name in list(loaded) if name.startswith("dense.")})
             weights = {name.removeprefix("ltc."): tensor for name, tensor in loaded.items()}
             ltc.load_state_dict(weights | {"_extra_state": ltc.get_extra_state()})
-            circuit = cls(ltc, readout, bias, tuple(entries["sensory_names"]), tuple(entries["action_names"]))
+            circuit = cls(ltc, readout, bias, tuple(entries["sensory_names"]), tuple(entries["action_names"]), dense)
             expected = ((len(circuit.action_names), wiring.n_motor), (len(circuit.action_names),))
+            if dense is not None and dense.weight.shape != expected[0]:
+                raise ValueError(f"the dense layer must be {expected[0]}, got {tuple(dense.weight.shape)}")
             if (readout.shape, bias.shape) != expected or len(circuit.sensory_names) != wiring.n_sensory:
                 raise ValueError(f"readout {readout.shape}, bias {bias.shape} and names must fit {expected}")
             return circuit
@@ -139,17 +155,50 @@ class Circuit:
             width: Sequences side by side, all the same: kernels add in another order for other widths, so that the
                 bits of a rollout come back only with as many as it had environments.
         """
-        operands = (
-            torch.from_numpy(np.repeat(array, width, axis=axis))
-            for array, axis in ((sensory[:, None], 1), (start[None], 0), (elapsed_time[:, None], 1))
-        )
+        width = self._width(width)
+        # As many steps at a time as stay small in memory, whatever the width.
+        at_once = max(1, _NUMBERS_AT_ONCE // (width * (self.wiring.n_sensory + self.wiring.units)))
+        potentials = np.empty((len(sensory), self.wiring.units), np.float32)
+        for first in range(0, len(sensory), at_once):
+            part = slice(first, first + at_once)
+            inputs, elapsed = (np.repeat(array[part, None], width, axis=1) for array in (sensory, elapsed_time))
+            potentials[part] = self._scan(inputs, np.repeat(start[None], width, axis=0), elapsed)[:, 0]
+            start = potentials[part][-1]
+        return potentials
+
+    def step(self, sensory: Floats, potentials: Floats, elapsed_time: Floats) -> Floats:
+        """Potentials (N, U) after one step of N circuits side by side.
+
+        Args:
+            sensory: (N, S) float32, sensory inputs.
+            potentials: (N, U) float32, before the step.
+            elapsed_time: (N,) float32, seconds that the step lasts.
+        """
+        after: Floats = self._scan(sensory[None], potentials, elapsed_time[None])[0]
+        return after
+
+    def _scan(self, sensory: Floats, start: Floats, elapsed_time: Floats) -> Floats:
+        operands = (torch.from_numpy(np.ascontiguousarray(array)) for array in (sensory, start, elapsed_time))
         inputs, state, elapsed = (operand.to(self.ltc.cm.device) for operand in operands)
         with torch.no_grad():
             potentials, _ = self.ltc(inputs, state, None, elapsed)
-        return np.asarray(potentials[:, 0].cpu().numpy())
+        return np.asarray(potentials.cpu().numpy())
 
-    def action_means(self, potentials: Floats) -> Floats:
-        """Potentials (..., U) -> action means (..., A), before any squashing or clipping."""
+    def _width(self, width: int) -> int:
+        """The smallest number of sequences side by side that gives the bits of `width`."""
+        return min(width, max(WIDTHS)) if self.ltc.backend != "reference" and self.ltc.cm.is_cpu else width
+
+    def action_means(self, potentials: Floats, *, width: int = 1, row: int = 0) -> Floats:
+        """Potentials (..., U) -> action means (..., A), before any squashing or clipping.
+
+        Args:
+            potentials: (..., U) float32.
+            width: Sequences side by side, as in `run`; a dense layer adds in another order for other widths.
+            row: Which of them.
+        """
+        if self.dense is not None:
+            steps = self._dense_means(potentials.reshape(-1, self.wiring.units), width, row)
+            return steps.reshape(*potentials.shape[:-1], len(self.bias))
         if self.is_affine:
             # As the policy does it: with one rounding where NumPy would round twice.
             with torch.no_grad():
@@ -158,15 +207,45 @@ class Circuit:
         means: Floats = potentials[..., self.wiring.motor] @ self.readout.T + self.bias
         return means
 
+    def _dense_means(self, potentials: Floats, width: int, row: int) -> Floats:
+        """(T, U) -> (T, A), a step at a time, as the policy does it."""
+        assert self.dense is not None
+        with torch.no_grad():
+            motor = self.ltc.motor_map(torch.from_numpy(potentials).to(self.ltc.cm.device))
+            rows = [self.dense(m.expand(width, -1).contiguous())[row].cpu().numpy() for m in motor]
+        means: Floats = np.stack(rows)
+        return means
+
+    def parameters(self) -> dict[str, Floats]:
+        """All learned numbers by name, those that `readout` and `bias` sum up included."""
+        parts: dict[str, nn.Module] = {"ltc": self.ltc} | ({} if self.dense is None else {"dense": self.dense})
+        return {
+            f"{part}.{name}": parameter.detach().cpu().numpy()
+            for part, module in parts.items()
+            for name, parameter in module.named_parameters()
+        }
+
+    def readout_of_layers(self) -> tuple[Floats, Floats]:
+        """Readout and bias as they follow from motor map and dense layer; their own where the map is the identity."""
+        motor_map = self.ltc.motor_map
+        return _affine(motor_map, self.dense) if isinstance(motor_map, MotorMap) else (self.readout, self.bias)
+
     @property
     def is_affine(self) -> bool:
         """Whether each action mean is one motor neuron through the motor map, no dense layer behind."""
-        motor_map = self.ltc.motor_map
-        if not isinstance(motor_map, MotorMap):
+        if self.dense is not None or not isinstance(self.ltc.motor_map, MotorMap):
             return False
-        with torch.no_grad():
-            own = torch.diag(motor_map.weight).cpu().numpy(), motor_map.bias.cpu().numpy()
-        return np.array_equal(own[0], self.readout) and np.array_equal(own[1], self.bias)
+        readout, bias = self.readout_of_layers()
+        return np.array_equal(readout, self.readout) and np.array_equal(bias, self.bias)
+
+
+def _load_dense(tensors: dict[str, Tensor]) -> nn.Linear | None:
+    if not tensors:
+        return None
+    n_out, n_in = tensors["dense.weight"].shape
+    layer = nn.Linear(n_in, n_out, device="meta")
+    layer.load_state_dict({name.removeprefix("dense."): tensor for name, tensor in tensors.items()}, assign=True)
+    return layer.requires_grad_(False)
 
 
 def _checked_settings(entries: Any) -> dict[str, Any]:
@@ -174,12 +253,19 @@ def _checked_settings(entries: Any) -> dict[str, Any]:
         raise ValueError(f"the settings must be an object with the keys {_SETTINGS}")
     if entries["format"] != FORMAT:
         raise ValueError(f"their format is {entries['format']!r}, this version reads {FORMAT}")
-    unfolds, seconds = entries["ode_unfolds"], entries["elapsed_time"]
-    if type(unfolds) is not int or not 0 < unfolds <= 1000 or type(seconds) not in (int, float):
-        raise ValueError(f"ode_unfolds {unfolds!r} or elapsed_time {seconds!r} is none")
+    unfolds, seconds, backend = (entries[name] for name in ("ode_unfolds", "elapsed_time", "backend"))
+    if type(unfolds) is not int or not 0 < unfolds <= 1000:
+        raise ValueError(f"ode_unfolds must be an integer from 1 to 1000, got {unfolds!r}")
+    least, most = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+    if type(seconds) not in (int, float) or not least <= seconds <= most:
+        raise ValueError(f"elapsed_time must be positive seconds of a float32, got {seconds!r:.40}")
+    if backend not in get_args(Backend):
+        raise ValueError(f"backend must be one of {', '.join(get_args(Backend))}, got {backend!r}")
     for name in ("sensory_names", "action_names"):
         if not isinstance(entries[name], list) or not all(isinstance(item, str) for item in entries[name]):
             raise ValueError(f"{name} must be a list of names")
+        for item in entries[name]:
+            item.encode()  # Half a character, which JSON can hold, is no text.
     return entries
 
 
@@ -196,13 +282,11 @@ def _time_constants(values: Any, synapses: Any, source: Any, destination: Any, c
             found[row, j] = cm[j] / found[row, j]
 
 
-def _affine(action_net: nn.Module) -> tuple[Floats, Floats]:
+def _affine(motor_map: MotorMap | nn.Module, dense: nn.Linear | None) -> tuple[Floats, Floats]:
     """Weight (A, M) and bias (A,) of a policy's readout: a motor map, with a linear layer behind it or not."""
-    layers = [action_net] if isinstance(action_net, MotorMap) else list(action_net.children())
-    assert isinstance(layers[0], MotorMap)
+    assert isinstance(motor_map, MotorMap)
     with torch.no_grad():
-        weight, bias = torch.diag(layers[0].weight), layers[0].bias
-        for layer in layers[1:]:
-            assert isinstance(layer, nn.Linear)
-            weight, bias = layer.weight @ weight, layer(bias)
+        weight, bias = torch.diag(motor_map.weight), motor_map.bias
+        if dense is not None:
+            weight, bias = dense.weight @ weight, dense(bias)
     return weight.detach().cpu().numpy().copy(), bias.detach().cpu().numpy().copy()

@@ -353,9 +353,14 @@ class _Constrain(torch.autograd.Function):
         return g_w * w, *g_synaptic, g_sensory_w * sensory_w, *g_sensory, g_cm * cm, g_gleak * gleak, g_vleak
 
 
+# What stands for 0 behind a softplus. It must be small against the least that a denominator of the solver can hold,
+# delta times EPSILON, and yet no 0: a membrane without capacitance has a potential of 0 / 0 where no time passes.
+_NOTHING = 1e-20
+
+
 def inverse_softplus(y: Tensor) -> Tensor:
-    """The x with softplus(x) = y, for y >= 0; y is held at 1e-8 or more, so that x is finite."""
-    y = y.clamp(min=EPSILON)
+    """The x with softplus(x) = y, for y >= 0; y is held at 1e-20 or more, so that x is finite."""
+    y = y.clamp(min=_NOTHING)
     return y + torch.log(-torch.expm1(-y))
 
 

@@ -20,6 +20,7 @@ import torch
 import tyro
 
 from ncp_rl.recording import (
+    MAX_MEMORY,
     Recording,
     RecordingError,
     generate_key,
@@ -112,10 +113,13 @@ class Verify:
     """Public key, as PEM, of who must have signed it."""
     json: bool = False
     """Print JSON."""
+    max_memory: int = MAX_MEMORY
+    """Bytes that reading may take; what would take more is refused."""
 
     def run(self) -> int:
         """Print the verdict; 1 where something is wrong."""
-        verification = verify(self.file, None if self.public_key is None else read_public_key(self.public_key))
+        key = None if self.public_key is None else read_public_key(self.public_key)
+        verification = verify(self.file, key, max_memory=self.max_memory)
         return _report(verification, self.json)
 
 
@@ -133,14 +137,16 @@ class Replay:
     """Run the environments again too, from their seeds."""
     json: bool = False
     """Print JSON."""
+    max_memory: int = MAX_MEMORY
+    """Bytes that reading may take; what would take more is refused."""
 
     def run(self) -> int:
         """Print the verdict; 1 where something came out otherwise."""
+        if self.run_folder is None and self.env:
+            raise RecordingError("--env needs --run, the run folder whose policy acted.")
+        recording = Recording.open(self.file, max_memory=self.max_memory)
         if self.run_folder is None:
-            if self.env:
-                raise RecordingError("--env needs --run, the run folder whose policy acted.")
-            return _report(replay(self.file), self.json)
-        recording = Recording.open(self.file)
+            return _report(replay(recording), self.json)
         n_envs, limit = recording.layout.n_envs, recording.max_episode_steps
         model, venv = load_run(self.run_folder, which=self.which, n_envs=n_envs, device="cpu", max_episode_steps=limit)
         found = replay(recording, model, venv if self.env else None)
@@ -158,12 +164,14 @@ class Export:
     """New Parquet file, a row per step."""
     minari: str | None = None
     """Id of a new Minari dataset, such as pendulum/ncp-v0."""
+    max_memory: int = MAX_MEMORY
+    """Bytes that reading may take; what would take more is refused."""
 
     def run(self) -> int:
         """Export, say where."""
         if self.parquet is None and self.minari is None:
             raise RecordingError("Name --parquet FILE, --minari ID or both.")
-        recording = Recording.open(self.file)
+        recording = Recording.open(self.file, max_memory=self.max_memory)
         if self.parquet is not None:
             print(write_parquet(recording, self.parquet))
         if self.minari is not None:

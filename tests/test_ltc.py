@@ -54,6 +54,44 @@ def test_numbers_of_ncps_over_200_irregular_steps(backend: Backend, implicit: bo
         torch.testing.assert_close(last, potentials[-1])
 
 
+def test_200_random_cells_of_explicit_mode_with_parameters_clamped_to_zero() -> None:
+    """Each has a neuron whose capacitance, leak and incoming weights are all 0, and others with some of them."""
+    worst = torch.zeros(200)
+    for seed in range(200):
+        torch.manual_seed(seed)
+        cell = LTCCell(NcpsAutoNCP(12, 2), 3, implicit_param_constraints=False, ode_unfolds=2)
+        dead = int(torch.randint(12, ()))
+        inputs, elapsed_time = torch.randn(12, 4, 3), torch.rand(12, 4) * 2 + 0.05
+        state, theirs = torch.zeros(4, 12), []
+        with torch.no_grad():
+            for name in ("cm", "gleak", "w", "sensory_w"):
+                parameter = getattr(cell, name)
+                parameter -= torch.rand(()) * torch.rand_like(parameter)
+                parameter[..., dead] = -1.0
+            cell.apply_weight_constraints()
+            for x, seconds in zip(inputs, elapsed_time, strict=True):
+                _, state = cell(x, state, seconds[:, None])
+                theirs.append(state)
+            potentials, _ = LTC.from_ncps(cell)(inputs, elapsed_time=elapsed_time)
+        worst[seed] = (potentials - torch.stack(theirs)).abs().max()
+    assert worst.max() < 1e-5, f"cell {int(worst.argmax())} is off by {worst.max():.1e}"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_neuron_of_zeros_has_finite_gradients_where_no_time_passes(backend: Backend) -> None:
+    cell = LTCCell(NcpsAutoNCP(12, 2), 3, implicit_param_constraints=False)
+    with torch.no_grad():
+        for name in ("cm", "gleak", "w", "sensory_w"):
+            getattr(cell, name)[..., 5] = 0.0
+    ltc = LTC.from_ncps(cell, backend=backend)
+    inputs = torch.randn(4, 2, 3, requires_grad=True)
+    elapsed_time = torch.tensor([[1.0, 0.5], [0.0, 1e-3], [0.0, 0.0], [0.2, 0.0]])
+    potentials, _ = ltc(inputs, elapsed_time=elapsed_time)
+    potentials.square().sum().backward()
+    assert potentials.isfinite().all() and torch.equal(potentials[1, 0], potentials[0, 0])
+    assert all(p.grad is None or p.grad.isfinite().all() for p in (inputs, *ltc.parameters()))
+
+
 def test_from_ncps_reads_a_whole_layer() -> None:
     layer = NcpsLTC(3, NcpsAutoNCP(10, 1), batch_first=False)
     inputs = torch.randn(20, 2, 3)

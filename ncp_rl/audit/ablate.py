@@ -87,7 +87,8 @@ def ablate(circuit: Circuit, ablation: Ablation) -> Circuit:
     assert isinstance(ablation, Clamp)
     readout, bias = circuit.readout.copy(), circuit.bias + circuit.readout[:, motor] * np.float32(ablation.potential)
     readout[:, motor] = 0.0
-    return replace(circuit, ltc=ltc, readout=readout, bias=bias)
+    # The dense layer, where there is one, is in readout and bias: it could not leave a motor neuron out.
+    return replace(circuit, ltc=ltc, readout=readout, bias=bias, dense=None)
 
 
 @contextmanager

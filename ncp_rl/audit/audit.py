@@ -139,7 +139,7 @@ def audit_recording(
         progress_bar: Show progress.
 
     Raises:
-        ncp_rl.recording.RecordingError: The file is damaged.
+        ncp_rl.recording.RecordingError: The file is damaged, or holds numbers that are not finite.
         ValueError: It holds no whole episode.
     """
     circuit = recording.circuit

@@ -1,4 +1,7 @@
-"""What can it never do? Ranges that hold for every neuron and action, for every input whatever and for ever.
+"""What can it never do? Ranges that hold for every neuron and action, for every finite input and for ever.
+
+NaN is no finite input: it makes potentials NaN, which lie in no range, and a broken sensor can send it. Nothing is
+certified of what follows it until the next reset, so keep it from the policy.
 
 Every potential is a weighted mean of its own past, its leak potential and the reversal potentials of its synapses, the
 weights being conductances that are not negative (`ncp_rl.kernels.reference`). Hence from a start at zero
@@ -23,6 +26,7 @@ import torch
 
 from ncp_rl.audit.cell import Array, Cell
 from ncp_rl.audit.intervals import Means, Range
+from ncp_rl.audit.measurable import LARGEST
 from ncp_rl.audit.verdict import Verdict
 from ncp_rl.circuit import Circuit
 from ncp_rl.kernels import EPSILON
@@ -69,7 +73,7 @@ class Certificate:
         return Verdict(
             "certificate",
             True,
-            f"For every input and for ever, action means lie in these ranges: {ranges}.",
+            f"For every finite input and for ever, action means lie in these ranges: {ranges}.",
             {"width": width},
         )
 
@@ -90,7 +94,7 @@ class Certificate:
 
 
 def certify(circuit: Circuit, *, min_elapsed_time: float | None = None) -> Certificate:
-    """Certify a circuit for every input, for ever, from a start at zero (or anywhere in the range).
+    """Certify a circuit for every finite input, for ever, from a start at zero (or anywhere in the range).
 
     Args:
         circuit: The circuit.
@@ -203,8 +207,8 @@ def _violations(circuit: Circuit, cell: Cell) -> tuple[str, ...]:
 
 
 def _violation(name: str, place: str, value: float | np.floating[Any], not_negative: bool) -> str:
-    if not np.isfinite(value):
-        return f"{name} of {place} is {value}"
+    if not -LARGEST <= value <= LARGEST:
+        return f"{name} of {place} is {value:.3g}" + (", too large for sums of float32" if np.isfinite(value) else "")
     return f"{name} of {place} is negative ({value:.3g})" if not_negative and value < 0 else ""
 
 

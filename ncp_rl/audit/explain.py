@@ -25,6 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ncp_rl.audit.cell import Array, Cell
+from ncp_rl.audit.measurable import check_measurable
 from ncp_rl.circuit import Circuit
 from ncp_rl.recording import Episode
 
@@ -134,7 +135,12 @@ class Explanation:
         return parts | {"memory": self.memory, "leak": self.leak}
 
     def sentence(self, step: int, action: int = 0, *, n_parts: int = 3) -> str:
-        """The action at a step in words: its strongest parts, and what drove the strongest neuron among them."""
+        """The action at a step in words: its strongest parts, and what drove the strongest neuron among them.
+
+        Raises:
+            IndexError: The episode has no such step; -1 is the last.
+        """
+        step = self._step(step)
         drivers, time = self.of_action(action), self.episode.time[step]
         strongest = int(np.argmax(np.abs(drivers.neurons[step])))
         text = (
@@ -151,14 +157,16 @@ class Explanation:
         """Where an action mean, or a neuron's potential, at `step` came from, through all the circuit and back in time.
 
         Args:
-            step: The step to explain.
+            step: The step to explain; -1 is the last.
             n_steps: Steps to go back, that of `step` included; as many as there are where fewer.
             action: The action to explain, or
             neuron: the neuron to explain.
 
         Raises:
+            IndexError: The episode has no such step.
             ValueError: Neither or both of action and neuron are given, or no step is asked for.
         """
+        step = self._step(step)
         if (action is None) == (neuron is None) or n_steps < 1:
             raise ValueError(f"Name an action or a neuron, and a step or more: {action=}, {neuron=}, {n_steps=}.")
         units, first = self.cell.units, max(step + 1 - n_steps, 0)
@@ -179,6 +187,13 @@ class Explanation:
                 credit = substep.kept[0, :, None] * credit + _handed_back(self.cell, gain, credit)
         before = float(credit.sum(1) @ previous[first])
         return History(sensory, rest, before, offset, paths)
+
+    def _step(self, step: int) -> int:
+        """Number of a step counted from the episode's start, or from its end where negative."""
+        n = len(self.episode)
+        if not -n <= step < n:
+            raise IndexError(f"step must lie in the episode, from {-n} to {n - 1}, got {step}.")
+        return step % n
 
     def _drivers(self, weights: Array, offset: float) -> Drivers:
         """Parts of sum_j weights_j v_j + offset."""
@@ -213,8 +228,10 @@ def explain(circuit: Circuit, episode: Episode) -> Explanation:
     """Contributions to every potential of an episode, each step from the recorded potentials before it.
 
     Raises:
+        ncp_rl.recording.RecordingError: Numbers of circuit or episode are not finite.
         ValueError: The episode is not of this circuit: its sizes differ.
     """
+    check_measurable(circuit, [episode])
     wiring = circuit.wiring
     sizes = (episode.sensory.shape[1], episode.potentials.shape[1])
     if sizes != (wiring.n_sensory, wiring.units):

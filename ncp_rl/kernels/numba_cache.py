@@ -25,6 +25,12 @@ from numba.core import caching
 from numba.core.registry import cpu_target
 
 
+def compiled_for() -> tuple[str, str]:
+    """Name and features of the processor that Numba compiles for: this one, unless NUMBA_CPU_NAME names another."""
+    _, name, features = cpu_target.target_context.codegen().magic_tuple()
+    return str(name), str(features)
+
+
 @functools.cache
 def sources_digest() -> str:
     """SHA-256 over the sources that Numba compiles and the processor that it compiles for, 16 hexadecimal digits."""

@@ -15,8 +15,7 @@ shows that a recording was never made, or that its end was cut off before the se
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
@@ -36,6 +35,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from ncp_rl.recording.encode import Integers, Messages
 from ncp_rl.recording.errors import RecordingError
+from ncp_rl.recording.files import new_file
 from ncp_rl.recording.sha256 import DIGEST_BYTES
 
 _CHAIN_DOMAIN = b"ncp_rl recording 1 chain\0"
@@ -94,6 +94,11 @@ def record_text(name: str, entries: dict[str, str]) -> bytes:
     return _RECORD_DOMAIN + json.dumps([name, entries], sort_keys=True).encode()
 
 
+def spans_text(spans: Sequence[Sequence[int]]) -> str:
+    """Episode, environment, first step and steps of each of a chunk's episodes, as a chain record has them."""
+    return json.dumps(sorted(map(list, spans)), separators=(",", ":"))
+
+
 def generate_key(path: Path) -> Path:
     """Make a new signing key: `path` (readable by the owner alone) and its public key beside it, as PEM.
 
@@ -104,18 +109,15 @@ def generate_key(path: Path) -> Path:
         RecordingError: One of the files exists or cannot be written.
     """
     key, public = Ed25519PrivateKey.generate(), path.with_suffix(".pub.pem")
-    texts = {
-        path: (key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), 0o600),
-        public: (key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo), 0o644),
-    }
-    try:
-        for file, (text, mode) in texts.items():
-            with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as stream:
-                stream.write(text)
-    except FileExistsError as error:
-        raise RecordingError(f"The key {error.filename} exists and is left as it is; name another file.") from error
-    except OSError as error:
-        raise RecordingError(f"The key cannot be written: {error}.") from error
+    # Both or none: a private key without its public one is of no use.
+    with (
+        new_file(path, "The key", permissions=0o600) as secret,
+        secret,
+        new_file(public, "The key", permissions=0o644) as open_to_all,
+    ):
+        secret.write(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        with open_to_all:
+            open_to_all.write(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
     return public
 
 

@@ -3,3 +3,7 @@
 
 class RecordingError(Exception):
     """A recording cannot be made or read; the message says what was expected, what came and what to do."""
+
+
+class MemoryLimitError(RecordingError):
+    """To read on would take more memory than is allowed; nothing is said of whether the recording is true."""

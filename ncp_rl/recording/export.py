@@ -12,6 +12,7 @@ from gymnasium import spaces
 
 from ncp_rl.recording.episode import Episode
 from ncp_rl.recording.errors import RecordingError
+from ncp_rl.recording.files import new_file
 from ncp_rl.recording.manifest import read_space
 from ncp_rl.recording.reader import Recording, observation_parts
 
@@ -47,15 +48,10 @@ def write_parquet(recording: Recording, path: Path | str) -> Path:
     first = next(tables, None)
     if first is None:
         raise RecordingError(f"{recording.path} holds no steps; there is nothing to export.")
-    try:
-        with path.open("xb") as file, parquet.ParquetWriter(file, first.schema) as writer:
-            writer.write_table(first)
-            for table in tables:
-                writer.write_table(table)
-    except FileExistsError as error:
-        raise RecordingError(f"{path} exists and is left as it is; name another file.") from error
-    except OSError as error:
-        raise RecordingError(f"{path} cannot be written: {error}.") from error
+    with new_file(path, "The table") as file, file, parquet.ParquetWriter(file, first.schema) as writer:
+        writer.write_table(first)
+        for table in tables:
+            writer.write_table(table)
     return path
 
 
@@ -105,7 +101,7 @@ def _buffer(recording: Recording, episode: Episode, action_space: spaces.Space[A
     truncations[-1] = not episode.terminated or n < len(episode)
     actions = episode.action[:n].reshape(n, *(action_space.shape or ())).astype(action_space.dtype)
     return minari.data_collector.episode_buffer.EpisodeBuffer(
-        observations=observation_parts(recording.layout, observations),
+        observations=observation_parts(recording.layout, observations, episode.index),
         actions=actions,
         rewards=list(episode.reward[:n]),
         terminations=list(np.arange(n) == n - 1 if episode.terminated and n == len(episode) else np.zeros(n, bool)),

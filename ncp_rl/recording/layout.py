@@ -22,6 +22,17 @@ from ncp_rl.recording.errors import RecordingError
 
 Kind = Literal["float32", "float64", "integer", "boolean"]
 
+# Observations of these types come back from a float32; of the others, from a float64.
+_IN_FLOAT32 = frozenset({"float32", "float16", "int8", "uint8", "int16", "uint16", "bool"})
+_IN_FLOAT64 = frozenset({"float64", "int32", "uint32", "int64", "uint64"})
+
+# Sizes beyond which nothing is recorded.
+_MAX_SIZE = 2**20
+
+# Characters that a number can take, and that its place and bits take where it is NaN.
+_NUMBER_CHARACTERS = 26
+_NAN_CHARACTERS = 32
+
 
 @dataclass(frozen=True)
 class Field:
@@ -109,13 +120,21 @@ class Topic:
             pending += "" if field.size is None else "]"
         return (*texts, pending + "}" * (len(scope) + 1))
 
+    @cached_property
+    def max_bytes(self) -> int:
+        """No message is longer."""
+        texts = sum(map(len, self.literals)) + len('"nan_at":[],"nan_bits":[],')
+        return texts + (_NUMBER_CHARACTERS + _NAN_CHARACTERS) * len(self.kinds)
+
     def parse(self, data: bytes | memoryview) -> list[float]:
         """Numbers of a message, in the order of the fields.
 
         Raises:
             RecordingError: The message is no JSON, or not of this channel's schema.
         """
-        message = load_json(bytes(data), f"a message of {self.name}")
+        if len(data) > self.max_bytes:
+            raise RecordingError(f"A message of {self.name} has at most {self.max_bytes} bytes, got {len(data)}.")
+        message = load_json(bytes(data), f"a message of {self.name}", infinite=True)
         numbers: list[float] = []
         try:
             for field in self.fields:
@@ -123,8 +142,8 @@ class Topic:
                 for key in field.name.split("."):
                     value = value[key]
                 numbers += _numbers(value, field)
-            for at, bits in zip(message.get("nan_at", ()), message.get("nan_bits", ()), strict=True):
-                if not 0 <= at < len(numbers):
+            for at, bits in _nans(message):
+                if type(at) is not int or not 0 <= at < len(numbers):
                     raise ValueError(f"nan_at names number {at} of {len(numbers)}")
                 numbers[at] = _nan(self.kinds[at], bits)
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
@@ -134,7 +153,11 @@ class Topic:
 
 @dataclass(frozen=True)
 class Observed:
-    """One part of the observation: the whole of it, or a key of a Dict."""
+    """One part of the observation: the whole of it, or a key of a Dict.
+
+    Raises:
+        RecordingError: A type whose numbers cannot be recorded, or names that do not fit the shape.
+    """
 
     key: str | None
     shape: tuple[int, ...]
@@ -142,10 +165,28 @@ class Observed:
     names: tuple[str, ...]
     """Of its flattened quantities; none for an image, which is no part of the messages."""
 
+    def __post_init__(self) -> None:
+        """Refuse what no message can hold."""
+        if self.dtype not in _IN_FLOAT32 | _IN_FLOAT64:
+            known = ", ".join(sorted(_IN_FLOAT32 | _IN_FLOAT64))
+            raise RecordingError(f"Observations must be of one of the types {known}, got {self.dtype!r}.")
+        if not all(0 <= size < _MAX_SIZE for size in self.shape) or len(self.shape) > 16:
+            raise RecordingError(
+                f"An observation's shape must be of sizes from 0 to {_MAX_SIZE - 1}, got {self.shape}."
+            )
+        if self.names and len(self.names) != math.prod(self.shape):
+            raise RecordingError(
+                f"An observation of shape {self.shape} must have as many names, got {len(self.names)}."
+            )
+
 
 @dataclass(frozen=True)
 class Layout:
-    """Sizes and names of all that a recording holds."""
+    """Sizes and names of all that a recording holds.
+
+    Raises:
+        RecordingError: Sizes that no recording has, or several observations under one key.
+    """
 
     n_envs: int
     observed: tuple[Observed, ...]
@@ -159,6 +200,16 @@ class Layout:
     n_motor: int
     n_command: int
     n_inter: int
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that no recording has."""
+        for name, size in vars(self).items():
+            least = 0 if name in ("n_command", "n_inter") else 1
+            if name.startswith("n_") and not least <= size < _MAX_SIZE:
+                raise RecordingError(f"{name} of a recording must be from {least} to {_MAX_SIZE - 1}, got {size}.")
+        keys = [part.key for part in self.observed]
+        if not keys or len(set(keys)) < len(keys) or (None in keys and len(keys) > 1):
+            raise RecordingError(f"A recording has one observation, or several with a key each, got the keys {keys}.")
 
     @property
     def units(self) -> int:
@@ -178,8 +229,7 @@ class Layout:
     @property
     def observation_kind(self) -> Kind:
         """float32 where that holds every observed quantity."""
-        exact = {"float32", "float16", "int8", "uint8", "int16", "uint16", "bool"}
-        return "float32" if all(part.dtype in exact for part in self.observed_numbers) else "float64"
+        return "float32" if all(part.dtype in _IN_FLOAT32 for part in self.observed_numbers) else "float64"
 
     @cached_property
     def topics(self) -> tuple[Topic, ...]:
@@ -253,20 +303,25 @@ class Layout:
         """
         try:
             entries = dict(description)
-            parts = (dict(part) for part in entries.pop("observed"))
-            observed = tuple(
-                Observed(
-                    p["key"], tuple(map(int, p["shape"])), str(p["dtype"]), tuple(map(str, p["names"]))
-                )
-                for p in parts
-            )  # fmt: skip
-            layout = cls(observed=observed, **entries)
-            sizes = [value for name, value in entries.items() if name.startswith("n_")]
-            if not all(type(size) is int and 0 <= size < 2**20 for size in sizes) or type(layout.discrete) is not bool:
-                raise ValueError(f"sizes must be whole numbers, got {entries}")
-            return layout
-        except (KeyError, TypeError, ValueError) as error:
+            observed = tuple(_observed(part) for part in entries.pop("observed"))
+            for name, value in entries.items():
+                if type(value) is not (bool if name == "discrete" else int):
+                    raise ValueError(f"{name} must be {'true or false' if name == 'discrete' else 'an integer'}")
+            return cls(observed=observed, **entries)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise RecordingError(f"The manifest's layout is damaged: {error!r}.") from error
+
+
+def _observed(described: Mapping[str, Any]) -> Observed:
+    entries: dict[str, Any] = {name: tuple(v) if type(v) is list else v for name, v in described.items()}
+    part = Observed(**entries)
+    if not (part.key is None or type(part.key) is str) or type(part.dtype) is not str:
+        raise ValueError(f"key and dtype of an observation must be texts, got {part.key!r} and {part.dtype!r}")
+    if type(part.shape) is not tuple or any(type(size) is not int for size in part.shape):
+        raise ValueError(f"shape must be a list of integers, got {part.shape!r}")
+    if type(part.names) is not tuple or any(type(name) is not str for name in part.names):
+        raise ValueError("names must be a list of texts")
+    return part
 
 
 #: The image messages that Foxglove shows, base64 inside; https://docs.foxglove.dev/docs/sdk/schemas/compressed-image
@@ -286,18 +341,29 @@ COMPRESSED_IMAGE: dict[str, Any] = {
 }
 
 
-def load_json(data: bytes, what: str) -> Any:
-    """JSON of an object; integers come back as floats do, so that -0 keeps its sign.
+def load_json(data: bytes, what: str, *, infinite: bool = False) -> Any:
+    """JSON of an object, in UTF-8; numbers beyond float64 stand for infinity where that is allowed.
 
     Raises:
-        RecordingError: It is no JSON object, holds NaN or is nested without end.
+        RecordingError: It is no JSON object, holds NaN, is nested without end, or has halves of characters in a text.
     """
     try:
-        value = json.loads(data, parse_constant=_refuse_constant)
+        text = data.decode()
+        value = json.loads(text, parse_constant=_refuse_constant, parse_float=None if infinite else _finite)
+        if "\\u" in text:
+            # An escape can stand for half a character, which no file and no screen takes.
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise RecordingError(f"{what[0].upper() + what[1:]} is no JSON: {error}.") from error
     if not isinstance(value, dict):
         raise RecordingError(f"{what[0].upper() + what[1:]} must be a JSON object, got {type(value).__name__}.")
+    return value
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text[:20]} is beyond float64")
     return value
 
 
@@ -319,8 +385,18 @@ def _numbers(value: Any, field: Field) -> Sequence[float]:
     return [float(value) for value in values]
 
 
-def _nan(kind: Kind, bits: str) -> float:
-    form = ">f" if kind == "float32" else ">d"
+def _nans(message: dict[str, Any]) -> list[tuple[Any, Any]]:
+    """Where NaN stand, and their bits."""
+    at, bits = (message.get(name, []) for name in ("nan_at", "nan_bits"))
+    if type(at) is not list or type(bits) is not list:
+        raise ValueError("nan_at and nan_bits must be lists")
+    return list(zip(at, bits, strict=True))
+
+
+def _nan(kind: Kind, bits: Any) -> float:
+    form = _NAN_FORMS.get(kind)
+    if form is None or type(bits) is not str or len(bits) != 2 * struct.calcsize(form):
+        raise ValueError(f"nan_bits {bits!r} is no NaN of type {kind}")
     (value,) = struct.unpack(form, bytes.fromhex(bits))
     if not math.isnan(value):
         raise ValueError(f"nan_bits {bits} is no NaN")
@@ -329,4 +405,7 @@ def _nan(kind: Kind, bits: str) -> float:
 
 def nan_bits(kind: Kind, value: float) -> str:
     """Hexadecimal bits of a NaN."""
-    return struct.pack(">f" if kind == "float32" else ">d", value).hex()
+    return struct.pack(_NAN_FORMS[kind], value).hex()
+
+
+_NAN_FORMS: dict[Kind, str] = {"float32": ">f", "float64": ">d"}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
+import os
 import platform
 import subprocess
 from collections.abc import Callable, Mapping
@@ -20,10 +22,10 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize, unwrap_vec_normalize
 
-from ncp_rl.kernels.numba_cache import sources_digest
+from ncp_rl.kernels.numba_cache import compiled_for, sources_digest
 from ncp_rl.policy import NCPPolicy
 from ncp_rl.recording.errors import RecordingError
-from ncp_rl.recording.layout import Layout, Observed
+from ncp_rl.recording.layout import Layout, Observed, load_json
 
 FORMAT = "ncp_rl recording 1"
 
@@ -126,24 +128,83 @@ def make_manifest(model: OnPolicyAlgorithm, env: VecEnv, layout: Layout, **setti
     return json.dumps(entries, indent=1, allow_nan=False).encode()
 
 
+def read_manifest(data: bytes) -> dict[str, Any]:
+    """The manifest that `make_manifest` made.
+
+    Raises:
+        RecordingError: It is of another format, or holds what no manifest of ours does.
+    """
+    manifest: dict[str, Any] = load_json(data, "the manifest")
+    if manifest.get("format") != FORMAT:
+        raise RecordingError(f"The manifest must be of format {FORMAT!r}, got {manifest.get('format')!r}.")
+    kind = manifest.get("kind")
+    if type(kind) is not str or kind not in _ENTRIES:
+        raise RecordingError(f"The manifest's kind must be one of {', '.join(_ENTRIES)}, got {kind!r}.")
+    for name, expected in (_ENTRIES[kind] | _ENTRIES_OF_ALL).items():
+        value: Any = manifest.get(name)
+        if value is None and name not in _ENTRIES_OF_ALL:
+            continue  # Those who need it say so.
+        if type(value) is not expected or (type(value) is int and not 0 <= value < _MAX_INTEGER):
+            whole = f" from 0 to {_MAX_INTEGER - 1}" if expected is int else ""
+            raise RecordingError(f"{name} of the manifest must be of type {expected.__name__}{whole}, got {value!r}.")
+    if type(manifest["policy"].get("sha256")) is not str:
+        raise RecordingError("The manifest must name the SHA-256 of the policy.")
+    return manifest
+
+
+_MAX_INTEGER = 2**40
+_ENTRIES_OF_ALL = {"policy": dict, "platform": dict, "layout": dict, "threads": int}
+#: Types of the entries that are read again, by the manifest's kind.
+_ENTRIES: dict[str, dict[str, type]] = {
+    "rollouts": {"n_episodes": int, "seed": int, "deterministic": bool},
+    "training": {"timesteps": int, "deterministic": bool},
+}
+
+
 @functools.cache
 def _versions() -> dict[str, str]:
     """Of the packages that a run rests on."""
     return {name: version(name) for name in _PACKAGES}
 
 
-@functools.cache
 def describe_platform(device: torch.device) -> dict[str, Any]:
-    """What decides about the last bits of a computation on `device`."""
+    """All that decides about the last bits of a computation on `device`, but for the number of threads."""
+    return _machine() | {
+        "torch_cpu": torch.backends.cpu.get_cpu_capability(),
+        "mkldnn": torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled,
+        "matmul_precision": torch.get_float32_matmul_precision(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "cuda": torch.version.cuda if device.type == "cuda" else None,
+    }
+
+
+@functools.cache
+def _machine() -> dict[str, Any]:
+    """The part that stays as it is while the program runs."""
+    numba_cpu, numba_features = compiled_for()
     return {
         "machine": platform.machine(),
         "system": platform.system(),
         "python": platform.python_version(),
+        "libc": " ".join(platform.libc_ver()),
         "cpu": llvmlite.binding.get_host_cpu_name(),
-        "kernels": sources_digest(),  # Of their sources and of the processor's features.
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        **{name: version(name) for name in ("torch", "numba", "llvmlite")},
+        "cpu_features": _digest(llvmlite.binding.get_host_cpu_features().flatten()),
+        "numba_cpu": numba_cpu,
+        "numba_features": _digest(numba_features),
+        "numpy_cpu": np.show_config(mode="dicts")["SIMD Extensions"],
+        "kernels": sources_digest(),
+        "variables": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
+        **{name: version(name) for name in ("torch", "numpy", "numba", "llvmlite")},
     }
+
+
+# Environment variables by which the libraries below PyTorch and NumPy choose their code.
+_VARIABLES = ("MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "OPENBLAS_CORETYPE")
+
+
+def _digest(text: str) -> str:
+    """16 hexadecimal digits for a long text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def policy_digest(policy: NCPPolicy, normalize: VecNormalize | None) -> str:
@@ -216,16 +277,22 @@ def read_space(described: Any) -> spaces.Space[Any]:
     """
     try:
         return _READERS[described["type"]](described)
-    except (AssertionError, KeyError, OverflowError, TypeError, ValueError) as error:
+    except (AssertionError, AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
         raise RecordingError(f"The manifest describes no space: {error!r}.") from error
 
 
 def _read_box(described: Mapping[str, Any]) -> spaces.Box:
     shape, dtype = tuple(described["shape"]), np.dtype(described["dtype"])
-    bounds = (np.array([float(x) for x in described[name]]).astype(dtype) for name in ("low", "high"))
+    if dtype.kind not in "biuf" or not 0 <= math.prod(shape) <= _MAX_BOX:
+        raise ValueError(f"a Box holds numbers, {_MAX_BOX} at most, got shape {shape} of {dtype}")
+    with np.errstate(over="ignore", invalid="ignore"):
+        bounds = [np.array([float(x) for x in described[name]]).astype(dtype) for name in ("low", "high")]
     low, high = (np.broadcast_to(b, shape) if len(b) == 1 else b.reshape(shape) for b in bounds)
     return spaces.Box(low, high, shape, dtype.type)
 
+
+# Numbers of an observation, beyond which a space is refused: a camera of 4096 x 4096 pixels has fewer.
+_MAX_BOX = 2**26
 
 _READERS: dict[str, Callable[[Any], spaces.Space[Any]]] = {
     "Box": _read_box,
@@ -236,7 +303,6 @@ _READERS: dict[str, Callable[[Any], spaces.Space[Any]]] = {
 }
 
 
-@functools.cache
 @functools.cache
 def _git() -> dict[str, Any] | None:
     """Commit of the folder that the program runs in; None outside a repository or without git."""

@@ -7,10 +7,11 @@ import binascii
 import io
 import json
 import re
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -25,17 +26,34 @@ from ncp_rl.recording.encode import MESSAGE_HEADER, Messages
 from ncp_rl.recording.episode import Episode
 from ncp_rl.recording.errors import RecordingError
 from ncp_rl.recording.layout import Layout, load_json
-from ncp_rl.recording.manifest import FORMAT
-from ncp_rl.recording.scan import Record, parse_attachment, parse_metadata, read_messages, read_record, scan
+from ncp_rl.recording.manifest import read_manifest
+from ncp_rl.recording.scan import (
+    MAX_MEMORY,
+    Budget,
+    Record,
+    parse_attachment,
+    parse_metadata,
+    read_messages,
+    read_record,
+    scan,
+)
 
 #: What every recording has on board.
 ATTACHMENTS = ("manifest.json", "circuit.json", "circuit.safetensors")
 
-# Messages kept between episodes that ran side by side, in bytes.
-_CACHE_BYTES = 2**26
+# Messages kept between episodes that ran side by side, as a share of the memory that may be taken.
+_CACHED = 1 / 8
 
-# Pixels of an image, beyond which it is refused.
-_MAX_PIXELS = 2**26
+# Bytes that a number of a message takes while an episode is read, and a pixel of a picture.
+_NUMBER_BYTES = 40
+_PIXEL_BYTES = 8
+
+# Bytes that a row of the list of episodes takes while it is ordered, and a chunk's place in the file.
+_ROW_BYTES = 400
+_RECORD_BYTES = 200
+
+# Counts in a file are below this, so that sums of them are exact.
+_MAX_COUNT = 2**40
 
 
 class RecordedImage(NamedTuple):
@@ -49,13 +67,12 @@ class RecordedImage(NamedTuple):
     """(H, W, 3) or (H, W)"""
 
 
-@dataclass
-class _Span:
+class _Span(NamedTuple):
     """Where an episode lies."""
 
     env_index: int
-    n_steps: int = 0
-    chunks: list[Record] = field(default_factory=list)
+    n_steps: int
+    chunks: list[Record]
 
 
 class Recording:
@@ -68,51 +85,66 @@ class Recording:
         manifest: Where it comes from, as JSON gave it.
         layout: Sizes and names.
         circuit: The circuit that acted.
+        budget: How much memory reading may take.
         ending: Why the recording ended, "finished" as a rule; None where the file has no seal, since its writer was
             killed or the file cut.
     """
 
-    def __init__(self, path: Path | str) -> None:
-        """Read the beginning, and where the episodes lie; `Recording.open` is the same.
-
-        Raises:
-            RecordingError: The file cannot be read, or is no recording.
-        """
+    def __init__(self, path: Path | str, *, max_memory: int = MAX_MEMORY) -> None:
+        """Read the beginning, and where the episodes lie; see `Recording.open`."""
         self.path = Path(path)
         self.ending: str | None = None
-        self._spans: dict[int, _Span] = {}
+        self.budget = Budget(max_memory)
         self._cache: OrderedDict[int, Messages] = OrderedDict()
-        attachments: dict[str, bytes] = {}
-        with _opened(self.path) as (file, size):
-            chunk: Record | None = None
-            for record in scan(file, size):
-                if record.opcode == Opcode.ATTACHMENT and len(attachments) < len(ATTACHMENTS):
-                    attachment = parse_attachment(read_record(file, record))
-                    attachments[attachment.name] = attachment.data
-                elif record.opcode == Opcode.CHUNK:
-                    chunk = record
-                elif record.opcode == Opcode.METADATA:
-                    self._read_metadata(parse_metadata(read_record(file, record)), chunk)
+        attachments, spans = self._scan()
         if set(attachments) != set(ATTACHMENTS):
             raise RecordingError(f"{path} is no recording: it must hold {ATTACHMENTS}, got {tuple(attachments)}.")
-        self.manifest = load_json(attachments["manifest.json"], "the manifest")
-        if self.manifest.get("format") != FORMAT:
-            raise RecordingError(f"{path} must be of format {FORMAT!r}, got {self.manifest.get('format')!r}.")
-        self.layout = Layout.from_dict(_mapping(self.manifest.get("layout")))
+        for name in ("manifest.json", "circuit.json"):
+            self.budget.json(len(attachments[name]), f"{name} of {path}")
+        self.manifest = read_manifest(attachments["manifest.json"])
+        self.layout = Layout.from_dict(self.manifest["layout"])
+        self._spans = spans.by_episode(self.layout.n_envs)
+        if self.ending is not None and spans.sealed != str(len(self)):
+            raise RecordingError(f"{path} lists {len(self)} episodes, its seal counts {spans.sealed}; see verify.")
         try:
             self.circuit = Circuit.load(attachments["circuit.safetensors"], attachments["circuit.json"])
         except ValueError as error:
             raise RecordingError(f"{path}: {error}.") from error
         self._check_circuit()
 
+    def _scan(self) -> tuple[dict[str, bytes], _Spans]:
+        """Go through the file, contents of chunks skipped: its attachments, and where its episodes lie."""
+        attachments: dict[str, bytes] = {}
+        spans = _Spans(self.budget)
+        with _opened(self.path) as (file, size):
+            for record in scan(file, size):
+                if record.opcode == Opcode.ATTACHMENT and len(attachments) < len(ATTACHMENTS):
+                    attachment = parse_attachment(read_record(file, record, self.budget))
+                    attachments[attachment.name] = attachment.data
+                elif record.opcode == Opcode.CHUNK:
+                    spans.begin_chunk(record)
+                elif record.opcode == Opcode.METADATA:
+                    metadata = parse_metadata(read_record(file, record, self.budget))
+                    if metadata.name == "chunk":
+                        spans.add(metadata.metadata.get("episodes", ""))
+                    elif metadata.name == "seal":
+                        self.ending = metadata.metadata.get("ending", "")
+                        spans.sealed = metadata.metadata.get("episodes")
+        return attachments, spans
+
     @classmethod
-    def open(cls, path: Path | str) -> Recording:
+    def open(cls, path: Path | str, *, max_memory: int = MAX_MEMORY) -> Recording:
         """Read the beginning of a recording, and where its episodes lie.
+
+        Args:
+            path: The file.
+            max_memory: Bytes that reading may take, so that no file can use up a machine's memory. What would take more
+                is refused: here, where an episode or a picture is read, and by `replay`.
 
         Raises:
             RecordingError: The file cannot be read, or is no recording.
         """
-        return cls(path)
+        return cls(path, max_memory=max_memory)
 
     def __len__(self) -> int:
         """Number of episodes, those that the recording's end cut off included."""
@@ -125,7 +157,12 @@ class Recording:
     @property
     def lengths(self) -> tuple[int, ...]:
         """Steps of each episode."""
-        return tuple(self._spans[i].n_steps for i in range(len(self)))
+        return tuple(self._spans.n_steps.tolist())
+
+    @property
+    def env_indices(self) -> tuple[int, ...]:
+        """Number of the environment that each episode ran in."""
+        return tuple(self._spans.env_index.tolist())
 
     @property
     def max_episode_steps(self) -> int | None:
@@ -142,12 +179,14 @@ class Recording:
         """
         span = self._span(index)
         topics = channel_topics(self.layout)
-        rows: dict[int, list[list[float]]] = {channel: [] for channel in topics}
+        n_numbers = span.n_steps * sum(len(topics[channel].kinds) for channel in STEP_CHANNELS)
+        self.budget.need(_NUMBER_BYTES * n_numbers, f"Episode {index} of {span.n_steps} steps")
+        rows: dict[int, list[npt.NDArray[np.float64]]] = {channel: [] for channel in topics}
         prefix = f'{{"env":{span.env_index},"episode":{index},'.encode()
         for messages in self._messages(span):
             for channel, text in _texts(messages):
                 if channel in topics and text[: len(prefix)] == prefix:
-                    rows[channel].append(topics[channel].parse(text))
+                    rows[channel].append(np.array(topics[channel].parse(text)))
         counts = {channel: len(found) for channel, found in rows.items()}
         expected = {channel: span.n_steps for channel in STEP_CHANNELS} | {EPISODE_CHANNEL: 1}
         expected[END_CHANNEL] = min(counts[END_CHANNEL], 1)  # None where the recording stopped before.
@@ -169,7 +208,7 @@ class Recording:
         for messages in self._messages(span):
             for (channel, text), time in zip(_texts(messages), messages.log_times.tolist(), strict=True):
                 if channel == IMAGE_CHANNEL and time in times:
-                    image = _image(text, span.env_index, time)
+                    image = _image(text, span.env_index, time, self.budget)
                     if image is not None:
                         yield image
 
@@ -189,8 +228,9 @@ class Recording:
         with _opened(self.path) as (file, _):
             for record in span.chunks:
                 if record.offset not in self._cache:
-                    self._cache[record.offset] = read_messages(file, record)
-                    while len(self._cache) > 1 and sum(len(m.data) for m in self._cache.values()) > _CACHE_BYTES:
+                    self._cache[record.offset] = read_messages(file, record, self.budget)
+                    room = _CACHED * self.budget.max_memory
+                    while len(self._cache) > 1 and sum(len(m.data) for m in self._cache.values()) > room:
                         self._cache.popitem(last=False)
                 yield self._cache[record.offset]
 
@@ -201,6 +241,13 @@ class Recording:
             fields |= {name: rows[channel][:, at] for name, at in topics[channel].slices.items()}
         if (fields["step"][:, 0] != np.arange(len(fields["step"]))).any():
             raise RecordingError(f"The steps of episode {index} are not 0, 1, 2, ...; see verify for what happened.")
+        elapsed = fields["elapsed_time"][:, 0]
+        wrong = np.flatnonzero(~(np.isfinite(elapsed) & (elapsed >= 0)))
+        if len(wrong):
+            raise RecordingError(
+                f"Elapsed times must be finite seconds, not negative, got {elapsed[wrong[0]]} in step {wrong[0]} of "
+                f"episode {index}; see verify."
+            )
         layers = [name for name in ("motor", "command", "inter") if f"tau.{name}" in fields]
         potentials, tau = (
             np.concatenate([fields[f"{kind}.{layer}"] for layer in layers], axis=1) for kind in ("potentials", "tau")
@@ -223,26 +270,13 @@ class Recording:
         return Episode(
             index=index,
             env_index=env_index,
-            observation=fields["observation"].astype(wanted),
-            final_observation=final.astype(wanted) if len(final) else None,
+            observation=_cast(fields["observation"], wanted, "observation", index),
+            final_observation=_cast(final, wanted, "final observation", index) if len(final) else None,
             observation_names=self.layout.observation_names,
             terminated=bool(fields["terminated"][-1, 0]),
             truncated=bool(fields["truncated"][-1, 0]),
-            **{name: values.astype(np.float32) for name, values in several.items()},
+            **{name: _cast(values, np.float32, name, index) for name, values in several.items()},
         )
-
-    def _read_metadata(self, metadata: Any, chunk: Record | None) -> None:
-        entries = metadata.metadata
-        if metadata.name == "seal":
-            self.ending = entries.get("ending", "")
-        if metadata.name != "chunk" or chunk is None:
-            return
-        for episode, env, first, count in _spans(entries.get("episodes", "")):
-            span = self._spans.setdefault(episode, _Span(env))
-            if span.env_index != env or span.n_steps != first or episode >= len(self._spans):
-                raise RecordingError(f"{self.path} lists the steps of episode {episode} out of order; see verify.")
-            span.n_steps += count
-            span.chunks.append(chunk)
 
     def _check_circuit(self) -> None:
         wiring, layout = self.circuit.wiring, self.layout
@@ -255,14 +289,33 @@ class Recording:
             )
 
 
-def observation_parts(layout: Layout, observations: npt.NDArray[Any]) -> Any:
-    """(T, D) as the environment gave them, (T, ...) or a dict of such; observed images are left out."""
+def _cast(values: npt.NDArray[Any], dtype: Any, name: str, index: int) -> npt.NDArray[Any]:
+    """The values in the type that they were written from.
+
+    Raises:
+        RecordingError: One is beyond it.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = values.astype(dtype)
+    whole = np.issubdtype(dtype, np.floating) or (found == values).all()
+    if not whole or (np.isfinite(found) != np.isfinite(values)).any():
+        raise RecordingError(f"{name} of episode {index} holds numbers that {np.dtype(dtype)} does not; see verify.")
+    return found
+
+
+def observation_parts(layout: Layout, observations: npt.NDArray[Any], index: int) -> Any:
+    """(T, D) as the environment gave them, (T, ...) or a dict of such; observed images are left out.
+
+    Raises:
+        RecordingError: A number of episode `index` is none of its part's type.
+    """
     found: dict[str | None, npt.NDArray[Any]] = {}
     start = 0
     for part in layout.observed:
         if part.names:
             stop = start + len(part.names)
-            found[part.key] = observations[:, start:stop].astype(part.dtype).reshape(len(observations), *part.shape)
+            numbers = _cast(observations[:, start:stop], part.dtype, part.key or "observation", index)
+            found[part.key] = numbers.reshape(len(observations), *part.shape)
             start = stop
     return found.get(None, found)
 
@@ -283,33 +336,111 @@ def _texts(messages: Messages) -> Iterator[tuple[int, memoryview]]:
         yield channel, messages.data[start + MESSAGE_HEADER.size : stop]
 
 
-def _spans(text: str) -> list[tuple[int, int, int, int]]:
-    try:
-        rows = json.loads(text)
-        spans = [(int(a), int(b), int(c), int(d)) for a, b, c, d in rows]
-    except (RecursionError, TypeError, ValueError) as error:
-        raise RecordingError(f"A list of episodes is damaged: {error!r}.") from error
-    if any(min(span) < 0 or span[3] == 0 for span in spans):
-        raise RecordingError(f"A list of episodes holds negative numbers: {spans}.")
-    return spans
+class _SpansByEpisode:
+    """Spans of all episodes, as a table: a recording may have a million."""
+
+    def __init__(self, rows: npt.NDArray[np.int64], chunks: list[Record]) -> None:
+        """Take rows (K, 5) of an episode, environment, first step, steps and chunk, ordered by episode."""
+        self._chunks, self._chunk_of = chunks, rows[:, 4]
+        self._starts = np.flatnonzero(np.diff(rows[:, 0], prepend=-1))
+        self.env_index = rows[self._starts, 1]
+        self.n_steps = np.add.reduceat(rows[:, 3], self._starts) if len(rows) else rows[:, 3]
+
+    def __len__(self) -> int:
+        """Number of episodes."""
+        return len(self._starts)
+
+    def __getitem__(self, index: int) -> _Span:
+        """Where episode number `index` lies."""
+        stop = self._starts[index + 1] if index + 1 < len(self) else len(self._chunk_of)
+        chunks = [self._chunks[at] for at in self._chunk_of[self._starts[index] : stop].tolist()]
+        return _Span(int(self.env_index[index]), int(self.n_steps[index]), chunks)
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
-    if not isinstance(value, dict):
-        raise RecordingError(f"The manifest must hold a layout, got {value!r}.")
-    return value
+class _Spans:
+    """Collects which episodes' steps the chunks list, each in its chain record."""
+
+    def __init__(self, budget: Budget) -> None:
+        self.sealed: str | None = None
+        """How many episodes the seal counts"""
+        self._budget = budget
+        self._chunks: list[Record] = []
+        self._rows: list[npt.NDArray[np.int64]] = []
+        self._n_rows = 0
+
+    def begin_chunk(self, record: Record) -> None:
+        """Let the next list be of this chunk."""
+        self._chunks.append(record)
+        self._need_room()
+
+    def add(self, text: str) -> None:
+        """Add the list of the last chunk.
+
+        Raises:
+            RecordingError: It is no list of episodes.
+        """
+        self._budget.json(len(text), "A list of episodes")
+        if not self._chunks:
+            raise RecordingError("A list of episodes comes before any chunk; see verify for what happened.")
+        try:
+            table = _table(json.loads(text))
+        except (RecursionError, ValueError) as error:
+            raise RecordingError(f"A list of episodes is damaged: {error}.") from error
+        self._rows.append(np.column_stack([table, np.full(len(table), len(self._chunks) - 1)]))
+        self._n_rows += len(table)
+        self._need_room()
+
+    def by_episode(self, n_envs: int) -> _SpansByEpisode:
+        """The spans of each episode.
+
+        Raises:
+            RecordingError: Episodes or steps are missing or out of order, or are of environments that there are not.
+        """
+        rows = np.concatenate([np.empty((0, 5), np.int64), *self._rows])
+        order = np.argsort(rows[:, 0], kind="stable")
+        rows = rows[order]
+        episode, env, first, count, _ = rows.T
+        begins = np.diff(episode, prepend=-1) != 0
+        starts = np.flatnonzero(begins)
+        start = starts[np.cumsum(begins) - 1]
+        # Steps before each row in all episodes, less those before its episode: what it must begin with.
+        before = np.cumsum(count) - count
+        whole = (episode[starts] == np.arange(len(starts))).all() and (np.diff(order[starts]) > 0).all()
+        if not whole or (before - before[start] != first).any() or (env != env[start]).any():
+            raise RecordingError("The recording lists the steps of its episodes out of order; see verify.")
+        if (env >= n_envs).any():
+            raise RecordingError(f"The recording lists environment {env.max()} of {n_envs}; see verify.")
+        return _SpansByEpisode(rows, self._chunks)
+
+    def _need_room(self) -> None:
+        self._budget.need(_RECORD_BYTES * len(self._chunks) + _ROW_BYTES * self._n_rows, "The list of episodes")
 
 
-def _image(text: memoryview, env_index: int, nanoseconds: int) -> RecordedImage | None:
+def _table(rows: Any) -> npt.NDArray[np.int64]:
+    """(K, 4) from a list of such lists."""
+    if type(rows) is not list or not all(type(row) is list and len(row) == 4 for row in rows):
+        raise ValueError("it must be a list of lists [episode, environment, first step, steps]")
+    if not {int}.issuperset(map(type, chain.from_iterable(rows))):
+        raise ValueError("its numbers must be integers")
+    if not all(0 <= number < _MAX_COUNT for number in chain.from_iterable(rows)) or not all(row[3] for row in rows):
+        raise ValueError(f"its numbers must be from 0, or steps from 1, to {_MAX_COUNT - 1}")
+    return np.array(rows, np.int64).reshape(-1, 4)
+
+
+def _image(text: memoryview, env_index: int, nanoseconds: int, budget: Budget) -> RecordedImage | None:
     """The picture of a message, or None where it is of another environment."""
+    budget.json(len(text), "A picture")
     message = load_json(bytes(text), "an image")
     try:
-        found = re.fullmatch(r"env_(\d+)/(.+)", message["frame_id"])
+        found = re.fullmatch(r"env_([0-9]{1,9})/(.+)", message["frame_id"])
         if found is None or int(found[1]) != env_index:
             return None
-        image = Image.open(io.BytesIO(base64.b64decode(message["data"], validate=True)), formats=("PNG",))
-        if image.width * image.height > _MAX_PIXELS:
-            raise ValueError(f"{image.width} x {image.height} pixels")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # The budget decides.
+            image = Image.open(io.BytesIO(base64.b64decode(message["data"], validate=True)), formats=("PNG",))
+        budget.need(_PIXEL_BYTES * image.width * image.height, f"A picture of {image.width} x {image.height} pixels")
+        if image.mode not in ("L", "RGB"):
+            raise ValueError(f"pictures are of mode L or RGB, got {image.mode}")
         return RecordedImage(found[2], nanoseconds, np.asarray(image))
     except (
         KeyError,

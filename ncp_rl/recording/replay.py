@@ -2,14 +2,18 @@
 
 From the file alone: the circuit, rebuilt, computes potentials and action means from the recorded sensory inputs. With
 the model: the policy computes everything from the recorded observations. With the environment too: the whole rollout is
-run again from its seeds. On the platform of the recording every bit must come back; elsewhere 1e-5 is allowed.
+run again from its seeds.
+
+On the platform of the recording every bit must come back. Another platform rounds otherwise; there each step begins
+with what was recorded of the step before, so that differences stay those of single steps and do not grow through the
+dynamics: 1e-5 is enough for them.
 """
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterable
-from contextlib import nullcontext
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,59 +25,21 @@ from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
+from ncp_rl.circuit import Circuit
 from ncp_rl.policy import holding
+from ncp_rl.recording.compare import TOLERANCE, Comparison, Divergence, Tally
 from ncp_rl.recording.episode import Episode
 from ncp_rl.recording.errors import RecordingError
 from ncp_rl.recording.manifest import describe_platform, ncp_policy, policy_digest
 from ncp_rl.recording.reader import Recording, observation_parts
-from ncp_rl.recording.recorder import record_rollouts, to_environment
+from ncp_rl.recording.recorder import to_environment
+from ncp_rl.recording.rerun import AGAIN, run_again
 from ncp_rl.recording.trace import PolicyTap
 
 Array = npt.NDArray[Any]
 
-# Before the names of quantities of a rollout that was run again.
-_AGAIN = "run again: "
-
-#: Allowed on another platform, absolute up to 1 and relative beyond.
-TOLERANCE = 1e-5
-
-
-@dataclass(frozen=True)
-class Divergence:
-    """The first value that came out otherwise."""
-
-    episode: int
-    step: int
-    name: str
-    """Of the neuron, action or quantity."""
-    recorded: float
-    replayed: float
-
-    def __str__(self) -> str:
-        """In a clause."""
-        return (
-            f"{self.name} in step {self.step} of episode {self.episode}: recorded {self.recorded:.9g}, "
-            f"replayed {self.replayed:.9g}"
-        )
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One recorded quantity against its replay.
-
-    Attributes:
-        what: The quantity, such as "potentials".
-        n_values: How many numbers were compared.
-        bitwise: Whether all are equal, bit for bit (any NaN equals any other).
-        max_difference: The greatest difference, absolute up to 1 and relative beyond.
-        first: The first value beyond the tolerance, or None.
-    """
-
-    what: str
-    n_values: int
-    bitwise: bool
-    max_difference: float
-    first: Divergence | None
+# Bytes for each number of the environments side by side while a step is replayed.
+_NUMBER_BYTES = 32
 
 
 @dataclass(frozen=True)
@@ -105,7 +71,17 @@ class Replay:
     def first(self) -> Divergence | None:
         """The earliest value that came out otherwise."""
         found = [comparison.first for comparison in self.comparisons if comparison.first is not None]
-        return min(found, key=lambda divergence: (divergence.episode, divergence.step), default=None)
+        return min(found, key=_place, default=None)
+
+    @property
+    def worth(self) -> str:
+        """What it means that a recording passes, in a clause."""
+        if self.same_platform:
+            return "on the platform of the recording, where every bit must come back"
+        return (
+            f"on another platform than the recording's, where edits pass too that change no step by more than "
+            f"{self.tolerance:.0e}: replay it on its own platform to see every bit, or check its signature"
+        )
 
     def __str__(self) -> str:
         """The verdict in a line."""
@@ -116,13 +92,18 @@ class Replay:
         greatest = max((comparison.max_difference for comparison in self.comparisons), default=0.0)
         how = "bit for bit" if bitwise else f"within {greatest:.1e}"
         whats = [comparison.what for comparison in self.comparisons]
-        what = ", ".join(what for what in whats if not what.startswith(_AGAIN))
-        what += ", the rollout run again" if any(what.startswith(_AGAIN) for what in whats) else ""
-        return f"replay equal {how}, {self.n_episodes} episodes, {self.n_steps} steps: {what}{notes}"
+        what = ", ".join(what for what in whats if not what.startswith(AGAIN))
+        what += ", the rollout run again" if any(what.startswith(AGAIN) for what in whats) else ""
+        worth = "" if self.same_platform else f"; {self.worth}"
+        return f"replay equal {how}, {self.n_episodes} episodes, {self.n_steps} steps: {what}{notes}{worth}"
 
     def to_dict(self) -> dict[str, Any]:
-        """All attributes and `passed`, for JSON."""
-        return asdict(self) | {"passed": self.passed}
+        """All attributes, `passed` and `worth`, for JSON."""
+        return asdict(self) | {"passed": self.passed, "worth": self.worth}
+
+
+def _place(divergence: Divergence) -> tuple[int, int]:
+    return (-1, -1) if divergence.episode is None or divergence.step is None else (divergence.episode, divergence.step)
 
 
 def replay(
@@ -134,8 +115,9 @@ def replay(
         recording: The recording.
         model: The model that acted: encoder, distribution and value are replayed too.
         env: With the model: environments made as those of the recording were, and as many; the rollout is run again
-            from its seeds. Where the model was trained on normalised observations, the statistics are this
-            `VecNormalize`'s, or those of the model's own environments where none are given.
+            from its seeds, on another platform with the recorded actions. Where the model was trained on normalised
+            observations, the statistics are this `VecNormalize`'s, or those of the model's own environments where none
+            are given.
 
     Raises:
         RecordingError: The recording cannot be read, or model and environments are not those that it names.
@@ -143,33 +125,79 @@ def replay(
     recording = recording if isinstance(recording, Recording) else Recording.open(recording)
     if env is not None and model is None:
         raise RecordingError("The environment is replayed with the model that acted in it; give the model too.")
-    on_cpu = model is None or model.policy.device.type == "cpu"
-    same = on_cpu and recording.manifest.get("platform") == describe_platform(torch.device("cpu"))
-    tally = _Tally(0.0 if same else TOLERANCE)
-    policy_replay = None if model is None else _PolicyReplay(recording, model, env)
+    same = _is_same_platform(recording, model)
+    tally = Tally(0.0 if same else TOLERANCE)
+    layout = recording.layout
+    recording.budget.need(
+        _NUMBER_BYTES * layout.n_envs * (layout.n_sensory + 2 * layout.units + len(layout.observation_names)),
+        f"To replay {layout.n_envs} environments side by side",
+    )
     # What was recorded without an error was held wherever a reading was bad.
-    with nullcontext() if model is None else holding(ncp_policy(model)):
+    held = nullcontext() if model is None else holding(ncp_policy(model))
+    with held, _threads(recording.manifest["threads"] if same else torch.get_num_threads()):
+        _compare_readout(recording.circuit, tally)
+        policy_replay = None if model is None else _PolicyReplay(recording, model, env)
+        if policy_replay is not None:
+            policy_replay.compare_parameters(tally)
         for episode in recording:
             _replay_circuit(recording, episode, tally)
             if policy_replay is not None:
                 policy_replay.add(episode, tally)
         if model is not None and env is not None:
-            _run_again(recording, model, env, tally)
+            run_again(recording, model, env, tally)
     notes = () if policy_replay is None else tuple(policy_replay.notes)
     return Replay(len(recording), sum(recording.lengths), same, tally.tolerance, tally.comparisons(), notes)
 
 
-def _replay_circuit(recording: Recording, episode: Episode, tally: _Tally) -> None:
+def _is_same_platform(recording: Recording, model: OnPolicyAlgorithm | None) -> bool:
+    """Whether every bit must come back; on GPUs the order of additions is no program's to choose."""
+    if model is not None and model.policy.device.type != "cpu":
+        return False
+    n_threads: int = recording.manifest["threads"]
+    here: bool = recording.manifest["platform"] == describe_platform(torch.device("cpu"))
+    return here and 0 < n_threads <= (os.cpu_count() or 1)
+
+
+@contextmanager
+def _threads(n_threads: int) -> Iterator[None]:
+    """Compute with as many threads as the recording was made with: they divide matrices, and so the sums."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n_threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _compare_readout(circuit: Circuit, tally: Tally) -> None:
+    """Compare readout and bias, in which the circuit sums up the layers behind its neurons, with these layers."""
+    readout, bias = circuit.readout_of_layers()
+    names = [
+        f"readout of {action} from {circuit.wiring.names[i]}"
+        for action in circuit.action_names
+        for i in range(circuit.wiring.n_motor)
+    ]
+    names += [f"bias of {action}" for action in circuit.action_names]
+    recorded, replayed = (np.concatenate([r.ravel(), b]) for r, b in ((circuit.readout, circuit.bias), (readout, bias)))
+    # The motor map's own numbers are but copied; those of a dense layer behind it are added up.
+    tally.add_parameters("readout", recorded, replayed, names, tolerance=tally.tolerance if circuit.dense else 0.0)
+
+
+def _replay_circuit(recording: Recording, episode: Episode, tally: Tally) -> None:
     circuit, width = recording.circuit, recording.layout.n_envs
-    # The kernels' order of additions follows from how many sequences run side by side: as many as in the rollout.
-    potentials = circuit.run(episode.sensory, episode.start, episode.elapsed_time, width=width)
-    means = circuit.action_means(episode.potentials)
-    tally.add(episode, "potentials", episode.potentials, potentials, circuit.wiring.names)
-    if circuit.is_affine:
-        tally.add(episode, "action means", episode.action_mean, means, circuit.action_names)
+    if tally.exact:
+        # The kernels' order of additions follows from how many sequences run side by side: as many as in the rollout.
+        potentials = circuit.run(episode.sensory, episode.start, episode.elapsed_time, width=width)
     else:
-        # Readout and bias are two layers of the policy in one: the same numbers, but for the last bits.
-        tally.add(episode, "action means", episode.action_mean, means, circuit.action_names, tolerance=TOLERANCE)
+        potentials = circuit.step(episode.sensory, _before(episode), episode.elapsed_time)
+    means = circuit.action_means(episode.potentials, width=width, row=episode.env_index)
+    tally.add(episode, "potentials", episode.potentials, potentials, circuit.wiring.names)
+    tally.add(episode, "action means", episode.action_mean, means, circuit.action_names)
+
+
+def _before(episode: Episode) -> Array:
+    """(T, U), the potentials with which each step begins."""
+    return np.concatenate([episode.start[None], episode.potentials[:-1]])
 
 
 class _PolicyReplay:
@@ -188,7 +216,17 @@ class _PolicyReplay:
                 "Load the run that was recorded, best or last, with its environments."
             )
 
-    def add(self, episode: Episode, tally: _Tally) -> None:
+    def compare_parameters(self, tally: Tally) -> None:
+        """Compare the recorded circuit with the policy's: the same numbers on every platform."""
+        recorded, own = self._recording.circuit.parameters(), Circuit.from_policy(self._policy).parameters()
+        for name, values in own.items():
+            found = recorded.get(name, np.empty(0))
+            if found.shape != values.shape:
+                raise RecordingError(f"{name} of the recorded circuit must be {values.shape}, got {found.shape}.")
+            names = [f"{name}[{i}]" for i in range(values.size)]
+            tally.add_parameters("parameters", found.ravel(), values.ravel(), names)
+
+    def add(self, episode: Episode, tally: Tally) -> None:
         """Compare what the policy computes from the episode's observations."""
         observations = self._observations(episode)
         if observations is None:
@@ -197,11 +235,16 @@ class _PolicyReplay:
         circuit = self._recording.circuit
         tally.add(episode, "sensory inputs", episode.sensory, found["sensory"], circuit.sensory_names)
         tally.add(episode, "policy's action means", episode.action_mean, found["action_mean"], circuit.action_names)
-        tally.add(episode, "log-probabilities", episode.log_prob, found["log_prob"])
+        tally.add(episode, "log-probabilities", episode.log_prob, found["log_prob"], magnitude=_steepness(episode))
         if "action_std" in found:
             tally.add(episode, "standard deviations", episode.action_std, found["action_std"], circuit.action_names)
         if self._recording.manifest.get("deterministic"):
-            tally.add(episode, "actions", episode.action, found["action"])
+            actions = found["action"]
+            if self._recording.layout.discrete and not tally.exact:
+                # Where two actions are as likely as each other, but for rounding, either is the most likely.
+                tied = found["margin"] <= tally.tolerance
+                actions = np.where(tied.reshape(-1, 1), episode.action, actions.reshape(episode.action.shape))
+            tally.add(episode, "actions", episode.action, actions)
         if not episode.start.any():
             tally.add(episode, "values", episode.value, found["value"])
         else:
@@ -211,7 +254,7 @@ class _PolicyReplay:
         """What the policy computes in each step, with as many environments side by side as in the rollout."""
         policy, n = self._policy, self._recording.layout.n_envs
         assert episode.sample is not None
-        before = np.concatenate([episode.start[None], episode.potentials[:-1]])
+        before = _before(episode)
         shape = (1, n, policy.wiring.units)
         zero = torch.zeros(shape, device=policy.device)
         states, no_starts = RNNStates((zero, zero), (zero, zero)), np.zeros(n)
@@ -225,13 +268,16 @@ class _PolicyReplay:
                 first = torch.as_tensor(starts, dtype=torch.float32, device=policy.device)
                 h = torch.from_numpy(before[t]).to(policy.device).expand(shape).contiguous()
                 with torch.no_grad():
-                    drawn, _, _, states = policy(tensors, RNNStates((h, zero), states.vf), first, deterministic=True)
+                    drawn, _, highest, states = policy(
+                        tensors, RNNStates((h, zero), states.vf), first, deterministic=True
+                    )
                     sample = _as_drawn(episode.sample[t], drawn)
                     log_prob = policy.action_dist.log_prob(sample)
                 assert tap.seen is not None
                 computed = tap.seen._asdict() | {"sensory": tap.seen.sensory[0], "log_prob": log_prob}
                 computed["action"] = to_environment(policy, drawn.cpu().numpy())
-                for name in ("sensory", "action_mean", "action_std", "value", "log_prob", "action"):
+                computed["margin"] = highest - log_prob
+                for name in ("sensory", "action_mean", "action_std", "value", "log_prob", "action", "margin"):
                     if computed[name] is not None:
                         rows.setdefault(name, []).append(np.asarray(computed[name])[episode.env_index])
         finally:
@@ -244,7 +290,7 @@ class _PolicyReplay:
         if any(not part.names for part in layout.observed):
             self._note("encoder and actions are not replayed: observed images are no part of the messages")
             return None
-        observations = observation_parts(layout, episode.observation)
+        observations = observation_parts(layout, episode.observation, episode.index)
         return observations if self._normalize is None else self._normalize.normalize_obs(observations)
 
     def _note(self, text: str) -> None:
@@ -263,79 +309,11 @@ def _as_drawn(sample: Array, drawn: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(sample).to(drawn).reshape(drawn.shape[1:]).expand_as(drawn)
 
 
-def _run_again(recording: Recording, model: OnPolicyAlgorithm, env: VecEnv, tally: _Tally) -> None:
-    settings = recording.manifest
-    if settings.get("kind") != "rollouts":
-        raise RecordingError("Only rollouts can be run again, not what was recorded in training.")
-    if env.num_envs != recording.layout.n_envs:
-        raise RecordingError(f"The recording is of {recording.layout.n_envs} environments, got {env.num_envs}.")
-    arguments = {name: settings[name] for name in ("n_episodes", "deterministic", "seed")}
-    with tempfile.TemporaryDirectory() as folder:
-        path = record_rollouts(model, env, Path(folder) / "again.mcap", **arguments, progress_bar=False)
-        again = Recording.open(path)
-        for i in range(len(recording)):
-            _compare_episodes(recording[i], again[i] if i < len(again) else None, tally)
-
-
-def _compare_episodes(episode: Episode, again: Episode | None, tally: _Tally) -> None:
-    """All that was recorded of an episode, where the repetition is as long."""
-    length = 0 if again is None or again.env_index != episode.env_index else len(again)
-    tally.add_numbers(episode, _AGAIN + "length", len(episode), length)
-    if again is None or length != len(episode):
-        return
-    for name in ("observation", "action", "reward", "sensory", "potentials", "value", "log_prob"):
-        tally.add(episode, _AGAIN + name, getattr(episode, name), getattr(again, name))
-    for name in ("terminated", "truncated"):
-        tally.add_numbers(episode, _AGAIN + name, getattr(episode, name), getattr(again, name))
-
-
-class _Tally:
-    """Comparisons so far, by quantity."""
-
-    def __init__(self, tolerance: float) -> None:
-        self.tolerance = tolerance
-        self._found: dict[str, Comparison] = {}
-
-    def add(
-        self,
-        episode: Episode,
-        what: str,
-        recorded: Array,
-        replayed: Array,
-        names: Iterable[str] = (),
-        *,
-        tolerance: float | None = None,
-    ) -> None:
-        """Compare (T, ...) of an episode; values by `names`, and within the tally's tolerance unless one is given."""
-        tolerance = self.tolerance if tolerance is None else tolerance
-        names = tuple(names)
-        recorded, replayed = (np.asarray(a, np.float64).reshape(len(episode), -1) for a in (recorded, replayed))
-        before = self._found.get(what, Comparison(what, 0, True, 0.0, None))
-        both_nan = np.isnan(recorded) & np.isnan(replayed)
-        equal = both_nan | ((recorded == replayed) & (np.signbit(recorded) == np.signbit(replayed)))
-        with np.errstate(invalid="ignore"):
-            difference = np.abs(recorded - replayed) / np.maximum(1.0, np.abs(recorded))
-        difference = np.where(equal, 0.0, np.nan_to_num(difference, nan=np.inf))
-        beyond = ~equal & ~((difference <= tolerance) & (tolerance > 0))
-        first = before.first
-        if first is None and beyond.any():
-            t, i = np.argwhere(beyond)[0].tolist()
-            name = names[i] if i < len(names) else f"{what} {i}"
-            first = Divergence(episode.index, t, name, float(recorded[t, i]), float(replayed[t, i]))
-        self._found[what] = Comparison(
-            what,
-            before.n_values + recorded.size,
-            before.bitwise and bool(equal.all()),
-            max(before.max_difference, float(difference.max(initial=0.0))),
-            first,
-        )
-
-    def add_numbers(self, episode: Episode, what: str, recorded: float, replayed: float) -> None:
-        """Compare a number of the whole episode, as if it were the last step's."""
-        values = np.full((2, len(episode)), recorded, np.float64)
-        values[1, -1] = replayed
-        self.add(episode, what, *values)
-
-    def comparisons(self) -> tuple[Comparison, ...]:
-        """All of them."""
-        return tuple(self._found.values())
+def _steepness(episode: Episode) -> Array | float:
+    """(T,), by how much a log-probability changes where the action means move by one unit together."""
+    if np.isnan(episode.action_std).any() or episode.sample is None:
+        return 1.0
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        steepness = np.abs(episode.sample - episode.action_mean) / np.square(episode.action_std, dtype=np.float64)
+    total: Array = np.nan_to_num(steepness, nan=1.0, posinf=1.0).sum(1)
+    return total

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from array import array
 from collections.abc import Iterator
 from typing import IO, NamedTuple, TypeVar
 
@@ -17,13 +18,18 @@ from mcap.records import Attachment, Chunk, Metadata
 
 from ncp_rl.recording.container import MAGIC
 from ncp_rl.recording.encode import MESSAGE_HEADER, MESSAGE_OPCODE, Messages
-from ncp_rl.recording.errors import RecordingError
-from ncp_rl.recording.writer import MAX_RATIO
+from ncp_rl.recording.errors import MemoryLimitError, RecordingError
+from ncp_rl.recording.writer import MAX_RATIO, MAX_RECORD
 
-#: Bytes of a record, and of a chunk's messages, beyond which no recording goes.
-MAX_RECORD = 2**28
+#: Bytes that reading a recording may take, unless another limit is given.
+MAX_MEMORY = 2**29
+
+# Copies of a record, and of a text as JSON, that reading holds at a time.
+_COPIES = 8
+_JSON_COPIES = 32
 
 _HEADER = struct.Struct("<BQ")
+_OPCODES = frozenset(map(int, Opcode))
 _R = TypeVar("_R")
 
 
@@ -34,6 +40,49 @@ class Record(NamedTuple):
     offset: int
     length: int
     """With opcode and length field."""
+
+    @property
+    def end(self) -> int:
+        """Where the next record stands."""
+        return self.offset + self.length
+
+
+class Budget(NamedTuple):
+    """How much memory reading may take."""
+
+    max_memory: int = MAX_MEMORY
+    """Bytes"""
+
+    def record(self, n_bytes: int, what: str) -> None:
+        """Let a record, or a chunk's messages, of `n_bytes` pass.
+
+        Raises:
+            MemoryLimitError: It would take more than is allowed.
+        """
+        self.need(_COPIES * n_bytes, what)
+
+    def json(self, n_bytes: int, what: str) -> None:
+        """Let a text of `n_bytes` pass, which is to be read as JSON.
+
+        Raises:
+            MemoryLimitError: It would take more than is allowed.
+        """
+        self.need(_JSON_COPIES * n_bytes, what)
+
+    def need(self, n_bytes: int, what: str) -> None:
+        """Let something pass that takes `n_bytes` in all.
+
+        Raises:
+            MemoryLimitError: That is more than is allowed.
+        """
+        if n_bytes > self.max_memory:
+            raise MemoryLimitError(
+                f"{what} would take some {n_bytes:,} bytes of memory, more than max_memory = {self.max_memory:,}; "
+                "give a larger max_memory if you trust the file."
+            )
+
+
+DEFAULT_BUDGET = Budget()
 
 
 def scan(file: IO[bytes], size: int) -> Iterator[Record]:
@@ -46,24 +95,42 @@ def scan(file: IO[bytes], size: int) -> Iterator[Record]:
     magic = file.read(len(MAGIC))
     if magic != MAGIC:
         raise RecordingError(f"This is no recording: MCAP files begin with {MAGIC!r}, got {magic!r}.")
-    offset = len(MAGIC)
-    while offset + _HEADER.size <= size:
-        file.seek(offset)
-        opcode, rest = _HEADER.unpack(file.read(_HEADER.size))
-        if offset + _HEADER.size + rest > size:
+    record = record_at(file, size, len(MAGIC))
+    while record is not None:
+        yield record
+        if record.opcode == Opcode.FOOTER:
             return
-        if rest > MAX_RECORD:
-            raise RecordingError(
-                f"The record at byte {offset} claims {rest} bytes; recordings have none over {MAX_RECORD}."
-            )
-        yield Record(opcode, offset, _HEADER.size + rest)
-        offset += _HEADER.size + rest
-        if opcode == Opcode.FOOTER:
-            return
+        record = record_at(file, size, record.end)
 
 
-def read_record(file: IO[bytes], record: Record) -> bytes:
-    """The bytes of a record, opcode and length field with them."""
+def record_at(file: IO[bytes], size: int, offset: int) -> Record | None:
+    """The record that begins at a byte, or None where none of ours does, or not the whole of it.
+
+    Raises:
+        RecordingError: It is longer than any of ours.
+    """
+    file.seek(offset)
+    header = file.read(_HEADER.size)
+    if len(header) < _HEADER.size:
+        return None
+    opcode, rest = _HEADER.unpack(header)
+    if opcode not in _OPCODES or offset + _HEADER.size + rest > size:
+        return None
+    if rest > MAX_RECORD:
+        raise RecordingError(
+            f"The record at byte {offset} claims {rest} bytes; recordings have none over {MAX_RECORD}."
+        )
+    return Record(opcode, offset, _HEADER.size + rest)
+
+
+def read_record(file: IO[bytes], record: Record, budget: Budget = DEFAULT_BUDGET) -> bytes:
+    """The bytes of a record, opcode and length field with them.
+
+    Raises:
+        RecordingError: The file ends within it.
+        MemoryLimitError: It is longer than the budget allows.
+    """
+    budget.record(record.length, f"The record at byte {record.offset}")
     file.seek(record.offset)
     data = file.read(record.length)
     if len(data) != record.length:
@@ -85,14 +152,14 @@ def parse_metadata(data: bytes) -> Metadata:
     return _parse(data, Metadata)
 
 
-def read_messages(file: IO[bytes], record: Record) -> Messages:
+def read_messages(file: IO[bytes], record: Record, budget: Budget) -> Messages:
     """The messages of a chunk, its checksum compared.
 
     Raises:
         RecordingError: It is damaged, or a bomb.
     """
-    chunk = parse_chunk(read_record(file, record))
-    content = decompress(chunk)
+    chunk = parse_chunk(read_record(file, record, budget))
+    content = decompress(chunk, budget)
     messages = parse_messages(content)
     if zlib.crc32(content) != chunk.uncompressed_crc or messages.offsets[-1] != len(content):
         raise RecordingError(f"The messages of the chunk at byte {record.offset} are damaged; see verify.")
@@ -104,11 +171,12 @@ def parse_chunk(data: bytes) -> Chunk:
     return _parse(data, Chunk)
 
 
-def decompress(chunk: Chunk) -> bytes:
+def decompress(chunk: Chunk, budget: Budget = DEFAULT_BUDGET) -> bytes:
     """The messages of a chunk as bytes.
 
     Raises:
         RecordingError: They are damaged, or a bomb.
+        MemoryLimitError: They are more than the budget allows.
     """
     size = chunk.uncompressed_size
     if chunk.compression == "":
@@ -117,6 +185,7 @@ def decompress(chunk: Chunk) -> bytes:
         raise RecordingError(f"Chunks of recordings are compressed by zstd or not at all, got {chunk.compression!r}.")
     if size > min(MAX_RECORD, MAX_RATIO * len(chunk.data)):
         raise RecordingError(f"A chunk of {len(chunk.data)} bytes claims to hold {size}, more than any recording's.")
+    budget.record(size, f"A chunk of {size} bytes")
     try:
         # One byte more than claimed, so that more than claimed shows.
         with zstandard.ZstdDecompressor(max_window_size=2**27).stream_reader(chunk.data) as reader:
@@ -132,9 +201,8 @@ def decompress(chunk: Chunk) -> bytes:
 
 def parse_messages(content: bytes) -> Messages:
     """Message records side by side, up to the end or to what is no message of ours."""
-    offsets, at = [0], 0
-    channels: list[int] = []
-    times: list[int] = []
+    offsets, channels, times = array("q", [0]), array("q"), array("q")
+    at = 0
     while at + MESSAGE_HEADER.size <= len(content):
         opcode, length, channel, _, log_time, _ = MESSAGE_HEADER.unpack_from(content, at)
         at += 9 + length
@@ -143,9 +211,7 @@ def parse_messages(content: bytes) -> Messages:
         offsets.append(at)
         channels.append(channel)
         times.append(log_time)
-    return Messages(
-        memoryview(content), np.array(offsets, np.int64), np.array(channels, np.int64), np.array(times, np.int64)
-    )
+    return Messages(memoryview(content), *(np.array(numbers, np.int64) for numbers in (offsets, channels, times)))
 
 
 def _parse(data: bytes, kind: type[_R]) -> _R:

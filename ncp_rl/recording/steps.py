@@ -47,6 +47,10 @@ class Step(NamedTuple):
     """Frames (N, H, W, 3) or (N, H, W) uint8 by name; none unless asked for"""
 
 
+# Bytes of pictures, before they are compressed, after which a block is full.
+_PICTURE_BYTES = 2**24
+
+
 class Block:
     """Steps of N environments side by side, the numbers of each as bytes, so that a step costs the rollout little.
 
@@ -63,6 +67,7 @@ class Block:
         self.images: list[dict[str, Array]] = []
         self._observed, self._capacity = layout.observed_numbers, capacity
         self._steps: list[bytes] = []
+        self._picture_bytes = 0
         self._dtype: np.dtype[Any]
 
     @property
@@ -73,7 +78,7 @@ class Block:
     @property
     def full(self) -> bool:
         """Whether no step fits in any more."""
-        return len(self._steps) == self._capacity
+        return len(self._steps) == self._capacity or self._picture_bytes >= _PICTURE_BYTES
 
     def put(self, step: Step) -> None:
         """Copy a step."""
@@ -91,6 +96,8 @@ class Block:
         if step.final:
             self.final += [(self.n_steps, n, observation) for n, observation in step.final.items()]
         self.images.append(step.images)
+        if step.images:
+            self._picture_bytes += sum(frames.nbytes for frames in step.images.values())
         self._steps.append(b"".join([part.tobytes() for part in parts]))
 
     def _fields(self, seen: Seen, parts: list[Array]) -> np.dtype[Any]:

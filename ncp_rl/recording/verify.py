@@ -3,21 +3,41 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Literal
 
+import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from mcap.opcode import Opcode
 
-from ncp_rl.recording.chain import LINK_BYTES, Chain, is_signed_by, public_bytes, record_text, with_checksum
-from ncp_rl.recording.container import IMAGE_CHANNEL, MAGIC, Container, channel_topics
+from ncp_rl.recording.chain import (
+    LINK_BYTES,
+    Chain,
+    is_signed_by,
+    public_bytes,
+    record_text,
+    spans_text,
+    with_checksum,
+)
+from ncp_rl.recording.container import (
+    EPISODE_CHANNEL,
+    IMAGE_CHANNEL,
+    MAGIC,
+    STEP_CHANNELS,
+    Container,
+    channel_topics,
+)
 from ncp_rl.recording.encode import MESSAGE_HEADER, Messages
-from ncp_rl.recording.errors import RecordingError
+from ncp_rl.recording.errors import MemoryLimitError, RecordingError
 from ncp_rl.recording.layout import Layout, load_json
 from ncp_rl.recording.reader import ATTACHMENTS
 from ncp_rl.recording.scan import (
+    MAX_MEMORY,
+    Budget,
     Record,
     decompress,
     parse_attachment,
@@ -25,8 +45,18 @@ from ncp_rl.recording.scan import (
     parse_messages,
     parse_metadata,
     read_record,
+    record_at,
     scan,
 )
+
+# Records before the first chunk, and indexes of a chunk: no recording has more.
+_MAX_BEGINNING = 64
+_MAX_INDEXES = 16
+
+# Bytes that a chunk and its chain record take in the file's summary, which is made anew.
+_CHUNK_ENTRY_BYTES = 2500
+
+_STEP = re.compile(rb'\{"env":([0-9]{1,15}),"episode":([0-9]{1,15}),"step":([0-9]{1,15}),')
 
 Signature = Literal["none", "unchecked", "valid", "missing", "of another key"]
 
@@ -87,22 +117,27 @@ class _DamageError(Exception):
         self.first_bad = first_bad
 
 
-def verify(path: Path | str, public_key: Ed25519PublicKey | None = None) -> Verification:
+def verify(
+    path: Path | str, public_key: Ed25519PublicKey | None = None, *, max_memory: int = MAX_MEMORY
+) -> Verification:
     """Compare every byte of a recording with what its writer must have written.
 
     Args:
         path: The file.
         public_key: The key that must have signed it; see `read_public_key`.
+        max_memory: Bytes that this may take, so that no file can use up a machine's memory.
 
     Raises:
-        RecordingError: The file cannot be read, or never was a recording.
+        RecordingError: The file cannot be read, or would take more memory than is allowed.
     """
     path = Path(path)
     try:
         with path.open("rb") as file:
-            verifier = _Verifier(file, path.stat().st_size)
+            verifier = _Verifier(file, path.stat().st_size, Budget(max_memory))
             try:
                 verifier.run()
+            except MemoryLimitError:
+                raise
             except _DamageError as damage:
                 return Verification("damaged", verifier.n_intact, damage.first_bad, str(damage))
             except RecordingError as error:
@@ -115,14 +150,14 @@ def verify(path: Path | str, public_key: Ed25519PublicKey | None = None) -> Veri
 class _Verifier:
     """Writes the recording anew from what it holds, and compares."""
 
-    def __init__(self, file: IO[bytes], size: int) -> None:
+    def __init__(self, file: IO[bytes], size: int, budget: Budget) -> None:
         self.n_intact = 0
-        self._file, self._size = file, size
-        self._records: list[Record] = []
+        self._file, self._size, self._budget = file, size, budget
         self._container = Container()
         self._chain: Chain
         self._layout: Layout
         self._seal: dict[str, str] | None = None
+        self._n_episodes = self._n_chunks = 0
 
     def run(self) -> None:
         """Go through the file.
@@ -131,10 +166,10 @@ class _Verifier:
             _DamageError: At the first difference.
             RecordingError: At what cannot be read at all.
         """
-        self._records = list(scan(self._file, self._size))
-        at = self._beginning()
-        while at < len(self._records) and self._seal is None:
-            at = self._next(at)
+        self._beginning()
+        while self._seal is None and (record := self._record_at(self._container.offset)) is not None:
+            if not self._next(record):
+                break
         if self._seal is None:
             self._check_cut()
             return
@@ -156,69 +191,94 @@ class _Verifier:
             signature = "valid" if matches else "missing" if found is None else "of another key"
         return Verification("intact", self.n_intact, None, "", signature, found, self._seal["ending"])
 
-    def _beginning(self) -> int:
-        """Schemas, channels, attachments and the record that closes them; gives the number of the next record."""
+    def _beginning(self) -> None:
+        """Schemas, channels, attachments and the record that closes them."""
         attachments: dict[str, bytes] = {}
-        at = 0
-        while at < len(self._records) and self._records[at].opcode not in (Opcode.CHUNK, Opcode.METADATA):
-            record = self._records[at]
-            at += 1
-            if record.opcode == Opcode.ATTACHMENT:
-                attachment = parse_attachment(read_record(self._file, record))
+        closing: Record | None = None
+        for record in islice(scan(self._file, self._size), _MAX_BEGINNING):
+            if record.opcode in (Opcode.CHUNK, Opcode.METADATA):
+                closing = record
+                break
+            if record.opcode == Opcode.ATTACHMENT and len(attachments) <= len(ATTACHMENTS):
+                attachment = parse_attachment(self._read(record))
                 attachments[attachment.name] = attachment.data
         if tuple(attachments) != ATTACHMENTS:
             raise _DamageError(f"the file must begin with {ATTACHMENTS}, it has {tuple(attachments)}", 0)
-        entries = self._chain_record(at, "beginning", {*ATTACHMENTS})
+        entries = self._chain_record(closing, "beginning", {*ATTACHMENTS})
         for name, data in attachments.items():
             if sha256(data).hexdigest() != entries[name]:
                 raise _DamageError(f"{name} is not the one that was recorded", 0)
+        self._budget.json(len(attachments["manifest.json"]), "The manifest")
         manifest = load_json(attachments["manifest.json"], "the manifest")
         self._layout = Layout.from_dict(manifest.get("layout") or {})
         beginning = self._container.begin(self._layout, attachments)
         self._compare(beginning, "the file's beginning, with schemas and channels, was changed", 0)
         self._chain = Chain(beginning)
-        self._close_part(at, "beginning", entries, "the file's beginning was changed")
-        return at + 1
+        self._close_part(closing, "beginning", entries, "the file's beginning was changed")
 
-    def _next(self, at: int) -> int:
-        """What begins with record `at`: a chunk with its indexes and chain record, or the seal."""
-        record = self._records[at]
-        if record.offset != self._container.offset or record.opcode not in (Opcode.CHUNK, Opcode.METADATA):
+    def _next(self, record: Record) -> bool:
+        """What begins with `record`: a chunk with its indexes and chain record, or the seal; whether it is whole."""
+        if record.opcode not in (Opcode.CHUNK, Opcode.METADATA):
             raise _DamageError(f"the record at byte {record.offset} does not belong there", self.n_intact)
         if record.opcode == Opcode.CHUNK:
-            return self._chunk(at)
-        signed = "signature" in parse_metadata(read_record(self._file, record)).metadata
+            return self._chunk(record)
+        signed = "signature" in parse_metadata(self._read(record)).metadata
         entries = self._chain_record(
-            at, "seal", {"episodes", "ending"} | ({"public_key", "signature"} if signed else set())
+            record, "seal", {"episodes", "ending"} | ({"public_key", "signature"} if signed else set())
         )
         if signed:
             rest = {name: value for name, value in entries.items() if name not in ("signature", "sha256")}
             key, signature = (_bytes_of(entries[name]) for name in ("public_key", "signature"))
             if not is_signed_by(key, signature, record_text("seal", rest)):
                 raise _DamageError("the signature is not that of this recording by the key that it names")
-        self._close_part(at, "seal", entries, f"what followed message {self.n_intact - 1} is missing or was changed")
+        if entries["episodes"] != str(self._n_episodes):
+            raise _DamageError(f"the seal counts {entries['episodes']!r} episodes, the messages {self._n_episodes}")
+        self._close_part(
+            record, "seal", entries, f"what followed message {self.n_intact - 1} is missing or was changed"
+        )
         self._seal = entries
-        return at + 1
+        return True
 
-    def _chunk(self, at: int) -> int:
-        record, n = self._records[at], self.n_intact
-        after = next((i for i in range(at, len(self._records)) if self._records[i].opcode == Opcode.METADATA), None)
+    def _chunk(self, record: Record) -> bool:
+        n, after = self.n_intact, self._record_at(record.end)
+        for _ in range(_MAX_INDEXES):
+            if after is not None and after.opcode != Opcode.METADATA:
+                after = self._record_at(after.end)
         if after is None:
             # Its writer was killed before the chain record, or the file is cut here.
-            return len(self._records)
-        chunk = parse_chunk(read_record(self._file, record))
-        messages = parse_messages(decompress(chunk))
+            return False
+        chunk = parse_chunk(self._read(record))
+        messages = parse_messages(decompress(chunk, self._budget))
         entries = self._chain_record(after, "chunk", {"links", "episodes"})
         self._check_links(messages, _bytes_of(entries["links"]))
         what = f"messages {n} to {self._chain.count - 1} are intact, but their chunk or its index was changed"
-        if messages.offsets[-1] != chunk.uncompressed_size:
+        if messages.offsets[-1] != chunk.uncompressed_size or not len(messages):
             raise _DamageError(what)
+        if entries["episodes"] != self._episodes(messages):
+            raise _DamageError(
+                f"messages {n} to {self._chain.count - 1} are intact, but the list of their episodes is not"
+            )
         rebuilt = self._container.chunk(messages, chunk.compression, chunk.data)
         self._compare(rebuilt, what)
         self._chain.add_bytes(rebuilt)
+        self._n_chunks += 1
+        self._budget.need(_CHUNK_ENTRY_BYTES * self._n_chunks, "The list of chunks")
         self._close_part(after, "chunk", entries, what)
         self.n_intact = self._chain.count
-        return after + 1
+        return True
+
+    def _episodes(self, messages: Messages) -> str:
+        """The list of episodes that the messages make; counts those that begin."""
+        self._n_episodes += int(np.count_nonzero(messages.channels == EPISODE_CHANNEL))
+        found: dict[tuple[int, int], list[int]] = {}
+        offsets = messages.offsets.tolist()
+        for at in np.flatnonzero(messages.channels == STEP_CHANNELS[0]).tolist():
+            where = _STEP.match(messages.data, offsets[at] + MESSAGE_HEADER.size, offsets[at + 1])
+            if where is None:
+                raise _DamageError(f"message {self.n_intact + at} is no step of an episode", self.n_intact + at)
+            env, episode, step = map(int, where.groups())
+            found.setdefault((episode, env), [step, 0])[1] += 1
+        return spans_text([(*key, *steps) for key, steps in found.items()])
 
     def _check_links(self, messages: Messages, links: bytes) -> None:
         n = self.n_intact
@@ -237,12 +297,12 @@ class _Verifier:
         described = _describe(messages, first, self._layout)
         raise _DamageError(f"message {n + first}{described} was changed, removed, repeated or moved", n + first)
 
-    def _chain_record(self, at: int, name: str, keys: set[str]) -> dict[str, str]:
-        """The entries of record `at`, which must be a chain record that has not been changed by itself."""
+    def _chain_record(self, record: Record | None, name: str, keys: set[str]) -> dict[str, str]:
+        """The entries of `record`, which must be a chain record that has not been changed by itself."""
         where = "the file's beginning" if name == "beginning" else f"message {self.n_intact}"
-        if at >= len(self._records) or self._records[at].opcode != Opcode.METADATA:
+        if record is None or record.opcode != Opcode.METADATA:
             raise _DamageError(f"the chain record after {where} is missing", self.n_intact)
-        metadata = parse_metadata(read_record(self._file, self._records[at]))
+        metadata = parse_metadata(self._read(record))
         entries = dict(metadata.metadata)
         if metadata.name != name or set(entries) != keys | {"messages", "head", "digest", "sha256"}:
             raise _DamageError(f"the chain record after {where} is none: {metadata.name!r}", self.n_intact)
@@ -251,15 +311,22 @@ class _Verifier:
             raise _DamageError(f"the chain record after {where} was changed", self.n_intact)
         return entries
 
-    def _close_part(self, at: int, name: str, entries: dict[str, str], damage: str) -> None:
-        """Compare the state of the chain with that of the chain record `at`, and the record's bytes."""
+    def _close_part(self, closing: Record | None, name: str, entries: dict[str, str], damage: str) -> None:
+        """Compare the state of the chain with that of the chain record `closing`, and the record's bytes."""
         if self._chain.state().items() - entries.items():
             raise _DamageError(damage, None if name == "chunk" else self.n_intact)
+        assert closing is not None
         record = self._container.metadata(name, entries)
         start = self._container.offset - len(record)
-        if self._records[at].offset != start or read_record(self._file, self._records[at]) != record:
+        if closing.offset != start or self._read(closing) != record:
             raise _DamageError(f"the chain record at byte {start} was changed", self.n_intact)
         self._chain.add_bytes(record)
+
+    def _record_at(self, offset: int) -> Record | None:
+        return record_at(self._file, self._size, offset)
+
+    def _read(self, record: Record) -> bytes:
+        return read_record(self._file, record, self._budget)
 
     def _compare(self, expected: bytes, damage: str, first_bad: int | None = None) -> None:
         """Compare with the bytes before the container's offset."""

@@ -8,7 +8,6 @@ that is killed loses less than a second and leaves a file that opens.
 from __future__ import annotations
 
 import atexit
-import json
 import os
 import threading
 from hashlib import sha256
@@ -19,16 +18,20 @@ import zstandard
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ncp_rl.circuit import Circuit
-from ncp_rl.recording.chain import Chain, public_bytes, record_text, with_checksum
+from ncp_rl.recording.chain import Chain, public_bytes, record_text, spans_text, with_checksum
 from ncp_rl.recording.container import Container
 from ncp_rl.recording.encode import Messages
 from ncp_rl.recording.errors import RecordingError
+from ncp_rl.recording.files import new_file
 from ncp_rl.recording.layout import Layout
 from ncp_rl.recording.sha256 import sha256_links
 from ncp_rl.recording.steps import Block, Step, StepEncoder
 
 #: Seconds after which steps are written at the latest.
 INTERVAL = 0.25
+
+#: Bytes of a record, and of a chunk's messages, beyond which no recording goes.
+MAX_RECORD = 2**28
 
 #: A chunk that shrinks more than this is stored as it is: readers take such a ratio for a bomb.
 MAX_RATIO = 64
@@ -73,15 +76,13 @@ class RecordingWriter:
         self._chain = Chain(beginning, sha256_links)
         sha256_links(b"", memoryview(b""), np.array([0]))  # Compiled before the first step, as the encoder is.
         self._size = 0
+        digests = {name: sha256(data).hexdigest() for name, data in attachments.items()}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("xb", buffering=0)
-            digests = {name: sha256(data).hexdigest() for name, data in attachments.items()}
-            self._write(beginning + self._metadata("beginning", digests))
-        except FileExistsError as error:
-            raise RecordingError(f"{path} exists and is left as it is; name another file.") from error
         except OSError as error:
             raise RecordingError(f"The recording {path} cannot be begun: {error}.") from error
+        with new_file(path, "The recording") as self._file:
+            self._write(beginning + self._metadata("beginning", digests))
 
         step_bytes = layout.n_envs * _BYTES_PER_NUMBER * sum(len(topic.kinds) for topic in layout.topics)
         self._steps_per_chunk = max(1, _CHUNK_BYTES // step_bytes)
@@ -179,11 +180,16 @@ class RecordingWriter:
         encoded = self._encoder.encode(block, self._chain.count)
         if encoded is None:
             return
+        if len(encoded.messages.data) > MAX_RECORD // 2:
+            raise RecordingError(
+                f"one step of all environments takes {len(encoded.messages.data)} bytes, more than readers take; "
+                "record fewer environments side by side, or smaller images"
+            )
         chunk = self._container.chunk(encoded.messages, *self._compress(encoded.messages))
         self._chain.add_bytes(chunk)
         links = self._chain.extend(encoded.messages)
-        episodes = json.dumps(encoded.episodes, separators=(",", ":"))
-        self._write(chunk + self._metadata("chunk", {"links": links.hex(), "episodes": episodes}))
+        entries = {"links": links.hex(), "episodes": spans_text(encoded.episodes)}
+        self._write(chunk + self._metadata("chunk", entries))
 
     def _compress(self, messages: Messages) -> tuple[str, bytes]:
         compressed = self._compressor.compress(messages.data)
@@ -206,10 +212,8 @@ class RecordingWriter:
         return record
 
     def _write(self, data: bytes) -> None:
-        view = memoryview(data)
         try:
-            while view:
-                view = view[self._file.write(view) :]
+            self._file.write(data)
         except OSError:
             # The disk is full: half a record helps nobody.
             self._file.truncate(self._size)

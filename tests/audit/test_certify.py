@@ -20,7 +20,7 @@ def test_by_hand() -> None:
     # Open, it draws to (2 - 0.2) / 2.5; shut, to -0.4.
     np.testing.assert_allclose([told.range.low[0], told.range.high[0]], [-0.4, 0.72], atol=2 * slack)
     np.testing.assert_allclose([told.action.low[0], told.action.high[0]], [2 * -0.4 + 0.1, 2 * 0.72 + 0.1], atol=1e-4)
-    assert "pass  certificate   For every input and for ever, action means lie in" in str(told.verdict())
+    assert "pass  certificate   For every finite input and for ever, action means lie in" in str(told.verdict())
     assert "torque in [-0.70" in told.verdict().sentence
 
 
@@ -39,6 +39,24 @@ def test_a_million_adversarial_inputs_stay_inside(recipe: AutoNCP, seed: int) ->
         assert told.holds(potentials.detach().numpy())
     found = provoke(net, n_starts=16, rounds=25)
     assert (found.low >= told.action.low).all() and (found.high <= told.action.high).all()
+
+
+def test_the_certificate_is_of_finite_inputs_and_says_so() -> None:
+    net = circuit(AutoNCP(12))
+    told = certify(net)
+    largest = float(np.finfo(np.float32).max)
+    inputs = torch.tensor([largest, -largest, 1e-45, 0.0, torch.nan]).expand(6, 3, 5).permute(1, 2, 0).contiguous()
+    with torch.no_grad():
+        potentials = net.ltc(inputs)[0].numpy()
+    assert told.holds(potentials[:, :4]) and not told.holds(potentials[:, 4])
+    assert "For every finite input" in told.verdict().sentence
+
+
+def test_parameters_too_large_for_float32_are_named() -> None:
+    net = circuit(AutoNCP(12))
+    with torch.no_grad():
+        net.ltc.erev[0] = 1e38
+    assert "too large for sums of float32" in str(certify(net).verdict()) and not certify(net).verdict().passed
 
 
 def test_gradients_push_every_neuron_to_its_bounds() -> None:

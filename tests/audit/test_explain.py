@@ -76,6 +76,24 @@ def test_history_adds_up(recipe: AutoNCP) -> None:
         np.testing.assert_allclose(past.paths.sum(), past.sensory.sum(), rtol=1e-9)
 
 
+def test_steps_are_counted_from_the_end_too() -> None:
+    net = circuit(AutoNCP(12))
+    told = explain(net, episode(net))
+    last = len(told.episode) - 1
+    for back in (-1, -3, -1 - last):
+        step = last + 1 + back
+        assert told.sentence(back) == told.sentence(step)
+        ours, theirs = (told.history(at, n_steps=4, action=1) for at in (back, step))
+        assert ours.total() == theirs.total() and len(ours.rest) == min(4, step + 1)
+        np.testing.assert_array_equal(ours.paths, theirs.paths)
+        np.testing.assert_allclose(ours.total(), told.episode.action_mean[step, 1], atol=2e-5)
+    for beyond in (last + 1, -2 - last):
+        with pytest.raises(IndexError, match=f"from {-1 - last} to {last}, got {beyond}"):
+            told.history(beyond, n_steps=1, action=0)
+        with pytest.raises(IndexError, match=f"from {-1 - last} to {last}, got {beyond}"):
+            told.sentence(beyond)
+
+
 def test_paths_run_along_synapses() -> None:
     net = circuit(AutoNCP(20, sparsity=0.3))
     told = explain(net, episode(net))

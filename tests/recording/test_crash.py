@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ncp_rl.recording import Recording, RecordingError, record_rollouts, verify
+from ncp_rl.recording import Recording, RecordingError, generate_key, record_rollouts, verify
 from tests.recording.killed_process import NOTE
 from tests.recording.recordings import pendulum
 
@@ -70,6 +70,52 @@ def test_a_full_disk_is_told_and_what_was_written_stays(tmp_path: Path) -> None:
     arguments = [sys.executable, "-c", FULL, str(tmp_path / "full.mcap")]
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=200)
     assert done.stdout.strip() == "told", done.stderr
+
+
+BEGUN = """
+import resource, signal, sys
+from pathlib import Path
+from ncp_rl.recording import Recording, RecordingError, generate_key, record_rollouts, write_parquet
+from tests.recording.recordings import trained_pendulum
+
+model, venv = trained_pendulum()
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+folder = Path(sys.argv[1])
+record_rollouts(model, venv, folder / "whole.mcap", n_episodes=4, progress_bar=False)
+recording = Recording.open(folder / "whole.mcap")
+writers = {
+    "r.mcap": lambda path: record_rollouts(model, venv, path, n_episodes=4, progress_bar=False),
+    "k.pem": generate_key,
+    "t.parquet": lambda path: write_parquet(recording, path),
+}
+unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+for limit in (0, 50):
+    for name, write in writers.items():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, unlimited[1]))
+        try:
+            write(folder / name)
+        except RecordingError as error:
+            assert "cannot be written" in str(error), error
+        else:
+            raise AssertionError(name)
+        assert [path.name for path in folder.iterdir()] == ["whole.mcap"]
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+for name, write in writers.items():
+    write(folder / name)
+print(len(Recording.open(folder / "r.mcap")))
+"""
+
+
+def test_what_cannot_be_begun_leaves_no_file_in_the_way_of_the_next_attempt(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", BEGUN, str(tmp_path)], capture_output=True, text=True, timeout=200)
+    assert done.stdout.strip() == "4", done.stderr
+
+
+def test_half_a_pair_of_keys_is_none(tmp_path: Path) -> None:
+    (tmp_path / "k.pub.pem").touch()
+    with pytest.raises(RecordingError, match=r"k\.pub\.pem exists"):
+        generate_key(tmp_path / "k.pem")
+    assert not (tmp_path / "k.pem").exists()
 
 
 def test_folders_that_cannot_be_written(tmp_path: Path) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import struct
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -16,12 +19,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mcap.records import Chunk, Metadata
 
-from ncp_rl.recording import Recording, RecordingError, replay, verify
+from ncp_rl.recording import Recording, RecordingError, record_rollouts, replay, verify
 from ncp_rl.recording.container import MAGIC, _bytes
+from ncp_rl.recording.errors import MemoryLimitError
 from ncp_rl.recording.layout import Layout
 from ncp_rl.recording.manifest import read_space
 from ncp_rl.recording.scan import scan
-from tests.recording.recordings import pendulum_recording
+from tests.random_env import box
+from tests.recording.recordings import pendulum_recording, random_model
+from tests.recording.test_verify import careful
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +104,84 @@ def test_hostile_files(good: tuple[bytes, Path]) -> None:
     finally:
         tracemalloc.stop()
     assert peak < 2**27
+
+
+MEMORY = """
+import json, resource, sys
+from pathlib import Path
+from ncp_rl.recording import Recording, RecordingError, record_rollouts, replay, verify
+
+def kilobytes():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+folder, before, found = Path(sys.argv[1]), kilobytes(), {}
+for name in ("sparse", "zeros", "environments", "listed", "chunk"):
+    for ask in (verify, replay if name == "environments" else Recording.open):
+        try:
+            said = str(ask(folder / f"{name}.mcap"))
+        except RecordingError as error:
+            said = type(error).__name__ + ": " + str(error)
+        found[f"{name} {ask.__name__}"] = said
+print(json.dumps(found | {"megabytes": (kilobytes() - before) / 1024}))
+"""
+
+
+def test_memory_stays_bounded(good: tuple[bytes, Path]) -> None:
+    """A sparse file, half a recording and zeros, a million environments and episodes, and a chunk that fills memory."""
+    data, path = good
+    folder = path.parent
+    (folder / "sparse.mcap").write_bytes(data[: len(data) // 3])
+    os.truncate(folder / "sparse.mcap", 400_000_000)
+    (folder / "zeros.mcap").write_bytes(data[: len(data) // 2] + bytes(60_000_000))
+
+    def environments(manifest: bytes) -> bytes:
+        return manifest.replace(b'"n_envs": 3', b'"n_envs": 1048575')
+
+    (folder / "environments.mcap").write_bytes(careful(data, rechained=True, manifest=environments))
+    listed = Metadata("chunk", {"episodes": json.dumps([[i, 0, 0, 1] for i in range(500_000)]), "links": "00"})
+    first_list = next(r for r in scan(io.BytesIO(data), len(data)) if r.opcode == 6).end
+    (folder / "listed.mcap").write_bytes(data[:first_list] + 3 * _bytes([listed]) + data[first_list:])
+    (folder / "chunk.mcap").write_bytes(spliced(data, 6, chunk(tiny_messages(2**25), 2**25, "")))
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(folder)], capture_output=True, text=True, timeout=300, check=True
+    )
+    found = json.loads(done.stdout)
+    assert found.pop("megabytes") < 512
+    assert found["environments replay"].startswith("MemoryLimitError: To replay 1048575 environments")
+    assert found["listed open"].startswith("MemoryLimitError: The list of episodes")
+    assert found["zeros verify"].startswith(("damaged", "unfinished"))
+    assert found["sparse verify"].startswith(("damaged", "unfinished"))
+
+
+def tiny_messages(size: int) -> bytes:
+    """Messages without text, of which as many as can be fit in."""
+    message = struct.pack("<BQHIQQ", 5, 22, 2, 0, 0, 0)
+    return (message * (size // len(message) + 1))[:size]
+
+
+def test_the_limit_of_memory_can_be_set(good: tuple[bytes, Path]) -> None:
+    data, path = good
+    path.write_bytes(data)
+    with pytest.raises(MemoryLimitError, match="max_memory = 100,000; give a larger max_memory"):
+        verify(path, max_memory=100_000)
+    with pytest.raises(MemoryLimitError, match="max_memory = 30,000"):
+        Recording.open(path, max_memory=30_000)
+    recording = Recording.open(path, max_memory=400_000)
+    with pytest.raises(MemoryLimitError, match=r"Episode 0 of 200 steps|A chunk|The record"):
+        recording[0]
+    assert len(Recording.open(path, max_memory=2**26)[0]) == 200
+
+
+def test_a_recording_of_large_pictures_is_read_within_the_limit(tmp_path: Path) -> None:
+    """Pictures fill a block sooner than steps do."""
+    model, venv = random_model(box(2), box(1), n_envs=4, env_kwargs=dict(render_mode="rgb_array"))
+    picture = np.random.default_rng(0).integers(0, 256, (700, 700, 3), np.uint8)
+    venv.get_images = lambda: [picture] * 4  # type: ignore[method-assign]
+    path = record_rollouts(model, venv, tmp_path / "r.mcap", n_episodes=8, images=True, progress_bar=False)
+    recording = Recording.open(path, max_memory=2**28)
+    for index in (0, 7):
+        for image in recording.images(index):
+            np.testing.assert_array_equal(image.pixels, picture)
 
 
 def test_episodes_filled_with_nan_come_back(good: tuple[bytes, Path], tmp_path: Path) -> None:

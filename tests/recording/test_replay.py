@@ -25,6 +25,7 @@ def test_from_the_file_alone(recorded: tuple[Path, Any, Any]) -> None:
     assert found.passed and found.same_platform and found.tolerance == 0
     assert (found.n_episodes, found.n_steps, found.notes) == (4, 800, ())
     assert {c.what: (c.n_values, c.bitwise) for c in found.comparisons} == {
+        "readout": (2, True),
         "potentials": (800 * 12, True),
         "action means": (800, True),
     }

@@ -140,7 +140,13 @@ def test_cuts(files: Files) -> None:
 
 
 def careful(
-    data: bytes, edit: Callable[[list[bytes]], None], *, rechained: bool = False, manifest: Any = None
+    data: bytes,
+    edit: Callable[[list[bytes]], None] = lambda texts: None,
+    *,
+    rechained: bool = False,
+    manifest: Any = None,
+    attachment: Callable[[str, bytes], bytes] = lambda name, content: content,
+    entry: Callable[[str, dict[str, str]], None] = lambda name, entries: None,
 ) -> bytes:
     """The recording with other messages, and all that belongs to them written anew: checksums, indexes, summary.
 
@@ -152,11 +158,14 @@ def careful(
     raw = {record: data[record.offset : record.offset + record.length] for record in records}
     for record in records:
         if record.opcode == Opcode.ATTACHMENT:
-            attachment = parse_attachment(raw[record])
-            attachments[attachment.name] = attachment.data
-    layout = Layout.from_dict(json.loads(attachments["manifest.json"])["layout"])
+            found = parse_attachment(raw[record])
+            attachments[found.name] = attachment(found.name, found.data)
     if manifest is not None:
         attachments["manifest.json"] = manifest(attachments["manifest.json"])
+    try:
+        layout = Layout.from_dict(json.loads(attachments["manifest.json"])["layout"])
+    except (KeyError, RecordingError, TypeError, ValueError):  # Nobody can make channels of it.
+        layout = Layout.from_dict(json.loads(original_manifest(data))["layout"])
     out = container.begin(layout, attachments)
     chain = Chain(out)
     links = b""
@@ -176,6 +185,7 @@ def careful(
             if rechained:
                 del entries["sha256"]
                 entries |= chain.state() | ({"links": links.hex()} if "links" in entries else {})
+                entry(metadata.name, entries)
                 if metadata.name == "beginning":
                     entries |= {name: sha256(d).hexdigest() for name, d in attachments.items()}
                 unsigned = {k: v for k, v in entries.items() if k not in ("signature", "public_key")}
@@ -184,6 +194,12 @@ def careful(
             chain.add_bytes(written)
             out += written
     return out + container.end()
+
+
+def original_manifest(data: bytes) -> bytes:
+    """The first attachment of a recording."""
+    record = next(r for r in scan(io.BytesIO(data), len(data)) if r.opcode == Opcode.ATTACHMENT)
+    return parse_attachment(data[record.offset : record.end]).data
 
 
 def nth(edit: Callable[[list[bytes]], None]) -> Callable[[list[bytes]], None]:
@@ -260,6 +276,28 @@ def test_a_forgery_chained_anew_shows_by_its_signature_alone(files: Files) -> No
         assert check(files, data).status == "intact"
         assert not check(files, data, files.public).passed
         assert check(files, data, files.public).signature == "missing"
+
+
+def test_the_counts_of_seal_and_chunks_are_those_of_the_messages(files: Files) -> None:
+    """A list of episodes, or a number of them, that the messages do not make, with all checksums computed anew."""
+
+    def seal(name: str, entries: dict[str, str]) -> None:
+        if name == "seal":
+            entries["episodes"] = str(int(entries["episodes"]) + 1)
+
+    def listed(name: str, entries: dict[str, str]) -> None:
+        if name == "chunk":
+            spans = json.loads(entries["episodes"])
+            spans[-1][-1] -= 1
+            entries["episodes"] = json.dumps(spans, separators=(",", ":"))
+
+    assert check(files, careful(files.plain, rechained=True)).status == "intact"
+    for entry, told in ((seal, "the seal counts '5' episodes, the messages 4"), (listed, "the list of their episodes")):
+        verification = check(files, careful(files.plain, rechained=True, entry=entry))
+        assert verification.status == "damaged" and told in verification.detail
+        with pytest.raises(RecordingError, match="see verify"):
+            recording = Recording.open(files.folder / "changed.mcap")
+            [recording[i] for i in range(len(recording))]
 
 
 def test_a_signature_of_another_recording(files: Files) -> None:

@@ -1,0 +1,43 @@
+"""`check_measurable`: whether circuit and episodes hold numbers that one can reckon with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ncp_rl.circuit import Circuit
+from ncp_rl.recording import Episode, RecordingError
+
+#: Of a number; products of two, summed up, are still float32.
+LARGEST = 1e15
+
+_QUANTITIES = (
+    *("start", "elapsed_time", "sensory", "potentials", "tau", "action_mean", "action", "reward", "observation"),
+)
+
+
+def check_measurable(circuit: Circuit, episodes: Sequence[Episode]) -> None:
+    """Refuse what has no answers: numbers that are not finite, or so large that sums of them are not.
+
+    Raises:
+        RecordingError: There is one; the message says where.
+    """
+    numbers = circuit.parameters() | {"readout": circuit.readout, "bias": circuit.bias}
+    for name, values in numbers.items():
+        wrong = np.flatnonzero(~(np.abs(values) <= LARGEST))
+        if len(wrong):
+            raise RecordingError(f"{name}[{wrong[0]}] of the circuit must be {_WANTED}, got {values.flat[wrong[0]]}.")
+    for episode in episodes:
+        for name in _QUANTITIES:
+            values = np.asarray(getattr(episode, name))
+            places = np.argwhere(~(np.abs(values) <= LARGEST))
+            if len(places):
+                where = "at the start" if name == "start" else f"in step {places[0][0]}"
+                raise RecordingError(
+                    f"{name} {where} of episode {episode.index} must be {_WANTED} to be explained or audited, got "
+                    f"{values[tuple(places[0])]}; verify and replay say whether it is true."
+                )
+
+
+_WANTED = f"a finite number up to {LARGEST:.0e}"

@@ -1,0 +1,139 @@
+"""`run_again`: a recorded rollout from its seeds on, once more."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
+
+from ncp_rl.recording.compare import Tally
+from ncp_rl.recording.episode import Episode
+from ncp_rl.recording.errors import RecordingError
+from ncp_rl.recording.layout import Layout
+from ncp_rl.recording.reader import Recording
+from ncp_rl.recording.recorder import record_rollouts
+
+Array = npt.NDArray[Any]
+
+#: Before the names of quantities of a rollout that was run again.
+AGAIN = "run again: "
+
+
+def run_again(recording: Recording, model: OnPolicyAlgorithm, env: VecEnv, tally: Tally) -> None:
+    """Run the rollout again and compare.
+
+    Where every bit must come back, model and environments do all of it again. Where not, a difference of one bit would
+    grow with every step, through policy and environment: there the environments take the recorded actions.
+
+    Raises:
+        RecordingError: The recording is no rollout, or of another number of environments.
+    """
+    if recording.manifest["kind"] != "rollouts":
+        raise RecordingError("Only rollouts can be run again, not what was recorded in training.")
+    missing = [name for name in ("n_episodes", "seed", "deterministic") if recording.manifest.get(name) is None]
+    if missing:
+        raise RecordingError(f"The manifest must say {', '.join(missing)} of a rollout that is to be run again.")
+    if env.num_envs != recording.layout.n_envs:
+        raise RecordingError(f"The recording is of {recording.layout.n_envs} environments, got {env.num_envs}.")
+    if tally.exact:
+        _repeat(recording, model, env, tally)
+    else:
+        _follow(recording, env, tally)
+
+
+def _repeat(recording: Recording, model: OnPolicyAlgorithm, env: VecEnv, tally: Tally) -> None:
+    arguments = {name: recording.manifest[name] for name in ("n_episodes", "deterministic", "seed")}
+    with tempfile.TemporaryDirectory() as folder:
+        path = record_rollouts(model, env, Path(folder) / "again.mcap", **arguments, progress_bar=False)
+        again = Recording.open(path, max_memory=recording.budget.max_memory)
+        for i in range(len(recording)):
+            _compare_episodes(recording[i], again[i] if i < len(again) else None, tally)
+
+
+def _compare_episodes(episode: Episode, again: Episode | None, tally: Tally) -> None:
+    """All that was recorded of an episode, where the repetition is as long."""
+    length = 0 if again is None or again.env_index != episode.env_index else len(again)
+    tally.add_number(episode, AGAIN + "length", len(episode), length)
+    if again is None or length != len(episode):
+        return
+    for name in ("observation", "action", "reward", "sensory", "potentials", "value", "log_prob"):
+        tally.add(episode, AGAIN + name, getattr(episode, name), getattr(again, name))
+    for name in ("terminated", "truncated"):
+        tally.add_number(episode, AGAIN + name, getattr(episode, name), getattr(again, name))
+
+
+def _follow(recording: Recording, env: VecEnv, tally: Tally) -> None:
+    """The environments from their seeds on, with the recorded actions: what they show and give in each step."""
+    if not len(recording):
+        return
+    normalize = unwrap_vec_normalize(env)
+    tracks = [_Track(recording, n) for n in range(env.num_envs)]
+    idle = recording[0].action[0]
+    env.seed(recording.manifest["seed"])
+    observation: Any = env.reset()
+    while any(track.episode is not None for track in tracks):
+        seen = _numbers(recording.layout, observation if normalize is None else normalize.old_obs)
+        actions = _actions(env.action_space, [track.action(idle) for track in tracks])
+        observation, reward, done, infos = env.step(actions)
+        reward = reward if normalize is None else normalize.old_reward
+        for n, track in enumerate(tracks):
+            truncated = bool(done[n]) and bool(infos[n].get("TimeLimit.truncated", False))
+            track.add(seen[n], float(reward[n]), bool(done[n]) and not truncated, truncated, tally)
+
+
+class _Track:
+    """The recorded episodes of one environment, one after the other, and what came of the present one again."""
+
+    def __init__(self, recording: Recording, env_index: int) -> None:
+        numbers = [i for i, env in enumerate(recording.env_indices) if env == env_index]
+        self._episodes = (recording[i] for i in numbers)
+        self._again: list[tuple[Array, float, bool, bool]] = []
+        self.episode = next(self._episodes, None)
+
+    def action(self, idle: Array) -> Array:
+        """(A,), the recorded action of the next step; `idle` where nothing is recorded any more."""
+        return idle if self.episode is None else self.episode.action[len(self._again)]
+
+    def add(self, observation: Array, reward: float, terminated: bool, truncated: bool, tally: Tally) -> None:
+        """Take what came of a step; compares where an episode ends, recorded or again."""
+        if self.episode is None:
+            return
+        self._again.append((observation, reward, terminated, truncated))
+        ended, last = terminated or truncated, len(self._again) == len(self.episode)
+        if ended or last:
+            self._compare(self.episode, tally)
+            # Where the two do not end together, nothing that follows can be compared.
+            self.episode = next(self._episodes, None) if ended and last else None
+            self._again = []
+
+    def _compare(self, episode: Episode, tally: Tally) -> None:
+        columns = dict(
+            zip(("observation", "reward", "terminated", "truncated"), zip(*self._again, strict=True), strict=True)
+        )
+        n = len(self._again)
+        for name, values in columns.items():
+            recorded = getattr(episode, name)
+            if name in ("terminated", "truncated"):
+                recorded = recorded & (np.arange(len(episode)) == len(episode) - 1)
+            tally.add(episode, AGAIN + name, recorded[:n], np.asarray(values))
+
+
+def _numbers(layout: Layout, observation: Any) -> Array:
+    """(N, D), observed quantities as messages hold them."""
+    parts = [
+        np.asarray(observation if part.key is None else observation[part.key], part.dtype).reshape(layout.n_envs, -1)
+        for part in layout.observed_numbers
+    ]
+    kept = np.concatenate([np.empty((layout.n_envs, 0), np.float32), *parts], axis=1)
+    return kept.copy()
+
+
+def _actions(space: spaces.Space[Any], actions: list[Array]) -> Array:
+    """(N, ...) as the environments take them, from recorded ones (A,)."""
+    return np.stack(actions).reshape(len(actions), *(space.shape or ())).astype(space.dtype)

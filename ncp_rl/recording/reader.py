@@ -167,7 +167,8 @@ class Recording:
     @property
     def max_episode_steps(self) -> int | None:
         """Steps after which the environment cut episodes, as the manifest has it; None where it names no limit."""
-        limit = _mapping(self.manifest.get("environment")).get("max_episode_steps")
+        environment = self.manifest.get("environment")
+        limit = environment.get("max_episode_steps") if isinstance(environment, dict) else None
         return limit if type(limit) is int else None
 
     def __getitem__(self, index: int) -> Episode:

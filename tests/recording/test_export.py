@@ -32,7 +32,7 @@ def test_data_frames_and_parquet(recording: Recording, tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(pd.read_parquet(path), frame)
     with pytest.raises(RecordingError, match="exists"):
         write_parquet(recording, path)
-    with pytest.raises(RecordingError, match="cannot be written"):
+    with pytest.raises(RecordingError, match="cannot be begun"):
         write_parquet(recording, tmp_path / "none" / "r.parquet")
 
 

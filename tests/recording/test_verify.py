@@ -288,7 +288,7 @@ def test_the_counts_of_seal_and_chunks_are_those_of_the_messages(files: Files) -
     def listed(name: str, entries: dict[str, str]) -> None:
         if name == "chunk":
             spans = json.loads(entries["episodes"])
-            spans[-1][-1] -= 1
+            spans[-1][-1] += 1
             entries["episodes"] = json.dumps(spans, separators=(",", ":"))
 
     assert check(files, careful(files.plain, rechained=True)).status == "intact"

@@ -84,5 +84,5 @@ class _ScaleGradient(torch.autograd.Function):
 
 def scale_gradient(x: Tensor, factor: float) -> Tensor:
     """The same x, whose gradient is `factor` times as large."""
-    scaled: Tensor = _ScaleGradient.apply(x, factor)
+    scaled: Tensor = _ScaleGradient.apply(x, factor)  # type: ignore[no-untyped-call]
     return scaled

@@ -203,9 +203,9 @@ class NCPPolicy(RecurrentActorCriticPolicy):
             enable_critic_lstm=critic not in ("shared", "mlp"),
         )
         self._place_cores()
-        self.value_net = nn.Sequential(self.value_net, SignedSquare())
+        self.value_net = nn.Sequential(self.value_net, SignedSquare())  # type: ignore[assignment]
         self._standardizers = [module for module in self.modules() if isinstance(module, Standardize)]
-        self._learned_since_rollout = False
+        self._learned_since_rollout = self._senses_fixed = False
         # Upstream has handed its own cores' parameters to the optimizer already.
         optimizer_kwargs = dict(lr=lr_schedule(1)) | self.optimizer_kwargs
         self.optimizer = self.optimizer_class(self._parameter_groups(), **optimizer_kwargs)
@@ -373,7 +373,7 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         on_gpu = _is_cuda(obs)
         if not on_gpu:
             self._refuse_bad(obs)
-        with self._watching(deterministic):
+        with self._watching():
             outcome = super().forward(obs, lstm_states, episode_starts, deterministic)
         if on_gpu:
             # All is queued by now, and RecurrentPPO waits for the action next: looking costs no wait of its own.
@@ -454,9 +454,9 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         return potentials.swapaxes(0, 1).flatten(0, 1), (state[None], c)
 
     @contextmanager
-    def _watching(self, deterministic: bool) -> Iterator[None]:
-        """Let `Standardize` note what a rollout shows, whose actions are sampled, and move before the next rollout."""
-        if deterministic:
+    def _watching(self) -> Iterator[None]:
+        """Let `Standardize` note what a rollout of the training shows, and move before the next one."""
+        if self._senses_fixed:
             yield
             return
         for module in self._standardizers:
@@ -512,6 +512,16 @@ class NCPPolicy(RecurrentActorCriticPolicy):
             backend=self.backend,
             on_bad_input=self.on_bad_input,
         )
+
+
+@contextmanager
+def senses_fixed(policy: NCPPolicy) -> Iterator[None]:
+    """Let `policy.forward`, which stands for a rollout of the training otherwise, leave the policy as it is."""
+    policy._senses_fixed = True
+    try:
+        yield
+    finally:
+        policy._senses_fixed = False
 
 
 @contextmanager

@@ -531,8 +531,8 @@ def load_run(
         RunError: Something is missing or damaged.
     """
     config = read_config(folder)
-    making = dict(training_wrappers=training_wrappers, max_episode_steps=max_episode_steps)
-    venv = make_envs(config, n_envs, training=False, **making, **make_kwargs)
+    make_kwargs |= dict(training_wrappers=training_wrappers, max_episode_steps=max_episode_steps)
+    venv = make_envs(config, n_envs, training=False, **make_kwargs)
     path = folder / which / "model.zip"
     try:
         if isinstance(venv, VecNormalize):

@@ -139,7 +139,8 @@ Job = tuple[str, str, int]
 
 def main(args: Args) -> int:
     """Train what is missing, then sum up."""
-    for name, known in [*((task, SUITE) for task in args.tasks), *((name, CONTENDERS) for name in args.contenders)]:
+    known = [*SUITE, *CONTENDERS]
+    for name in (*args.tasks, *args.contenders):
         if name not in known:
             print(f"error: {name!r} must be one of {', '.join(known)}.", file=sys.stderr)
             return 1
@@ -208,7 +209,7 @@ def run_job(job: Job, timesteps: int | None) -> list[Row]:
         curve = list(read_curve(run))
         rows = [Row(model="curve", **point, **common) for point in curve]
         for which in ("last", "best"):
-            model, venv = load_run(run, which=which, n_envs=10)  # type: ignore[arg-type]
+            model, venv = load_run(run, which=which, n_envs=10)
             figures = evaluate(model, venv, n_episodes=N_EPISODES, seed=FRESH_SEED).summary()
             venv.close()
             returns = {name: figures[name] for name in ("mean_return", "std_return")}

@@ -57,7 +57,7 @@ def main(args: Args) -> int:
         if args.video is not None and args.video.exists():
             raise RunError(f"The folder {args.video} exists and is left as it is; name another one for the videos.")
         n_envs = 1 if args.video else min(args.episodes, 10)
-        making = dict(n_envs=n_envs, device=args.device, max_episode_steps=args.max_episode_steps)
+        making: dict[str, Any] = dict(n_envs=n_envs, device=args.device, max_episode_steps=args.max_episode_steps)
         model, venv = load_run(args.run, which=args.which, **making, **wrapped(args))
         evaluation = evaluate(model, venv, n_episodes=args.episodes, deterministic=args.deterministic, seed=args.seed)
         venv.close()

@@ -119,8 +119,8 @@ def final(args: Args, folder: Path, *, disturbed: bool) -> Evaluation:
 
 def hyperparams(args: Args) -> dict[str, Any]:
     """Those of the file, with what the command line says in their place."""
-    general = GENERAL if is_circuit(args.policy) else dict(n_envs=8, normalize=True)
-    found = dict(n_timesteps=200_000) | (read_hyperparams(args.hyperparams, args.env) or general)
+    general: dict[str, Any] = GENERAL if is_circuit(args.policy) else dict(n_envs=8, normalize=True)
+    found: dict[str, Any] = dict(n_timesteps=200_000) | (read_hyperparams(args.hyperparams, args.env) or general)
     policy_kwargs = dict(found.get("policy_kwargs") or {})
     if args.policy not in (None, found.get("policy")):
         both_circuits = is_circuit(args.policy) and is_circuit(found.get("policy"))

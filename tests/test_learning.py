@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import ncp_envs  # noqa: F401  (registers ncp/ environments)
 import numpy as np
 import pytest
@@ -51,7 +53,12 @@ def test_the_scale_survives_save_and_load(tmp_path: object) -> None:
 def test_encoders_and_deviations_of_actions_keep_stock_steps() -> None:
     image = spaces.Box(0, 255, (1, 36, 36), np.uint8)
     both = spaces.Dict(image=image, speed=box(1))
-    for policy_class, space in ((CnnNCPPolicy, image), (MultiInputNCPPolicy, both), (NCPPolicy, box(3))):
+    cases: tuple[tuple[type[NCPPolicy], Any], ...] = (
+        (CnnNCPPolicy, image),
+        (MultiInputNCPPolicy, both),
+        (NCPPolicy, box(3)),
+    )
+    for policy_class, space in cases:
         policy = policy_class(space, box(1), lambda _: 3e-4, wiring=SMALL)
         names = {id(p): name for name, p in policy.named_parameters()}
         fast, slow = ({names[id(p)] for p in group["params"]} for group in policy.optimizer.param_groups)
@@ -113,10 +120,12 @@ class FirstRatios(BaseCallback):
 
 def test_senses_stand_still_within_a_rollout_and_an_update() -> None:
     """Else PPO's ratios would compare the probabilities of two policies that nobody has made different."""
-    settings = dict(policy_kwargs=dict(wiring=SMALL), n_steps=8, batch_size=8, n_epochs=1)  # One ratio in an update.
+    settings: dict[str, Any] = dict(
+        policy_kwargs=dict(wiring=SMALL), n_steps=8, batch_size=8, n_epochs=1
+    )  # One ratio in an update.
     model = RecurrentPPO(NCPPolicy, RandomEnv(box(2), box(1)), **settings)
     callback = FirstRatios()
-    model.learn(32, callback=callback, log_interval=None)
+    model.learn(32, callback=callback, log_interval=100)
     receptors = model.policy.features_extractor
     assert isinstance(receptors, Receptors) and isinstance(receptors.standardize, Standardize)
     assert receptors.standardize.count == 24  # The last rollout waits for the next one.

@@ -137,7 +137,7 @@ def test_constraints_hold_after_any_step() -> None:
 
 
 @pytest.mark.parametrize("elapsed_time", [1.0, 0.05])
-def test_initial_time_constants_span_steps_not_fractions(elapsed_time: float) -> None:
+def test_initial_time_constants_span_a_tenth_of_a_step_to_two(elapsed_time: float) -> None:
     """tau = cm / (gleak + sum w / 2), all synapses half open, in steps."""
     ltc = LTC(AutoNCP(32).build(16, 4), elapsed_time=elapsed_time)
     params, synapses, *_ = ltc.packed()
@@ -146,7 +146,7 @@ def test_initial_time_constants_span_steps_not_fractions(elapsed_time: float) ->
     for w, pointer in ((params.synaptic[0], synapses.pointer), (params.sensory[0], synapses.sensory_pointer)):
         conductance += torch.stack([w[a:b].sum() for a, b in pairwise(pointer)]) / 2
     tau = cm / conductance / elapsed_time
-    assert tau.min() >= 1.0 - 1e-4 and tau.max() <= 3.0 + 1e-4 and tau.max() / tau.min() > 2
+    assert tau.min() >= 0.1 - 1e-4 and tau.max() <= 2.0 + 1e-4 and tau.max() / tau.min() > 10
 
 
 def test_init_ranges_can_be_overridden() -> None:

@@ -356,7 +356,9 @@ def test_learns_to_balance_a_pole_whose_velocity_is_hidden() -> None:
 
     venv = VecNormalize(make_vec_env(make_env, n_envs=8, seed=1), norm_obs=False)
     enough = StopTrainingOnRewardThreshold(450)
-    eval_venv = make_vec_env(make_env, n_envs=10, seed=2)
+    eval_venv = VecNormalize(
+        make_vec_env(make_env, n_envs=10, seed=2), training=False, norm_obs=False, norm_reward=False
+    )
     callback = EvalCallback(eval_venv, callback_on_new_best=enough, n_eval_episodes=20, eval_freq=1250, verbose=0)
     # Stock settings, but for smaller steps towards the end.
     model = RecurrentPPO(NCPPolicy, venv, learning_rate=LinearSchedule(3e-4, 0.0, 1.0), seed=1)

@@ -129,7 +129,7 @@ CHANGES: dict[str, Callable[[NCPPolicy], object]] = {
     "Adam": step_of(torch.optim.Adam),
     "Adam, fused": step_of(torch.optim.Adam, fused=True),
     "Adam, foreach": step_of(torch.optim.Adam, foreach=True),
-    "SGD, fused": step_of(torch.optim.SGD, lr=1e-5, fused=True),
+    "SGD, fused": step_of(torch.optim.SGD, lr=1e-8, fused=True),
 }
 
 

@@ -31,6 +31,8 @@ def check_measurable(circuit: Circuit, episodes: Sequence[Episode]) -> None:
     for episode in episodes:
         for name in _QUANTITIES:
             values = np.asarray(getattr(episode, name))
+            if name == "observation":
+                values = np.where(episode.held[:, None], 0.0, values)  # Nothing was computed from what was held.
             places = np.argwhere(~(np.abs(values) <= LARGEST))
             if len(places):
                 where = "at the start" if name == "start" else f"in step {places[0][0]}"

@@ -26,7 +26,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from ncp_rl.circuit import Circuit
-from ncp_rl.policy import holding
+from ncp_rl.policy import holding, senses_fixed
 from ncp_rl.recording.compare import TOLERANCE, Comparison, Divergence, Tally
 from ncp_rl.recording.episode import Episode
 from ncp_rl.recording.errors import RecordingError
@@ -267,7 +267,7 @@ class _PolicyReplay:
                 tensors, _ = policy.obs_to_tensor(admitted)
                 first = torch.as_tensor(starts, dtype=torch.float32, device=policy.device)
                 h = torch.from_numpy(before[t]).to(policy.device).expand(shape).contiguous()
-                with torch.no_grad():
+                with torch.no_grad(), senses_fixed(policy):
                     drawn, _, highest, states = policy(
                         tensors, RNNStates((h, zero), states.vf), first, deterministic=True
                     )

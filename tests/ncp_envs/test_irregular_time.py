@@ -118,7 +118,7 @@ def test_the_time_reaches_the_cell_as_time_and_names_reach_the_senses() -> None:
     policy = model.policy
     assert policy.sensory_names == tuple(f"{name}_{r}" for name in ("cos_theta", "sin_theta") for r in range(8))
     potentials = []
-    for seconds in (0.05, 0.25):
+    for seconds in (0.005, 0.25):
         observation = {"observation": np.array([[0.6, 0.8]]), "elapsed_time": np.array([[seconds]])}
         _, state = policy.predict(observation, deterministic=True)
         assert state is not None

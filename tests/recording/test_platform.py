@@ -63,6 +63,7 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Elsewhere:
         policy.log_std.fill_(-6.0)
         for erev in (policy.lstm_actor.erev, policy.lstm_actor.sensory_erev):
             erev.mul_(3.0)
+        policy.lstm_actor.motor_map.weight.mul_(5.0)  # So that actions swing, and differences grow.
     model.save(folder / "model.zip")
     venv.save(str(folder / "statistics.pkl"))  # type: ignore[attr-defined]
     run(RECORD, str(folder), NUMBA_CPU_NAME="generic")

@@ -456,7 +456,7 @@ class NCPPolicy(RecurrentActorCriticPolicy):
     @contextmanager
     def _watching(self) -> Iterator[None]:
         """Let `Standardize` note what a rollout of the training shows, and move before the next one."""
-        if self._senses_fixed:
+        if self._senses_fixed or exporting():
             yield
             return
         for module in self._standardizers:

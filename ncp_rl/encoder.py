@@ -65,8 +65,6 @@ class Standardize(nn.Module):
         self._seen = []
         total = self.count + len(seen)
         shift, old = seen.mean(0) - self.mean, self.std.double().square()
-        if self.count == 0:
-            old = torch.zeros_like(old)
         spread = (
             self.count * old + len(seen) * seen.var(0, correction=0) + shift.square() * self.count * len(seen) / total
         )

@@ -37,9 +37,10 @@ _LISTS = tuple(f"synapse_{name}" for name in Synapses._fields)
 class LTCInit:
     """Ranges from which the parameters of a new `LTC` are drawn uniformly (tau: log-uniformly).
 
-    All but tau are those of ncps (`ncps/torch/ltc_cell.py`). There cm is drawn from (0.4, 0.6), which for a step of
-    one second makes a neuron forget within a step. Here every neuron draws a time constant, and cm follows from it
-    as cm = tau (gleak + sum w / 2), the conductance of half-open synapses; with `cm` given it is drawn as in ncps.
+    All but tau and mu are those of ncps (`ncps/torch/ltc_cell.py`), whose mu from 0.3 to 0.8 shuts most synapses at
+    first. There cm is drawn from (0.4, 0.6), which for a step of one second makes a neuron forget within a step. Here
+    every neuron draws a time constant, and cm follows from it as cm = tau (gleak + sum w / 2), the conductance of
+    half-open synapses; with `cm` given it is drawn as in ncps.
     """
 
     tau: Range = (0.1, 2.0)

@@ -35,15 +35,15 @@ class BadReading(NamedTuple):
 
     env: int
     key: str | None
-    """Of the Dict observation that holds it; None where the observation is no Dict."""
+    """The key of the Dict observation that holds it; None where the observation is no Dict."""
     at: tuple[int, ...]
     """Index of the reading in the observation, or in that key's part of it."""
     flat: int
     """The index where the observation, or that key's part of it, is flattened."""
     n_readings: int
-    """Of the observation, or of that key's part of it."""
+    """The number of readings of the observation, or of that key's part of it."""
     name: str
-    """Of the reading; numbered unless the encoder names it."""
+    """The name of the reading; numbered unless the encoder names it."""
     value: float
     expected: str
     """What a reading must be there."""
@@ -74,7 +74,7 @@ class BadInput(NamedTuple):
 
     @property
     def first(self) -> BadReading:
-        """Of the first such environment."""
+        """The reading of the first such environment."""
         return self.readings[int(self.rows.argmax())]
 
 
@@ -82,7 +82,7 @@ def find_bad(observation: Any, space: spaces.Space[Any], *, unread: tuple[str, .
     """The bad readings of an observation, or None: the check alone takes microseconds.
 
     A reading is bad where it is not finite (as float32), an elapsed time also where it is negative, and a number of a
-    discrete space where it is none that the space has.
+    discrete space where the space does not have it.
 
     Args:
         observation: An array, or a dict of arrays; of one environment or of N.

@@ -119,7 +119,7 @@ class Args:
     """What to train, and where the table lies."""
 
     tasks: tuple[str, ...] = tuple(SUITE)
-    """Of the suite; all of them by default."""
+    """Tasks of the suite; all of them by default."""
     contenders: tuple[str, ...] = tuple(CONTENDERS)
     """All of them by default."""
     seeds: tuple[int, ...] | None = None
@@ -260,7 +260,7 @@ def source(task: Task, contender: Contender) -> str:
 
 
 def count_parameters(model: OnPolicyAlgorithm) -> tuple[int, int]:
-    """Of the actor, from observation to action, and of the whole policy."""
+    """Parameters of the actor, from observation to action, and of the whole policy."""
     critic = ("lstm_critic", "critic", "value_net", "mlp_extractor.value_net", "vf_features_extractor")
     counts = {name: parameter.numel() for name, parameter in model.policy.named_parameters()}
     return sum(n for name, n in counts.items() if not name.startswith(critic)), sum(counts.values())

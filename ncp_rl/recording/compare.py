@@ -25,7 +25,7 @@ class Divergence:
     """None where it is a parameter, which is of all episodes."""
     step: int | None
     name: str
-    """Of the neuron, action, quantity or parameter."""
+    """The name of the neuron, action, quantity or parameter."""
     recorded: float
     replayed: float
 

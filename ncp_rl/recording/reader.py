@@ -308,7 +308,7 @@ def observation_parts(layout: Layout, observations: npt.NDArray[Any], index: int
     """(T, D) as the environment gave them, (T, ...) or a dict of such; observed images are left out.
 
     Raises:
-        RecordingError: A number of episode `index` is none of its part's type.
+        RecordingError: A number of episode `index` does not have its part's type.
     """
     found: dict[str | None, npt.NDArray[Any]] = {}
     start = 0

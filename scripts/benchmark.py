@@ -5,9 +5,9 @@
     python scripts/benchmark.py --report                          # the summary and the plots alone
 
 A training ends in rows of results/benchmark.csv: its learning curve (20 deterministic episodes at ten points), and the
-returns of its best and of its last model over 20 fresh episodes whose seeds nothing else has used. What stands in the
-table is not trained again, so that an interrupted benchmark goes on where it was. Each training has a core and a thread
-of its own.
+returns of its last and of its best model over 20 fresh episodes whose seeds nothing else has used, of the best one in
+disturbed worlds too. What stands in the table is not trained again, so that an interrupted benchmark goes on where it
+was. Each training has a core and a thread of its own.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ import torch
 import tyro
 from matplotlib import pyplot
 from matplotlib.axes import Axes
+from ncp_envs import RandomDisturbances
 from scipy import stats
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from tqdm import tqdm
@@ -42,6 +43,14 @@ ROOT = Path(__file__).parents[1]
 #: Seeds of the fresh episodes lie beyond those of training, of periodic evaluation and of what train.py ends with.
 FRESH_SEED = 30_000
 N_EPISODES = 20
+#: Under what the best model of each training is evaluated.
+WORLDS: dict[str, dict[str, Any]] = {
+    "undisturbed": {},
+    "observation_delay=1": dict(observation_delay=1),
+    "sensor_noise=0.1": dict(sensor_noise=0.1),
+}
+#: Levels that each episode draws, for contenders that train disturbed: up to twice the delay, and the noise.
+DISTURBED = dict(observation_delay=[0, 2], sensor_noise=[0, 0.1])
 
 
 @dataclass(frozen=True)
@@ -55,6 +64,8 @@ class Task:
     """The return whose time is taken."""
     timed: bool = False
     """Whether the observation is a Dict that tells the elapsed time."""
+    disturbed: bool = False
+    """Whether contenders train on it under disturbances too."""
 
 
 @dataclass(frozen=True)
@@ -68,15 +79,17 @@ class Contender:
     wiring: Literal["Random", "FullyConnected"] | None = None
     """In place of the NCP, with as many neurons, and with as many synapses where they are drawn at random."""
     frame_stack: int = 1
+    disturbed: bool = False
+    """Whether it trains under `DISTURBED`."""
 
 
 SUITE = {
-    "CartPole": Task("ncp/CartPoleNoVel-v1", 100_000, 5, goal=475),
-    "Pendulum": Task("ncp/PendulumNoVel-v1", 100_000, 5, goal=-250),
+    "CartPole": Task("ncp/CartPoleNoVel-v1", 100_000, 5, goal=475, disturbed=True),
+    "Pendulum": Task("ncp/PendulumNoVel-v1", 100_000, 5, goal=-250, disturbed=True),
     "MountainCar": Task("ncp/MountainCarContinuousNoVel-v0", 300_000, 5, goal=90),
     "PendulumIrregular": Task("ncp/PendulumIrregular-v0", 200_000, 5, goal=-250, timed=True),
     "LunarLander": Task("ncp/LunarLanderContinuousNoVel-v3", 500_000, 3, goal=200),
-    "LaneKeeping": Task("ncp/LaneKeeping-v0", 600_000, 3, goal=850),
+    "LaneKeeping": Task("ncp/LaneKeeping-v0", 600_000, 3, goal=850, disturbed=True),
     "Hopper": Task("ncp/HopperNoVel-v5", 1_000_000, 3, goal=1_000),
     "HalfCheetah": Task("ncp/HalfCheetahNoVel-v5", 1_000_000, 3, goal=2_000),
 }
@@ -89,7 +102,12 @@ CONTENDERS = {
     "lstm-stock": Contender("LSTM, stock settings", "lstm", None),
     "ncp-random": Contender("wired at random", "ncp", "ncp_ppo.yml", wiring="Random"),
     "ncp-full": Contender("fully connected", "ncp", "ncp_ppo.yml", wiring="FullyConnected"),
+    "ncp-disturbed": Contender("NCP, trained disturbed", "ncp", "ncp_ppo.yml", disturbed=True),
+    "lstm-disturbed": Contender("LSTM, trained disturbed", "lstm", "peers_lstm.yml", disturbed=True),
 }
+
+#: Contenders whose returns in disturbed worlds stand side by side.
+ROBUST = ("ncp", "ncp-disturbed", "lstm", "lstm-disturbed", "mlp")
 
 
 @dataclass(frozen=True)
@@ -101,6 +119,8 @@ class Row:
     seed: int
     model: str
     """curve: a point of the learning curve; best, last: by periodic evaluation and by time, over fresh episodes."""
+    world: str
+    """In which it was evaluated, one of `WORLDS`; curves are those of the world that was trained in."""
     step: int
     mean_return: float
     std_return: float
@@ -167,6 +187,7 @@ def missing(args: Args, rows: Sequence[Row]) -> list[Job]:
         for contender in args.contenders
         if (args.seeds or seed < SUITE[task].seeds)
         and not (SUITE[task].timed and CONTENDERS[contender].frame_stack > 1)  # A stack of times is no time.
+        and SUITE[task].disturbed >= CONTENDERS[contender].disturbed
         and (task, contender, seed) not in done
     ]
 
@@ -207,14 +228,22 @@ def run_job(job: Job, timesteps: int | None) -> list[Row]:
         common: dict[str, Any] = dict(task=job[0], contender=job[1], seed=seed, settings=source(task, contender))
         common |= dict(actor_parameters=actor, parameters=total)
         curve = list(read_curve(run))
-        rows = [Row(model="curve", **point, **common) for point in curve]
-        for which in ("last", "best"):
-            model, venv = load_run(run, which=which, n_envs=10)
-            figures = evaluate(model, venv, n_episodes=N_EPISODES, seed=FRESH_SEED).summary()
-            venv.close()
-            returns = {name: figures[name] for name in ("mean_return", "std_return")}
-            rows.append(Row(model=which, **(curve[-1] | returns), **common))
+        learned_in = "disturbed" if contender.disturbed else "undisturbed"
+        rows = [Row(model="curve", world=learned_in, **point, **common) for point in curve]
+        end = curve[-1] | common
+        rows.append(Row(model="last", world="undisturbed", **(end | fresh_returns(run, "last", "undisturbed"))))
+        for world in reversed(WORLDS):
+            rows.append(Row(model="best", world=world, **(end | fresh_returns(run, "best", world))))
     return rows
+
+
+def fresh_returns(run: Path, which: Literal["best", "last"], world: str) -> dict[str, float]:
+    """Mean and standard deviation of a model's returns over the fresh episodes of a world."""
+    levels = WORLDS[world]
+    model, venv = load_run(run, which=which, n_envs=10, wrapper_class=lambda env: RandomDisturbances(env, **levels))
+    figures = evaluate(model, venv, n_episodes=N_EPISODES, seed=FRESH_SEED).summary()
+    venv.close()
+    return {name: figures[name] for name in ("mean_return", "std_return")}
 
 
 def hyperparams(task: Task, contender: Contender, timesteps: int | None = None) -> dict[str, Any]:
@@ -227,6 +256,8 @@ def hyperparams(task: Task, contender: Contender, timesteps: int | None = None) 
         found["frame_stack"] = contender.frame_stack
     if contender.wiring:
         found["policy_kwargs"] = (found.get("policy_kwargs") or {}) | dict(wiring=_control(task, contender.wiring))
+    if contender.disturbed:
+        found["env_wrapper"] = [{"ncp_envs.RandomDisturbances": DISTURBED}]
     return found | dict(n_timesteps=timesteps or task.steps)
 
 
@@ -302,22 +333,31 @@ def append(path: Path, rows: Sequence[Row]) -> None:
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """The results as Markdown: returns, then parameters of the actor and seconds to the goal."""
-    names = [name for name in CONTENDERS if any(row.contender == name for row in rows)]
-    head = "| task, steps | " + " | ".join(CONTENDERS[name].label for name in names) + " |"
-    lines = [head, "|---" * (len(names) + 1) + "|"]
-    costs = ["| task, goal | " + head.partition("| task, steps | ")[2], lines[1]]
+    """The results as Markdown: returns; parameters of the actor and seconds to the goal; returns under disturbances."""
+    names = [name for name in CONTENDERS if not CONTENDERS[name].disturbed and any(r.contender == name for r in rows)]
+    head = " | ".join(CONTENDERS[name].label for name in names)
+    rule = "|---" * (len(names) + 1) + "|"
+    returns, costs = [f"| task, steps | {head} |", rule], [f"| task, goal | {head} |", rule]
+    worlds = ["| task, policy | " + " | ".join(WORLDS) + " |", "|---" * (len(WORLDS) + 1) + "|"]
     for key, task in SUITE.items():
-        found = [[row for row in rows if (row.task, row.contender) == (key, name)] for name in names]
-        if any(found):
-            lines.append(f"| {key}, {task.steps:,} | " + " | ".join(map(returns_cell, found)) + " |")
-            costs.append(f"| {key}, {task.goal:g} | " + " | ".join(cost_cell(cell, task.goal) for cell in found) + " |")
-    return "\n".join([*lines, "", *costs])
+        found = {name: [row for row in rows if (row.task, row.contender) == (key, name)] for name in CONTENDERS}
+        if any(found[name] for name in names):
+            returns.append(
+                f"| {key}, {task.steps:,} | " + " | ".join(returns_cell(found[name]) for name in names) + " |"
+            )
+            costs.append(
+                f"| {key}, {task.goal:g} | " + " | ".join(cost_cell(found[n], task.goal) for n in names) + " |"
+            )
+        for name in ROBUST if task.disturbed else ():
+            if found[name]:
+                cells = " | ".join(returns_cell(found[name], world) for world in WORLDS)
+                worlds.append(f"| {key}, {CONTENDERS[name].label} | {cells} |")
+    return "\n".join([*returns, "", *costs, "", *worlds])
 
 
-def returns_cell(rows: Sequence[Row]) -> str:
+def returns_cell(rows: Sequence[Row], world: str = "undisturbed") -> str:
     """Interquartile mean of the best models over fresh episodes, its 95 % interval, and the seeds there are."""
-    returns = np.array([row.mean_return for row in rows if row.model == "best"])
+    returns = np.array([row.mean_return for row in rows if (row.model, row.world) == ("best", world)])
     if not len(returns):
         return ""
     low, high = interval(returns)

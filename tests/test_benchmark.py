@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import ncp_envs  # noqa: F401  (registers ncp/ environments)
@@ -15,34 +15,37 @@ from scripts.benchmark import CONTENDERS, SUITE, Args, Row
 
 @pytest.fixture(scope="module")
 def rows() -> list[Row]:
-    return benchmark.run_job(("CartPole", "ncp", 3), timesteps=1024)
+    return benchmark.run_job(("Pendulum", "ncp", 3), timesteps=1024)
 
 
 def row(
     contender: str = "ncp", seed: int = 0, model: str = "best", mean_return: float = 0.0, cpu_s: float = 1.0
 ) -> Row:
-    return Row("CartPole", contender, seed, model, 100, mean_return, 0.0, 2.0, cpu_s, 7, 9, "stock")
+    return Row("CartPole", contender, seed, model, "undisturbed", 100, mean_return, 0.0, 2.0, cpu_s, 7, 9, "stock")
 
 
 def test_a_training_gives_its_curve_and_its_models_over_fresh_episodes(rows: list[Row]) -> None:
-    assert [r.model for r in rows] == ["curve"] * 10 + ["last", "best"]
+    assert [r.model for r in rows] == ["curve"] * 10 + ["last", "best", "best", "best"]
+    assert [r.world for r in rows[10:]] == ["undisturbed", "sensor_noise=0.1", "observation_delay=1", "undisturbed"]
+    assert len({r.mean_return for r in rows[11:]}) == 3
     assert [r.step for r in rows[:10]] == [12 * 8 * (i + 1) for i in range(10)]
     assert all(a.cpu_s <= b.cpu_s and a.wall_s <= b.wall_s for a, b in itertools.pairwise(rows))
-    assert {(r.task, r.contender, r.seed, r.settings) for r in rows} == {("CartPole", "ncp", 3, "general")}
+    assert {(r.task, r.contender, r.seed, r.settings) for r in rows} == {("Pendulum", "ncp", 3, "tuned")}
     assert rows[0].actor_parameters < rows[0].parameters < 20_000
-    assert 0 < rows[-1].mean_return <= 500
+    assert -2000 < rows[-1].mean_return < 0
 
 
 def test_the_table_keeps_rows_and_what_it_holds_is_not_trained_again(rows: list[Row], tmp_path: Path) -> None:
-    args = Args(tasks=("CartPole", "PendulumIrregular"), contenders=("ncp", "stack"), table=tmp_path / "table.csv")
+    args = Args(tasks=("Pendulum", "PendulumIrregular"), contenders=("ncp", "stack"), table=tmp_path / "table.csv")
     everything = benchmark.missing(args, [])
+    assert benchmark.missing(Args(tasks=("PendulumIrregular",), contenders=("ncp-disturbed",)), []) == []
     assert len(everything) == 2 * 5 + 5  # A stack of elapsed times is no elapsed time.
-    assert everything[:3] == [("CartPole", "ncp", 0), ("CartPole", "stack", 0), ("PendulumIrregular", "ncp", 0)]
+    assert everything[:3] == [("Pendulum", "ncp", 0), ("Pendulum", "stack", 0), ("PendulumIrregular", "ncp", 0)]
     benchmark.append(args.table, rows)
-    benchmark.append(args.table, [row("stack", 1)])
+    benchmark.append(args.table, [replace(row("stack", 1), task="Pendulum")])
     found = benchmark.read_table(args.table)
     assert [asdict(r) for r in found[:-1]] == [pytest.approx(asdict(r), abs=0.01) for r in rows]
-    assert set(everything) - set(benchmark.missing(args, found)) == {("CartPole", "ncp", 3), ("CartPole", "stack", 1)}
+    assert set(everything) - set(benchmark.missing(args, found)) == {("Pendulum", "ncp", 3), ("Pendulum", "stack", 1)}
 
 
 def test_controls_have_as_many_neurons_and_synapses_as_the_ncp() -> None:
@@ -63,9 +66,14 @@ def test_controls_have_as_many_neurons_and_synapses_as_the_ncp() -> None:
 def test_the_summary_is_of_the_middle_half_and_says_who_reached_the_goal(tmp_path: Path) -> None:
     table = [row(seed=seed, mean_return=value) for seed, value in enumerate((0.0, 490.0, 490.0, 500.0))]
     table += [row("lstm", seed, "curve", value, 10.0) for seed, value in enumerate((480.0, 480.0, 300.0))]
-    returns, costs = benchmark.summary([*table, row("lstm", mean_return=3.0)]).split("\n\n")
+    table += [replace(row("ncp-disturbed", mean_return=60.0), world="observation_delay=1")]
+    returns, costs, worlds = benchmark.summary([*table, row("lstm", mean_return=3.0)]).split("\n\n")
     assert "| CartPole, 100,000 | 490 [" in returns and "(4) | 3 [3, 3] (1) |" in returns
     assert costs.splitlines()[-1] == "| CartPole, 475 | 7; not reached | 7; 10 s |"
+    assert worlds.splitlines()[3:] == [
+        "| CartPole, NCP, trained disturbed |  | 60 [60, 60] (1) |  |",
+        "| CartPole, LSTM | 3 [3, 3] (1) |  |  |",
+    ]
     for x in ("step", "cpu_s"):
         benchmark.plot(table, tmp_path / "plot.png", x=x)
         assert (tmp_path / "plot.png").read_bytes()[:4] == b"\x89PNG"
@@ -73,8 +81,9 @@ def test_the_summary_is_of_the_middle_half_and_says_who_reached_the_goal(tmp_pat
 
 def test_what_the_readme_says_is_in_the_table() -> None:
     table = benchmark.read_table(benchmark.ROOT / "results" / "benchmark.csv")
-    returns, _ = benchmark.summary(table).split("\n\n")
-    assert returns in (benchmark.ROOT / "README.md").read_text()
+    readme = (benchmark.ROOT / "README.md").read_text()
+    for part in benchmark.summary(table).split("\n\n"):
+        assert part in readme
 
 
 def test_an_unknown_task_is_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +14,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ncp_rl.kernels import Backend
-from ncp_rl.kernels.numba_cache import kernel
-from ncp_rl.kernels.numba_lanes import WIDTHS
+from ncp_rl.jit import kernel
+from ncp_rl.kernels import BACKENDS
+from ncp_rl.kernels.numba.vectors import WIDTHS
 from ncp_rl.ltc import LTC, MotorMap
 from ncp_rl.policy import NCPPolicy
 from ncp_rl.wiring import Wiring
@@ -259,8 +259,8 @@ def _checked_settings(entries: Any) -> dict[str, Any]:
     least, most = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
     if type(seconds) not in (int, float) or not least <= seconds <= most:
         raise ValueError(f"elapsed_time must be positive seconds of a float32, got {seconds!r:.40}")
-    if backend not in get_args(Backend):
-        raise ValueError(f"backend must be one of {', '.join(get_args(Backend))}, got {backend!r}")
+    if backend not in ("auto", *BACKENDS):
+        raise ValueError(f"backend must be one of {', '.join(('auto', *BACKENDS))}, got {backend!r}")
     for name in ("sensory_names", "action_names"):
         if not isinstance(entries[name], list) or not all(isinstance(item, str) for item in entries[name]):
             raise ValueError(f"{name} must be a list of names")

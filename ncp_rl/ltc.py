@@ -24,7 +24,8 @@ from torch.nn import functional as F
 
 from ncp_rl.fingerprint import fingerprint, mismatch
 from ncp_rl.kernels import EPSILON, Backend, HeldParams, Params, Synapses, exporting, ltc_scan, tracing
-from ncp_rl.wiring import SynapseList, Wiring
+from ncp_rl.synapses import SynapseList
+from ncp_rl.wiring import Wiring
 
 Range = tuple[float, float]
 
@@ -148,7 +149,7 @@ class LTC(nn.Module):
         self.input_size, self.hidden_size, self.num_layers = wiring.n_sensory, wiring.units, 1
 
         synapses, sensory = wiring.synapses, wiring.sensory_synapses
-        for name, tensor in zip(_LISTS, (*_tensors(synapses), *_tensors(sensory)), strict=True):
+        for name, tensor in zip(_LISTS, Synapses.from_lists(synapses, sensory), strict=True):
             self.register_buffer(name, tensor, persistent=False)
 
         w = _uniform(init.w, len(synapses.source))
@@ -396,10 +397,6 @@ def _checked_seconds(elapsed_time: Tensor) -> Tensor:
             "is an observation, keep it out of normalisation (VecNormalize: norm_obs_keys)."
         )
     return elapsed_time
-
-
-def _tensors(synapses: SynapseList) -> tuple[Tensor, Tensor]:
-    return torch.tensor(synapses.pointer), torch.tensor(synapses.source)
 
 
 def _uniform(bounds: Range, size: int) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 
 from ncp_rl.circuit import Circuit
 from ncp_rl.kernels import EPSILON
-from ncp_rl.wiring import SynapseList
+from ncp_rl.synapses import SynapseList
 
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]

@@ -22,7 +22,8 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize, unwrap_vec_normalize
 
-from ncp_rl.kernels.numba_cache import compiled_for, sources_digest
+from ncp_rl.jit import compiled_for
+from ncp_rl.kernels.numba.sources import DIGEST
 from ncp_rl.policy import NCPPolicy
 from ncp_rl.recording.errors import RecordingError
 from ncp_rl.recording.layout import Layout, Observed, load_json
@@ -192,7 +193,7 @@ def _machine() -> dict[str, Any]:
         "numba_cpu": numba_cpu,
         "numba_features": _digest(numba_features),
         "numpy_cpu": np.show_config(mode="dicts")["SIMD Extensions"],
-        "kernels": sources_digest(),
+        "kernels": DIGEST,
         "variables": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
         **{name: version(name) for name in ("torch", "numpy", "numba", "llvmlite")},
     }

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from ncp_rl.circuit import Circuit
-from ncp_rl.kernels.numba_cache import kernel
+from ncp_rl.jit import kernel
 from ncp_rl.recording.container import END_CHANNEL, EPISODE_CHANNEL, IMAGE_CHANNEL, STEP_CHANNELS
 from ncp_rl.recording.encode import Messages, RowEncoder, message_text
 from ncp_rl.recording.layout import Layout, Observed

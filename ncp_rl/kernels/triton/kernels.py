@@ -1,7 +1,7 @@
-"""The Triton kernels of the scan. `triton_gpu.py` launches them and says how they work together.
+"""The Triton kernels of the scan. `backend.py` launches them and says how they work together.
 
 Names: T steps, N sequences, U neurons, `n_unfolds` K, all as in the contract. A program owns a batch of `BATCH`
-sequences, n (BATCH,), and computes tiles of (sequence, row, lane): row and lane as in `triton_slots.py`. Indices
+sequences, n (BATCH,), and computes tiles of (sequence, row, lane): row and lane as in `slots.py`. Indices
 that grow with N are int64.
 
 With A = gleak vleak + current of the sensory synapses, B = gleak + their conductance + epsilon, and delta seconds

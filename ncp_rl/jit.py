@@ -1,9 +1,9 @@
-"""Compilation of the Numba kernels: once per machine and version of the sources, announced, and kept.
+"""Functions compiled by Numba: once per machine and version of the sources, announced, and kept.
 
 Numba's own cache looks at the file of the compiled function only; an edit in a function that it calls from another
-file would run the old code. Here the name of a cache file holds a digest of all kernel sources, so old code cannot be
-found, not even while another process writes the new. A kernel from elsewhere calls functions of its own file and of
-these alone: the name of its cache file holds a digest of its own file too.
+file would run the old code. Here the name of a cache file holds a digest of the kernel's own file, of this one, and of
+those that `sources` stands for, so old code cannot be found, not even while another process writes the new. A kernel
+without `sources` calls functions of its own file and of these alone.
 
 Nor may two kernels share an index file: where two processes write it at once, the entry of one can end up with the code
 of the other. So the digest covers the processor too, and each variant of a kernel has a name of its own.
@@ -15,13 +15,15 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numba
-from numba.core import caching
+from numba import extending
+from numba.core import caching, types
 from numba.core.registry import cpu_target
 
 
@@ -31,41 +33,16 @@ def compiled_for() -> tuple[str, str]:
     return str(name), str(features)
 
 
-@functools.cache
-def sources_digest() -> str:
-    """SHA-256 over the sources that Numba compiles and the processor that it compiles for, 16 hexadecimal digits."""
-    folder = Path(__file__).parent
+def digest_of(sources: Iterable[Path]) -> str:
+    """SHA-256 over files and the processor that Numba compiles for, 16 hexadecimal digits."""
     digest = hashlib.sha256(repr(cpu_target.target_context.codegen().magic_tuple()).encode())
-    for path in (folder / "contract.py", *sorted(folder.glob("numba_*.py"))):
+    for path in sources:
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
 
-def _keyed_by_sources(locator: type[Any]) -> type[Any]:
-    class _Locator(locator):
-        def get_disambiguator(self) -> str:
-            own = hashlib.sha256(Path(self._py_file).read_bytes()).hexdigest()[:16]
-            return f"{sources_digest()}{own}"
-
-    return _Locator
-
-
-class _CacheImpl(caching.CompileResultCacheImpl):
-    # NUMBA_CACHE_DIR first, then next to the sources, then, where those cannot be written, the user's cache folder.
-    _locator_classes = [  # noqa: RUF012
-        _keyed_by_sources(locator)
-        for locator in (
-            caching.UserProvidedCacheLocator,
-            caching.InTreeCacheLocator,
-            caching.UserWideCacheLocator,
-        )
-    ]
-
-
 class _AnnouncingCache(caching.FunctionCache):
     """Says so before it compiles."""
-
-    _impl_class = _CacheImpl
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         found = super().load_overload(sig, target_context)
@@ -92,14 +69,18 @@ def inlined(function: Callable[..., Any]) -> Any:
     return numba.njit(error_model="numpy", nogil=True)(function)
 
 
-def kernel(function: Callable[..., Any], *, variant: object = "") -> Any:
+def kernel(function: Callable[..., Any], *, variant: object = "", sources: str = "") -> Any:
     """Compile `function` when it is first called, or take it from the cache; it runs without the GIL.
 
     Args:
         function: What to compile; it is called with arguments of the same types always.
         variant: Tells functions apart that a factory makes from the same lines.
+        sources: `digest_of` the other files that `function` is compiled from, those of functions and constants that it
+            uses.
     """
-    function.__qualname__ += str(variant)
+    own = digest_of((Path(__file__), Path(inspect.getfile(function))))
+    # Numba names the cache's files by this name.
+    function.__qualname__ += f"{variant}_{sources}{own}"
     dispatcher = inlined(function)
     try:
         dispatcher._cache = _AnnouncingCache(function)
@@ -107,3 +88,17 @@ def kernel(function: Callable[..., Any], *, variant: object = "") -> Any:
         # Numba found no folder that it may write to.
         dispatcher._cache = _NoCache()
     return dispatcher
+
+
+def _never_inline(typing_context: Any) -> Any:
+    def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        builder.function.attributes.add("noinline")
+        builder.function.attributes.alignstack = 64
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+#: Called within a compiled function: that function never becomes part of its callers, whose values would take its
+#: registers. Those of its own values that find no register are kept on its stack, within cache lines.
+never_inline: Any = extending.intrinsic(_never_inline)

@@ -16,10 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ncp_rl.jit import inlined
 from ncp_rl.kernels.contract import HeldParams, Params, Synapses
-from ncp_rl.kernels.numba_cache import inlined, kernel
-from ncp_rl.kernels.numba_lanes import LANES, MAX_EXPONENT, integer, number, store
-from ncp_rl.kernels.numba_memory import Floats, Integers, floats, integers, rows_at
+from ncp_rl.kernels.numba.access import load_integer, load_number, store
+from ncp_rl.kernels.numba.exp2 import MAX_EXPONENT
+from ncp_rl.kernels.numba.memory import Floats, Integers, floats, integers, rows_at
+from ncp_rl.kernels.numba.sources import scan_kernel
+from ncp_rl.kernels.numba.vectors import LANES
 
 #: Rows of `Params.synaptic`, `Params.sensory`.
 W, SIGMA, MU, EREV = range(4)
@@ -38,7 +41,7 @@ _SAFE_EXPONENT = np.float32(0.99 * MAX_EXPONENT)
 _LOG2_E = np.float32(math.log2(math.e))
 _INFINITY = np.float32(math.inf)
 _ZERO = np.float32(0.0)
-_NEVER = np.float32(-1.0)
+_NOTHING_IS_SAFE = np.float32(-1.0)
 
 
 class Vectors(NamedTuple):
@@ -155,7 +158,7 @@ def fill_kernel(width: int) -> Callable[..., None]:
     n_parts = LANES // width
     cell_width = table_width(width) // n_parts
 
-    @functools.partial(kernel, variant=width)
+    @functools.partial(scan_kernel, variant=width)
     def fill_tables(
         address: int,
         neuronal_address: int,
@@ -174,7 +177,7 @@ def fill_kernel(width: int) -> Callable[..., None]:
         synaptic, sensory = floats(synaptic_address, 4, n_synapses), floats(sensory_address, 4, n_sensory)
         neuronal = floats(neuronal_address, 3, n_neurons)
         limits = floats(address, 1, 2)
-        limits[0, 0], limits[0, 1] = highest_safe(synaptic, sensory, neuronal), room(sensory)
+        limits[0, 0], limits[0, 1] = start_limit(synaptic, sensory, neuronal), presynaptic_limit(sensory)
         address += 4 * LANES
         cells = rows_at(address, n_vectors * COLUMNS * n_parts, cell_width)
         synapse, slot = integers(synapse_address, n_vectors * n_parts), integers(slot_address, n_synapses)
@@ -189,25 +192,19 @@ def fill_kernel(width: int) -> Callable[..., None]:
 
 
 @inlined
-def read_tables(
-    address: int,
-    pointer_address: int,
-    source_address: int,
-    sensory_pointer_address: int,
-    sensory_source_address: int,
-    n_neurons: int,
-    n_parts: int,
-    table_width: int,
-) -> Any:
-    """Limits of first potentials and of inputs; then table, pointer and source of each kind of synapses.
+def read_tables(addresses: tuple[int, ...], n_neurons: int, n_parts: int, table_width: int) -> Any:
+    """Limits of first potentials and of inputs; (3, U) of neurons; table, pointer and source of both kinds of synapses.
 
-    Up to its limit, no magnitude takes an exponent past `MAX_EXPONENT`: see `highest_safe`, `room`. Synapses between
-    neurons come first, sensory synapses second.
-    A table has `COLUMNS` rows for each vector of `n_parts` synapses, one of each kind of constant.
+    Up to its limit, no magnitude takes an exponent past `MAX_EXPONENT`: see `start_limit`, `presynaptic_limit`.
+    Synapses between neurons come first, sensory synapses second. A table has `COLUMNS` rows for each vector of
+    `n_parts` synapses, one of each kind of constant. `addresses` are those of `Tables`.
     """
+    address, neuronal_address, pointer_address, source_address, sensory_pointer_address, sensory_source_address = (
+        addresses
+    )
     pointer = integers(pointer_address, n_neurons + 1)
     sensory_pointer = integers(sensory_pointer_address, n_neurons + 1)
-    n_vectors, n_sensory_vectors = integer(pointer, n_neurons), integer(sensory_pointer, n_neurons)
+    n_vectors, n_sensory_vectors = load_integer(pointer, n_neurons), load_integer(sensory_pointer, n_neurons)
     first = address + 4 * LANES
     second = first + 4 * n_vectors * COLUMNS * table_width
     table = rows_at(first, n_vectors * COLUMNS, table_width)
@@ -216,6 +213,7 @@ def read_tables(
     sensory_source = integers(sensory_source_address, (n_sensory_vectors + LOOK_AHEAD) * n_parts)
     return (
         floats(address, 1, 2)[0],
+        floats(neuronal_address, 3, n_neurons),
         (table, pointer, source),
         (sensory_table, sensory_pointer, sensory_source),
     )
@@ -226,10 +224,10 @@ def fill_table(params: Floats, synapse: Integers, slot: Integers, n_parts: int, 
     """The columns of all slots from the (4, E) rows w, sigma, mu, erev; padding has no weight."""
     n_synapses = params.shape[1]
     for i in range(synapse.shape[0]):
-        e = integer(synapse, i)
-        w = number(params, W * n_synapses + e) if integer(slot, e) == i else _ZERO
-        sigma, mu = number(params, SIGMA * n_synapses + e), number(params, MU * n_synapses + e)
-        erev = number(params, EREV * n_synapses + e)
+        e = load_integer(synapse, i)
+        w = load_number(params, W * n_synapses + e) if load_integer(slot, e) == i else _ZERO
+        sigma, mu = load_number(params, SIGMA * n_synapses + e), load_number(params, MU * n_synapses + e)
+        erev = load_number(params, EREV * n_synapses + e)
         cell = i // n_parts * COLUMNS * n_parts + i % n_parts
         store(cells, cell + SLOPE * n_parts, -sigma * _LOG2_E)
         store(cells, cell + OFFSET * n_parts, sigma * mu * _LOG2_E)
@@ -241,7 +239,7 @@ def fill_table(params: Floats, synapse: Integers, slot: Integers, n_parts: int, 
 
 
 @inlined
-def room(params: Floats) -> Any:
+def presynaptic_limit(params: Floats) -> Any:
     """Up to which magnitude of presynaptic potentials exponents stay within `MAX_EXPONENT`; -1 if up to none.
 
     `params` are the (4, E) rows w, sigma, mu, erev of synapses.
@@ -250,25 +248,27 @@ def room(params: Floats) -> Any:
     for e in range(params.shape[1]):
         magnitude = _SAFE_EXPONENT / (abs(params[SIGMA, e]) * _LOG2_E) - abs(params[MU, e])
         if not magnitude >= _ZERO:
-            return _NEVER
+            return _NOTHING_IS_SAFE
         result = min(result, magnitude)
     return result
 
 
 @inlined
-def highest_safe(synaptic: Floats, sensory: Floats, neuronal: Floats) -> Any:
-    """`room` of the first potentials: no later one leaves it; -1 if one may.
+def start_limit(synaptic: Floats, sensory: Floats, neuronal: Floats) -> Any:
+    """`presynaptic_limit` of the first potentials: no later one leaves it; -1 if one may.
 
     A potential is a weighted mean of reversal potentials, its leak potential, zero and where it began, and never passes
     the largest of these.
     """
-    result = room(synaptic)
-    bound = max(largest(synaptic[EREV:]), largest(sensory[EREV:]), largest(neuronal[VLEAK:]))
-    return result if result >= bound else _NEVER
+    result = presynaptic_limit(synaptic)
+    bound = max(
+        largest_magnitude(synaptic[EREV:]), largest_magnitude(sensory[EREV:]), largest_magnitude(neuronal[VLEAK:])
+    )
+    return result if result >= bound else _NOTHING_IS_SAFE
 
 
 @inlined
-def largest(rows: Floats) -> Any:
+def largest_magnitude(rows: Floats) -> Any:
     """Largest magnitude; NaN, which saturates nothing, does not count."""
     result = _ZERO
     for row in range(rows.shape[0]):

@@ -7,7 +7,7 @@ Backward, in chunks of steps from the last to the first. `reverse_scan` carries 
 through the unfolds and leaves p and q, from which everything else follows in parallel over steps and sequences:
 `synapse_gradients` and `input_gradients`.
 
-Sparsity. Only synapses that exist are computed, padded as `triton_slots.py` describes; a dense (U, U) tile would
+Sparsity. Only synapses that exist are computed, padded as `slots.py` describes; a dense (U, U) tile would
 compute five to nine times as many in an NCP, and its parameters and four gradients per entry fill the registers at
 U = 64. Synapses stream from L1 instead, shared by the sequences of a program, so that no kernel's registers grow with
 U and there is one version for every size. No program adds to what another one adds to: results repeat bit by bit.
@@ -31,9 +31,9 @@ import torch
 import triton
 from torch import Tensor
 
-from ncp_rl.kernels import triton_kernels as kernels
-from ncp_rl.kernels.contract import EPSILON, Gradients, Params, Synapses
-from ncp_rl.kernels.triton_slots import LANES, Slots, Tables, rows_per_block, tables
+from ncp_rl.kernels.contract import EPSILON, Gradients, Operands, Params, Synapses
+from ncp_rl.kernels.triton import kernels
+from ncp_rl.kernels.triton.slots import LANES, Slots, Tables, rows_per_block, tables
 
 MAX_NEURONS = 128
 
@@ -63,55 +63,29 @@ class _Unfolds(NamedTuple):
     """(T, N, K, U), of the solver in each unfold"""
 
 
-def forward(
-    params: Params,
-    synapses: Synapses,
-    inputs: Tensor,
-    state: Tensor,
-    episode_starts: Tensor | None,
-    elapsed_time: Tensor | None,
-    *,
-    ode_unfolds: int,
-    save: bool,
-) -> tuple[Tensor, _Unfolds | None]:
+def forward(operands: Operands, *, save: bool) -> tuple[Tensor, _Unfolds | None]:
     """Potentials (T, N, U), and what `backward` can use, if `save` and it fits.
 
     Raises:
         ValueError: More neurons than `MAX_NEURONS`, or another dtype than float32.
     """
-    _check(params, inputs, state, elapsed_time)
+    _check(operands)
+    _, _, inputs, state, episode_starts, elapsed_time, ode_unfolds = operands
     n_steps, n_sequences, n_neurons = *inputs.shape[:2], state.shape[1]
     shape = (2, n_steps, n_sequences, ode_unfolds, n_neurons)
     saved = _Unfolds(*inputs.new_empty(shape)) if save and _fits(shape) else None
     with _on_device_of(inputs):
-        scan = _Scan(params, synapses, inputs.shape[2], ode_unfolds)
-        potentials = scan.forward(
-            inputs.contiguous(),
-            state.contiguous(),
-            _contiguous(episode_starts),
-            _contiguous(elapsed_time),
-            saved,
+        potentials = _Scan(operands).forward(
+            inputs.contiguous(), state.contiguous(), _contiguous(episode_starts), _contiguous(elapsed_time), saved
         )
     return potentials, saved
 
 
-def backward(
-    grad: Tensor,
-    potentials: Tensor,
-    saved: _Unfolds | None,
-    params: Params,
-    synapses: Synapses,
-    inputs: Tensor,
-    state: Tensor,
-    episode_starts: Tensor | None,
-    elapsed_time: Tensor | None,
-    *,
-    ode_unfolds: int,
-) -> Gradients:
+def backward(grad: Tensor, potentials: Tensor, saved: _Unfolds | None, operands: Operands) -> Gradients:
     """Gradients for `grad` (T, N, U) of the potentials that `forward` returned together with `saved`."""
+    _, _, inputs, state, episode_starts, elapsed_time, _ = operands
     with _on_device_of(inputs):
-        scan = _Scan(params, synapses, inputs.shape[2], ode_unfolds)
-        return scan.backward(
+        return _Scan(operands).backward(
             grad.contiguous(),
             potentials.contiguous(),
             saved,
@@ -134,13 +108,13 @@ def synapse_evaluations(synapses: Synapses, n_steps: int, n_sequences: int, *, o
 class _Scan:
     """Launches the kernels for one wiring and its parameters."""
 
-    def __init__(self, params: Params, synapses: Synapses, n_inputs: int, ode_unfolds: int) -> None:
-        self.params = Params(*(tensor.contiguous() for tensor in params))
-        self.synapses = synapses
-        self.tables: Tables = tables(synapses, n_inputs)
-        self.n_inputs = n_inputs
+    def __init__(self, operands: Operands) -> None:
+        self.params = Params(*(tensor.contiguous() for tensor in operands.params))
+        self.synapses = operands.synapses
+        self.n_inputs = operands.inputs.shape[2]
+        self.tables: Tables = tables(self.synapses, self.n_inputs)
         self.n_neurons = self.params.neuronal.shape[1]
-        self.ode_unfolds = ode_unfolds
+        self.ode_unfolds = operands.ode_unfolds
 
     def forward(
         self,
@@ -341,13 +315,13 @@ class _Scan:
         return 1.0 / self.ode_unfolds if elapsed_time is None else elapsed_time[..., None] / self.ode_unfolds
 
 
-def _check(params: Params, inputs: Tensor, state: Tensor, elapsed_time: Tensor | None) -> None:
-    n_neurons = state.shape[1]
+def _check(operands: Operands) -> None:
+    n_neurons = operands.state.shape[1]
     if n_neurons > MAX_NEURONS:
         raise ValueError(
             f'backend="triton" serves up to {MAX_NEURONS} neurons, got {n_neurons}; use backend="reference".'
         )
-    for tensor in (*params, inputs, state, elapsed_time):
+    for tensor in (*operands.params, operands.inputs, operands.state, operands.elapsed_time):
         if tensor is not None and tensor.dtype != torch.float32:
             raise ValueError(f'backend="triton" computes in float32, got {tensor.dtype}; use backend="reference".')
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ncp_rl.kernels.contract import Gradients, Params, Synapses
-from ncp_rl.kernels.numba_backward import backward_kernel
-from ncp_rl.kernels.numba_forward import forward_kernel, kept_size
-from ncp_rl.kernels.numba_lanes import LANES, WIDTHS
-from ncp_rl.kernels.numba_tables import Tables, tables_of
+from ncp_rl.kernels.contract import Gradients, Operands, Params
+from ncp_rl.kernels.numba.backward import backward_kernel
+from ncp_rl.kernels.numba.forward import forward_kernel
+from ncp_rl.kernels.numba.solver import kept_size
+from ncp_rl.kernels.numba.tables import Tables, tables_of
+from ncp_rl.kernels.numba.vectors import LANES, WIDTHS
 from ncp_rl.kernels.threads import run_in_threads
 
 #: Sigmoids that make a thread worth its start, which takes 50 us: about 150 us of work.
@@ -47,22 +49,14 @@ class Saved:
         return -(-self.memory.data_ptr() // 64) * 64, self.n_kept
 
 
-def forward(
-    params: Params,
-    synapses: Synapses,
-    inputs: Tensor,
-    state: Tensor,
-    episode_starts: Tensor | None,
-    elapsed_time: Tensor | None,
-    *,
-    ode_unfolds: int,
-    save: bool,
-) -> tuple[Tensor, Saved | None]:
+def forward(operands: Operands, *, save: bool) -> tuple[Tensor, Saved | None]:
     """Run the scan over contiguous float32 operands on the CPU.
 
     Returns:
         (T, N, U), potentials after each step, and what `backward` can use, if `save`.
     """
+    # A policy calls this once per environment step: no loops, no generators, no more attributes than it takes.
+    params, synapses, inputs, state, episode_starts, elapsed_time, ode_unfolds = operands
     n_steps, n_sequences, n_inputs = inputs.shape
     n_neurons = state.shape[1]
     width = _block_width(n_sequences)
@@ -70,42 +64,28 @@ def forward(
     tables = tables_of(params, synapses, width)
     potentials = inputs.new_empty(n_steps, n_sequences, n_neurons)
     saved = Saved(tables, n_blocks, n_steps, n_neurons, ode_unfolds) if save else None
-    # A policy calls this once per environment step: no loops, no generators, no more attributes than it takes.
     arguments = (
-        inputs.data_ptr(),
-        state.data_ptr(),
-        0 if episode_starts is None else episode_starts.data_ptr(),
-        0 if elapsed_time is None else elapsed_time.data_ptr(),
         potentials.data_ptr(),
-        *((0, 0) if saved is None else saved.arguments),
-        *tables.addresses,
-        n_steps,
-        n_sequences,
-        n_inputs,
-        n_neurons,
-        ode_unfolds,
+        (
+            inputs.data_ptr(),
+            state.data_ptr(),
+            0 if episode_starts is None else episode_starts.data_ptr(),
+            0 if elapsed_time is None else elapsed_time.data_ptr(),
+        ),
+        (n_steps, n_sequences, n_inputs, n_neurons, ode_unfolds),
+        (0, 0) if saved is None else saved.arguments,
+        tables.addresses,
     )
     if n_blocks == 1:
         forward_kernel(width)(*arguments, 0, 1)
     else:
-        _run_blocks(forward_kernel(width), n_blocks, _n_sigmoids(params, inputs, ode_unfolds), arguments)
+        _run_blocks(forward_kernel(width), n_blocks, operands, arguments)
     return potentials, saved
 
 
-def backward(
-    grad: Tensor,
-    potentials: Tensor,
-    saved: Saved | None,
-    params: Params,
-    synapses: Synapses,
-    inputs: Tensor,
-    state: Tensor,
-    episode_starts: Tensor | None,
-    elapsed_time: Tensor | None,
-    *,
-    ode_unfolds: int,
-) -> Gradients:
+def backward(grad: Tensor, potentials: Tensor, saved: Saved | None, operands: Operands) -> Gradients:
     """Gradients for `grad` (T, N, U) of the potentials that `forward` returned."""
+    params, synapses, inputs, state, episode_starts, elapsed_time, ode_unfolds = operands
     n_steps, n_sequences, n_inputs = inputs.shape
     n_neurons = state.shape[1]
     width = _block_width(n_sequences)
@@ -114,32 +94,24 @@ def backward(
     inputs_gradient, state_gradient = torch.empty_like(inputs), torch.empty_like(state)
     elapsed_gradient = None if elapsed_time is None else torch.empty_like(elapsed_time)
     partials = [inputs.new_empty(n_blocks, *tensor.shape) for tensor in params]
+    between, senses = saved.tables.layout.vectors
     arguments = (
-        grad.data_ptr(),
-        potentials.data_ptr(),
-        inputs.data_ptr(),
-        state.data_ptr(),
-        0 if episode_starts is None else episode_starts.data_ptr(),
-        0 if elapsed_time is None else elapsed_time.data_ptr(),
-        *saved.arguments,
-        *saved.tables.addresses,
-        params.synaptic.data_ptr(),
-        params.sensory.data_ptr(),
-        *(kind.slot.data_ptr() for kind in saved.tables.layout.vectors),
-        inputs_gradient.data_ptr(),
-        state_gradient.data_ptr(),
-        0 if elapsed_gradient is None else elapsed_gradient.data_ptr(),
-        *(partial.data_ptr() for partial in partials),
-        n_steps,
-        n_sequences,
-        n_inputs,
-        n_neurons,
-        params.synaptic.shape[1],
-        params.sensory.shape[1],
-        ode_unfolds,
+        _addresses(grad, potentials),
+        _addresses(inputs, state, episode_starts, elapsed_time),
+        (n_steps, n_sequences, n_inputs, n_neurons, ode_unfolds),
+        saved.arguments,
+        saved.tables.addresses,
+        _addresses(params.synaptic, between.slot, params.sensory, senses.slot),
+        (params.synaptic.shape[1], params.sensory.shape[1]),
+        _addresses(inputs_gradient, state_gradient, elapsed_gradient, *partials),
     )
-    _run_blocks(backward_kernel(width), n_blocks, _n_sigmoids(params, inputs, ode_unfolds), arguments)
+    _run_blocks(backward_kernel(width), n_blocks, operands, arguments)
     return Gradients(Params(*map(_sum_blocks, partials)), inputs_gradient, state_gradient, elapsed_gradient)
+
+
+def _addresses(*tensors: Tensor | None) -> tuple[int, ...]:
+    """Where the tensors' data begin; 0 stands for None."""
+    return tuple([0 if tensor is None else tensor.data_ptr() for tensor in tensors])
 
 
 #: Memory of forward passes gone by, for those to come: to touch fresh pages takes longer than to compute again.
@@ -165,15 +137,16 @@ def _block_width(n_sequences: int) -> int:
     return narrow if n_sequences <= narrow else wide
 
 
-def _n_sigmoids(params: Params, inputs: Tensor, ode_unfolds: int) -> int:
+def _n_sigmoids(operands: Operands) -> int:
     """How many sigmoids a pass evaluates: a measure of its work."""
-    n_steps, n_sequences, _ = inputs.shape
-    return n_steps * n_sequences * (ode_unfolds * params.synaptic.shape[1] + params.sensory.shape[1])
+    n_steps, n_sequences, _ = operands.inputs.shape
+    n_synapses, n_sensory = operands.params.synaptic.shape[1], operands.params.sensory.shape[1]
+    return n_steps * n_sequences * (operands.ode_unfolds * n_synapses + n_sensory)
 
 
-def _run_blocks(kernel: Callable[..., None], n_blocks: int, n_sigmoids: int, arguments: tuple[int, ...]) -> None:
+def _run_blocks(kernel: Callable[..., None], n_blocks: int, operands: Operands, arguments: tuple[Any, ...]) -> None:
     """Run `kernel` over all blocks, on PyTorch's number of threads if there is enough to do for two."""
-    if torch.get_num_threads() == 1 or n_blocks == 1 or n_sigmoids < 2 * SIGMOIDS_PER_THREAD:
+    if torch.get_num_threads() == 1 or n_blocks == 1 or _n_sigmoids(operands) < 2 * SIGMOIDS_PER_THREAD:
         kernel(*arguments, 0, n_blocks)
         return
     waiting = iter(range(n_blocks))

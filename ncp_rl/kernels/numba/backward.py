@@ -162,7 +162,7 @@ def backward_kernel(width: int) -> Callable[..., None]:
         to_step = step_size - (ode_unfolds - 1) * to_substep
         for block in range(first_block, last_block):
             first = block * width
-            first_slot = block * n_kept - (n_steps - n_kept)
+            first_kept = block * n_kept - (n_steps - n_kept)
             zero(adjoint)
             zero(neuronal_sums)
             zero(sums_between)
@@ -179,7 +179,7 @@ def backward_kernel(width: int) -> Callable[..., None]:
                 clear_started(unfolded, n_neurons, starts, t, first)
                 is_kept = t >= n_steps - n_kept
                 sensory_sigmoids, slopes, reciprocals, sigmoids = kept_rows(
-                    kept_address + 4 * step_size * (first_slot + t) if is_kept else address_of(solved_again),
+                    kept_address + 4 * step_size * (first_kept + t) if is_kept else address_of(solved_again),
                     n_sensory_vectors,
                     n_vectors,
                     ode_unfolds,
@@ -192,8 +192,8 @@ def backward_kernel(width: int) -> Callable[..., None]:
                     leak_and_senses(
                         limits[1], n_inputs, None, *senses, rows, neuronal, current, conductance, sensory_sigmoids
                     )
-                    solution = neuronal, delta, current, conductance, unfolded, ode_unfolds
-                    solve(clamped, None, *between, *solution, slopes, reciprocals, sigmoids)
+                    solver_operands = neuronal, delta, current, conductance, unfolded, ode_unfolds
+                    solve(clamped, None, *between, *solver_operands, slopes, reciprocals, sigmoids)
                 add_gradient(grad, first, n_sequences, t, incoming, adjoint)
                 zero(delta_sum)
                 for k in range(ode_unfolds - 1, -1, -1):

@@ -67,10 +67,10 @@ def forward_kernel(width: int) -> Callable[..., None]:
         current = new_rows(n_neurons, width)
         conductance = new_rows(n_neurons, width)
         of_step = neuronal, current, conductance
-        solution = neuronal, delta, current, conductance, unfolded, ode_unfolds
+        solver_operands = neuronal, delta, current, conductance, unfolded, ode_unfolds
         for block in range(first_block, last_block):
             first = block * width
-            first_slot = block * n_kept - (n_steps - n_kept)
+            first_kept = block * n_kept - (n_steps - n_kept)
             gather(state, first, n_sequences, 0, unfolded, 0)
             for t in range(n_steps):
                 clear_started(unfolded, n_neurons, starts, t, first)
@@ -78,7 +78,7 @@ def forward_kernel(width: int) -> Callable[..., None]:
                 gather_delta(elapsed_time, t, first, ode_unfolds, delta)
                 if t >= n_steps - n_kept:
                     sensory_sigmoids, slopes, reciprocals, sigmoids = kept_rows(
-                        kept_address + 4 * step_size * (first_slot + t),
+                        kept_address + 4 * step_size * (first_kept + t),
                         n_sensory_vectors,
                         n_vectors,
                         ode_unfolds,
@@ -86,10 +86,10 @@ def forward_kernel(width: int) -> Callable[..., None]:
                         width,
                     )
                     leak_and_senses(limits[1], n_inputs, True, *senses, rows, *of_step, sensory_sigmoids)
-                    solve(clamped, True, *between, *solution, slopes, reciprocals, sigmoids)
+                    solve(clamped, True, *between, *solver_operands, slopes, reciprocals, sigmoids)
                 else:
                     leak_and_senses(limits[1], n_inputs, None, *senses, rows, *of_step, None)
-                    solve(clamped, None, *between, *solution, None, None, None)
+                    solve(clamped, None, *between, *solver_operands, None, None, None)
                 scatter(unfolded, last, first, n_sequences, t, potentials)
                 for j in range(n_neurons):
                     store(unfolded, j, load(unfolded, last + j))

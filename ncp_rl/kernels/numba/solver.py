@@ -54,9 +54,9 @@ def kept_rows(address: int, n_sensory_vectors: int, n_vectors: int, n_unfolds: i
 
 
 @inlined
-def store_kept(rows: Floats, row: int, value: Any, streamed: bool | None) -> None:
-    """Write one row, past the caches if `streamed`."""
-    if streamed is None:
+def store_kept(rows: Floats, row: int, value: Any, uncached: bool | None) -> None:
+    """Write one row, past the caches if `uncached`."""
+    if uncached is None:
         store(rows, row, value)
     else:
         store_uncached(rows, row, value)
@@ -66,7 +66,7 @@ def store_kept(rows: Floats, row: int, value: Any, streamed: bool | None) -> Non
 def exponents(
     table: Floats, source: Integers, vector: int, presynaptics: Floats, first_row: int, clamped: bool | None
 ) -> Any:
-    """Of the sigmoids of a vector of synapses, to base 2; row `first_row` is the first presynaptic potential."""
+    """Exponents to base 2 in the sigmoids of a vector of synapses; presynaptic potentials begin at row `first_row`."""
     row = vector * COLUMNS
     presynaptic = load_sources(presynaptics, first_row, source, vector)
     exponent = presynaptic * load_constant(table, row + SLOPE) + load_constant(table, row + OFFSET)
@@ -75,7 +75,7 @@ def exponents(
 
 @inlined
 def look_ahead(table: Floats, source: Integers, presynaptics: Floats, first_row: int, clamped: bool | None) -> Any:
-    """What `synaptic_sums` begins with: the first vector's sigmoids, the second's inverse, the third's exponents."""
+    """What `synaptic_sums` begins with: the first vector's sigmoids, the second's inverses, the third's exponents."""
     first = one_plus_exp2(exponents(table, source, 0, presynaptics, first_row, clamped))
     second = one_plus_exp2(exponents(table, source, 1, presynaptics, first_row, clamped))
     return reciprocal(first), second, exponents(table, source, 2, presynaptics, first_row, clamped)
@@ -93,20 +93,20 @@ def synaptic_sums(
     sigmoids: Floats | None,
     first_sigmoid: int,
     clamped: bool | None,
-    streamed: bool | None,
+    uncached: bool | None,
 ) -> Any:
     """Current and conductance of the synapses of one neuron, and what the next neuron's begin with.
 
     A sigmoid is a chain of operations, each of which waits for the one before. So four vectors are under way at once,
     across neurons, the one that is furthest first: sums, division, power of two, exponents. `ahead` is what
     `look_ahead` gives; see `exponents` for the operands. The sigmoids go to `sigmoids`, where there is one, past the
-    caches if `streamed`. `clamped` and `streamed` are True or None: the compiler leaves out what hangs on None.
+    caches if `uncached`. `clamped` and `uncached` are True or None: the compiler leaves out what hangs on None.
     """
     sigmoid, inverse, exponent = ahead
     current = conductance = filled(_ZERO)
     for e in range(first_vector, last_vector):
         if sigmoids is not None:
-            store_kept(sigmoids, first_sigmoid + e, sigmoid, streamed)
+            store_kept(sigmoids, first_sigmoid + e, sigmoid, uncached)
         row = e * COLUMNS
         current = current + sigmoid * load_constant(table, row + DRIVE)
         conductance = conductance + sigmoid * load_constant(table, row + WEIGHT)
@@ -128,7 +128,7 @@ def any_beyond(rows: Floats, n_rows: int, limit: Any) -> Any:
 @inlined
 def sum_leak_and_senses(
     clamped: bool | None,
-    streamed: bool | None,
+    uncached: bool | None,
     table: Floats,
     pointer: Integers,
     source: Integers,
@@ -145,7 +145,7 @@ def sum_leak_and_senses(
         gleak = neuronal[GLEAK, j]
         of_neuron = load_integer(pointer, j), load_integer(pointer, j + 1), ahead
         currents, conductances, ahead = synaptic_sums(
-            table, source, *of_neuron, inputs, 0, sigmoids, 0, clamped, streamed
+            table, source, *of_neuron, inputs, 0, sigmoids, 0, clamped, uncached
         )
         store(current, j, currents + gleak * neuronal[VLEAK, j])
         store(conductance, j, conductances + (gleak + _EPSILON))
@@ -155,7 +155,7 @@ def sum_leak_and_senses(
 def leak_and_senses(
     limit: Any,
     n_inputs: int,
-    streamed: bool | None,
+    uncached: bool | None,
     table: Floats,
     pointer: Integers,
     source: Integers,
@@ -168,15 +168,15 @@ def leak_and_senses(
     `sum_leak_and_senses`.
     """
     if any_beyond(inputs, n_inputs, limit):
-        sum_leak_and_senses(True, streamed, table, pointer, source, inputs, *rest)
+        sum_leak_and_senses(True, uncached, table, pointer, source, inputs, *rest)
     else:
-        sum_leak_and_senses(None, streamed, table, pointer, source, inputs, *rest)
+        sum_leak_and_senses(None, uncached, table, pointer, source, inputs, *rest)
 
 
 @inlined
 def unfold(
     clamped: bool | None,
-    streamed: bool | None,
+    uncached: bool | None,
     table: Floats,
     pointer: Integers,
     source: Integers,
@@ -201,7 +201,7 @@ def unfold(
         for j in range(n_neurons):
             of_neuron = load_integer(pointer, j), load_integer(pointer, j + 1), ahead
             currents, conductances, ahead = synaptic_sums(
-                table, source, *of_neuron, unfolded, before, sigmoids, k * n_vectors, clamped, streamed
+                table, source, *of_neuron, unfolded, before, sigmoids, k * n_vectors, clamped, uncached
             )
             current_sum = load(current, j) + currents
             conductance_sum = load(conductance, j) + conductances
@@ -215,17 +215,17 @@ def unfold(
 
 
 @inlined
-def solve(clamped: bool, streamed: bool | None, *operands: Any) -> None:
+def solve(clamped: bool, uncached: bool | None, *operands: Any) -> None:
     """All substeps of one step: from the first U rows of `unfolded`, U rows after each.
 
     What a backward pass needs beside these is kept where there is room for it, in the same order.
 
     Args:
         clamped: Whether exponents need it.
-        streamed: See `synaptic_sums`.
+        uncached: See `synaptic_sums`.
         operands: Of `unfold`, from the table on.
     """
     if clamped:
-        unfold(True, streamed, *operands)
+        unfold(True, uncached, *operands)
     else:
-        unfold(None, streamed, *operands)
+        unfold(None, uncached, *operands)

@@ -11,7 +11,7 @@ _FOLDER = Path(__file__).parent
 
 SOURCES = (_FOLDER.parent / "contract.py", *sorted(_FOLDER.glob("*.py")))
 
-#: Of the sources and of the processor, 16 hexadecimal digits; where it differs, so may the last bits of the potentials.
+#: Stands for the sources and the processor; where it differs, the last bits of potentials may differ too.
 DIGEST = jit.digest_of((Path(jit.__file__), *SOURCES))
 
 #: `ncp_rl.jit.kernel` for functions that call functions of these files.

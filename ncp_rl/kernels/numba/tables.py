@@ -32,8 +32,10 @@ CM, GLEAK, VLEAK = range(3)
 #: How many vectors loops look ahead.
 LOOK_AHEAD = 3
 
-#: Columns of a synapse table. The exponent of the sigmoid is slope * v + offset, to base 2.
+#: Columns of a synapse table. A sigmoid is 1 / (1 + 2^(slope v + offset)) with slope = -sigma log2(e) and
+#: offset = sigma mu log2(e); weight is w, drive w erev, reversal erev, pull w sigma, midpoint mu.
 SLOPE, OFFSET, WEIGHT, DRIVE, REVERSAL, PULL, MIDPOINT = range(7)
+#: One more than are used, so that no vector's columns lie in more cache lines than they must.
 COLUMNS = 8
 
 #: Below `MAX_EXPONENT` by more than potentials leave their range for rounding.
@@ -68,13 +70,13 @@ class Layout:
     width: int
     """How many sequences a block holds"""
     vectors: tuple[Vectors, Vectors]
-    """Of synapses between neurons, and of sensory synapses"""
+    """Those of synapses between neurons, then those of sensory synapses"""
     sizes: tuple[int, int]
     """How many vectors there are of each kind"""
-    readers: tuple[int, ...]
-    """Addresses of pointers and sources"""
-    writers: tuple[int, ...]
-    """Addresses of synapses and slots"""
+    lists: tuple[int, ...]
+    """Addresses of pointer and source of both kinds"""
+    places: tuple[int, ...]
+    """Addresses of synapse and slot of both kinds"""
 
 
 class Tables(NamedTuple):
@@ -86,7 +88,7 @@ class Tables(NamedTuple):
     neuronal: Tensor
     """(3, U) of `Params`, a copy: what an address points to must be nobody else's to move"""
     addresses: tuple[int, ...]
-    """Of `memory`, of `neuronal`, and the readers of the layout"""
+    """Those of `memory` and `neuronal`, then `Layout.lists`, as `read_tables` takes them"""
 
 
 def tables_of(params: Params, synapses: Synapses, width: int) -> Tables:
@@ -109,13 +111,13 @@ def _make_tables(params: Params, synapses: Synapses, width: int) -> Tables:
         *own,
         synaptic.data_ptr(),
         sensory.data_ptr(),
-        *layout.writers,
+        *layout.places,
         neuronal.shape[1],
         synaptic.shape[1],
         sensory.shape[1],
         *layout.sizes,
     )
-    return Tables(layout, memory, neuronal, own + layout.readers)
+    return Tables(layout, memory, neuronal, own + layout.lists)
 
 
 @functools.lru_cache(maxsize=64)

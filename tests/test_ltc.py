@@ -18,7 +18,7 @@ from ncp_rl import LTC, AutoNCP, LTCInit, Wiring
 from ncp_rl.kernels import BACKENDS, Backend
 from ncp_rl.ltc import _Constrain, _constrain, inverse_softplus
 
-ON_CPU = [row.name for row in BACKENDS.values() if row.serves(torch.float32, "cpu")]
+ON_CPU = [entry.name for entry in BACKENDS.values() if entry.serves(torch.float32, "cpu")]
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,7 @@
 """The backends of the scan: one table, which `ltc_scan`, the tests and the benchmark read.
 
-A fused backend is a module with the functions of `FusedBackend`; `ncp_rl.kernels.fused` fits it into PyTorch. To add
-one, add a row: `tests/kernels/test_scan.py` runs over all of them.
+A fused backend is a module with the functions of `FusedBackend`; `ncp_rl.kernels.fused` fits it into PyTorch. Whoever
+adds one adds an entry here, and to `Backend`: `tests/kernels/test_scan.py` runs over all entries.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class FusedBackend(Protocol):
 
 
 @dataclass(frozen=True)
-class Row:
+class BackendEntry:
     """What is known of a backend before it is loaded."""
 
     name: str
@@ -43,8 +43,8 @@ class Row:
     load: Callable[[], FusedBackend] | None
     """Imports the module; None for the reference, which is plain PyTorch."""
     saves: bool
-    """Whether its forward pass keeps for the backward pass what would be computed again otherwise, in up to
-    `SAVED_BYTES` bytes, a variable of its module."""
+    """Whether its forward pass keeps what its backward pass would have to compute again: up to `SAVED_BYTES`, a number
+    of its module, where a test or a user may set another."""
 
     def serves(self, dtype: torch.dtype, device: str) -> bool:
         """Whether the backend computes in `dtype` on devices of the type `device`."""
@@ -68,38 +68,38 @@ def _load_triton() -> FusedBackend:
 
 
 #: By name. "auto" is the first fused one that serves the operands, the reference where none does.
-BACKENDS: dict[str, Row] = {
-    row.name: row
-    for row in (
-        Row("reference", devices=None, dtypes=None, load=None, saves=False),
-        Row("numba", devices=("cpu",), dtypes=(torch.float32,), load=_load_numba, saves=True),
-        Row("triton", devices=("cuda",), dtypes=(torch.float32,), load=_load_triton, saves=True),
+BACKENDS: dict[str, BackendEntry] = {
+    entry.name: entry
+    for entry in (
+        BackendEntry("reference", devices=None, dtypes=None, load=None, saves=False),
+        BackendEntry("numba", devices=("cpu",), dtypes=(torch.float32,), load=_load_numba, saves=True),
+        BackendEntry("triton", devices=("cuda",), dtypes=(torch.float32,), load=_load_triton, saves=True),
     )
 }
 
 
-def choose(name: str, dtype: torch.dtype, device: str) -> Row:
+def choose(name: str, dtype: torch.dtype, device: str) -> BackendEntry:
     """The backend that is named, or the best for "auto", to compute in `dtype` on devices of the type `device`.
 
     Raises:
         ValueError: No backend has this name, or it does not compute in this dtype on this device.
     """
     if name == "auto":
-        for row in BACKENDS.values():
-            if row.load is not None and row.serves(dtype, device):
-                return row
+        for entry in BACKENDS.values():
+            if entry.load is not None and entry.serves(dtype, device):
+                return entry
         return BACKENDS["reference"]
     if name not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(('auto', *BACKENDS))}, got {name!r}.")
-    row = BACKENDS[name]
-    if not row.serves(dtype, device):
-        dtypes = " or ".join(map(str, row.dtypes or ("any dtype",)))
-        devices = " or ".join(row.devices or ("any device",))
+    entry = BACKENDS[name]
+    if not entry.serves(dtype, device):
+        dtypes = " or ".join(map(str, entry.dtypes or ("any dtype",)))
+        devices = " or ".join(entry.devices or ("any device",))
         raise ValueError(
             f'backend="{name}" runs {dtypes} on {devices}, got {dtype} on {device}; convert the operands, or use '
             'backend="auto".'
         )
-    return row
+    return entry
 
 
 def load_backend(name: str) -> FusedBackend:
@@ -109,8 +109,8 @@ def load_backend(name: str) -> FusedBackend:
         ValueError: No fused backend has this name.
         ModuleNotFoundError: The backend needs a package that is not installed.
     """
-    row = BACKENDS.get(name)
-    if row is None or row.load is None:
-        fused = ", ".join(row.name for row in BACKENDS.values() if row.load is not None)
+    entry = BACKENDS.get(name)
+    if entry is None or entry.load is None:
+        fused = ", ".join(entry.name for entry in BACKENDS.values() if entry.load is not None)
         raise ValueError(f"The fused backends are {fused}, got {name!r}.")
-    return row.load()
+    return entry.load()

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ncp_rl.kernels.backends import FusedBackend, Row, load_backend
+from ncp_rl.kernels.backends import BackendEntry, FusedBackend, load_backend
 from ncp_rl.kernels.contract import VALUES, Gradients, Operands, Params, Synapses
 
 
-def scan(backend: Row, operands: Operands) -> Tensor:
+def scan(backend: BackendEntry, operands: Operands) -> Tensor:
     """Run the scan of a fused backend; potentials (T, N, U)."""
     if torch.compiler.is_compiling():
         potentials: Tensor = _scan_operator(*operands.values, *operands.synapses, operands.ode_unfolds, backend.name)

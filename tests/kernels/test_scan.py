@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ncp_rl.kernels import BACKENDS, Backend, HeldParams, Params, Synapses, ltc_scan
-from ncp_rl.kernels.backends import Row, load_backend
+from ncp_rl.kernels.backends import BackendEntry, load_backend
 from ncp_rl.kernels.numba import backend as numba_backend
 from tests.kernels.circuits import TOLERANCES, Case, Sizes, draw_case
 
@@ -25,19 +25,19 @@ def device_of(backend: str) -> str:
     return (BACKENDS[backend].devices or ("cpu",))[0]
 
 
-def parametrize(rows: Iterable[Row]) -> pytest.MarkDecorator:
-    """Over these rows of the table, skipping those whose device is not here."""
+def parametrize(entries: Iterable[BackendEntry]) -> pytest.MarkDecorator:
+    """Over these entries of the table, skipping those whose device is not here."""
     backends = []
-    for row in rows:
-        device = device_of(row.name)
+    for entry in entries:
+        device = device_of(entry.name)
         missing = pytest.mark.skipif(device == "cuda" and not torch.cuda.is_available(), reason="no CUDA device")
-        backends.append(pytest.param(row.name, id=row.name, marks=missing))
+        backends.append(pytest.param(entry.name, id=entry.name, marks=missing))
     return pytest.mark.parametrize("backend", backends)
 
 
 every_backend = parametrize(BACKENDS.values())
-every_fused_backend = parametrize(row for row in BACKENDS.values() if row.load is not None)
-every_backend_that_saves = parametrize(row for row in BACKENDS.values() if row.saves)
+every_fused_backend = parametrize(entry for entry in BACKENDS.values() if entry.load is not None)
+every_backend_that_saves = parametrize(entry for entry in BACKENDS.values() if entry.saves)
 
 GRID = [
     Sizes(n_steps=1, n_sequences=1, n_inputs=4, n_neurons=5),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ncp_rl.kernels import BACKENDS
-from ncp_rl.kernels.backends import FusedBackend, Row
+from ncp_rl.kernels.backends import BackendEntry, FusedBackend
 from ncp_rl.kernels.contract import Operands
 from ncp_rl.kernels.numba import backend as numba_backend
 
@@ -27,4 +27,4 @@ def forward(operands: Operands, *, save: bool) -> tuple[Tensor, Any]:
 
 def pytest_configure() -> None:
     module = cast(FusedBackend, sys.modules[__name__])
-    BACKENDS["toy"] = Row("toy", devices=("cpu",), dtypes=(torch.float32,), load=lambda: module, saves=False)
+    BACKENDS["toy"] = BackendEntry("toy", devices=("cpu",), dtypes=(torch.float32,), load=lambda: module, saves=False)

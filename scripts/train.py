@@ -31,7 +31,7 @@ from ncp_rl.runs import (
     read_hyperparams,
     train,
 )
-from ncp_rl.settings import named
+from ncp_rl.runs.settings import named
 
 #: The wrapper that disturbs, as `env_wrapper` of the hyperparameters names it.
 DISTURBANCES = "ncp_envs.RandomDisturbances"

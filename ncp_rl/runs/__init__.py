@@ -4,11 +4,13 @@ A run folder holds
 
     config.json                    environment, hyperparameters, seed and versions
     best/, last/                   model.zip and, where observations or rewards are normalised, vecnormalize.pkl
-    checkpoints/                   models by step
+    checkpoints/                   models by step, and resume.pt, from which a killed training goes on
     evaluations.npz                returns and lengths of the periodic evaluations
+    resumed.log                    a line for each time that a training went on
     progress.csv, events.out.*     training curves, for TensorBoard too
 
-Models are files of Stable-Baselines3, which unpickles them: load only those that you trust.
+A file is whole or not there, whenever the process is killed. Models are files of Stable-Baselines3, which unpickles
+them, and resume.pt is a pickle too: load only those that you trust.
 """
 
 from ncp_rl.runs.config import EVALUATION_SEED, GENERAL, RunConfig, RunError, read_hyperparams
@@ -16,7 +18,7 @@ from ncp_rl.runs.environments import make_envs
 from ncp_rl.runs.evaluation import MAX_EPISODE_STEPS, EpisodeBound, Evaluation, evaluate
 from ncp_rl.runs.folder import load_run, read_config, save_model
 from ncp_rl.runs.models import BASELINES, POLICIES, algorithm, is_circuit, make_model, policy_class, seconds_per_step
-from ncp_rl.runs.training import train
+from ncp_rl.runs.training import resume, train
 
 __all__ = [
     "BASELINES",
@@ -37,6 +39,7 @@ __all__ = [
     "policy_class",
     "read_config",
     "read_hyperparams",
+    "resume",
     "save_model",
     "seconds_per_step",
     "train",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,11 @@ EVALUATION_SEED = 10_000
 _VERSIONS_OF = ("ncp-rl", "torch", "numpy", "numba", "gymnasium", "stable-baselines3", "sb3-contrib")
 
 
+def installed_versions() -> dict[str, str]:
+    """Versions, by package, of what results depend on."""
+    return {name: version(name) for name in _VERSIONS_OF}
+
+
 class RunError(Exception):
     """What a user asked for cannot be done; the message says what, why, and what to do."""
 
@@ -46,7 +51,7 @@ class RunConfig:
     vec_env_wrapper, monitor_kwargs, callback and the algorithm's arguments; see `ncp_rl.settings`. Classes are named by
     their dotted paths, and their modules are imported."""
     seed: int = 0
-    versions: dict[str, str] = field(default_factory=lambda: {name: version(name) for name in _VERSIONS_OF})
+    versions: dict[str, str] = field(default_factory=installed_versions)
     python: str = field(default_factory=platform.python_version)
     max_episode_steps: int | None = None
     """Steps after which episodes of evaluations, recordings and audits are cut; the environment's own limit where None.
@@ -59,6 +64,33 @@ class RunConfig:
             RunError: One of them cannot be read.
         """
         object.__setattr__(self, "hyperparams", _plain(self.hyperparams))
+
+    @property
+    def n_timesteps(self) -> int:
+        """Environment steps of the training in all."""
+        return int(self.hyperparams.get("n_timesteps") or 1e5)
+
+    def lasting(self, n_timesteps: int) -> RunConfig:
+        """The same for so many environment steps in all."""
+        return replace(self, hyperparams=self.hyperparams | dict(n_timesteps=n_timesteps))
+
+    def differences(self, other: RunConfig) -> list[str]:
+        """Where another run has other settings than this one, the length of the training aside, in words."""
+        mine, others = (_flat(json.loads(to_json(config.lasting(1)))) for config in (self, other))
+        names = [name for name in {**mine, **others} if name.split(".")[0] not in ("versions", "python")]
+        return [
+            f"{name} is {mine.get(name, 'not given')!r} here and {others.get(name, 'not given')!r} there"
+            for name in names
+            if mine.get(name) != others.get(name)
+        ]
+
+
+def _flat(nested: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Values by their dotted paths."""
+    flat: dict[str, Any] = {}
+    for name, value in nested.items():
+        flat |= _flat(value, f"{before}{name}.") if isinstance(value, Mapping) else {before + name: value}
+    return flat
 
 
 def read_hyperparams(path: Path, env_id: str) -> dict[str, Any]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,18 @@ from ncp_rl.runs.config import RunError
 
 #: Steps after which an episode is taken for one that never ends, unless its environment's own limit is larger.
 MAX_EPISODE_STEPS = 30_000
+
+# What `EvalCallback` holds of evaluations so far.
+_EVALUATED = (
+    "n_calls",
+    "num_timesteps",
+    "best_mean_reward",
+    "last_mean_reward",
+    "evaluations_timesteps",
+    "evaluations_results",
+    "evaluations_length",
+    "evaluations_successes",
+)
 
 
 @dataclass(frozen=True)
@@ -130,10 +144,19 @@ def evaluate(
 class SeededEvaluation(EvalCallback):
     """Evaluates every model from the same starts, so that better is not luckier; logs what training alone took."""
 
-    def __init__(self, eval_env: VecEnv, *, seed: int, **kwargs: Any) -> None:
-        """Evaluate in `eval_env`, whose environment i starts from seed + i; see upstream for `kwargs`."""
+    def __init__(self, eval_env: VecEnv, folder: Path, *, seed: int, **kwargs: Any) -> None:
+        """Evaluate in `eval_env`, whose environment i starts from seed + i; see upstream for `kwargs`.
+
+        Args:
+            eval_env: Environments.
+            folder: Of evaluations.npz.
+            seed: Of the environments.
+            **kwargs: For upstream.
+        """
         super().__init__(eval_env, **kwargs)
-        self.seed = seed
+        self.seed, self.path = seed, folder / "evaluations.npz"
+        # Upstream writes in place: let it write beside the file.
+        self.log_path = str(folder / "evaluations.partial.npz")
 
     def _on_training_start(self) -> None:
         super()._on_training_start()
@@ -148,6 +171,7 @@ class SeededEvaluation(EvalCallback):
         self.eval_env.seed(self.seed)
         self.bound = EpisodeBound(self.eval_env)
         go_on = super()._on_step()
+        Path(self.log_path or "").replace(self.path)
         self.training_began += _seconds() - began
         return go_on
 
@@ -155,6 +179,16 @@ class SeededEvaluation(EvalCallback):
         """The callback that upstream hands to `evaluate_policy`."""
         self.bound.watch(locals_, globals_)
         super()._log_success_callback(locals_, globals_)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a training that goes on needs of the evaluations so far."""
+        held = {name: copy.copy(vars(self)[name]) for name in _EVALUATED}
+        return held | dict(spent=_seconds() - self.training_began)
+
+    def load_state_dict(self, held: Mapping[str, Any]) -> None:
+        """Go on from there; the clock goes on too."""
+        vars(self).update({name: held[name] for name in _EVALUATED})
+        self.training_began = _seconds() - held["spent"]
 
 
 def _seconds() -> npt.NDArray[np.float64]:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import pickle
+import sys
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,14 +20,57 @@ from ncp_rl.runs.config import RunConfig, RunError
 from ncp_rl.runs.environments import make_envs
 from ncp_rl.runs.models import algorithm
 
+if sys.platform != "win32":
+    import fcntl
 
-def save_model(model: OnPolicyAlgorithm, folder: Path) -> None:
-    """Save the model, and normalisation statistics if it has any, into `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    model.save(folder / "model.zip")
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file such that, whenever the process is killed, the old one or the new one is there, and is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    if os.name == "posix":
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def trained_by_one(folder: Path) -> Iterator[None]:
+    """Keep other processes from training in a folder meanwhile; a killed process keeps none from it.
+
+    Raises:
+        RunError: Another process trains in it.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise RunError(f"Another process trains in {folder} now; wait for its end, or stop it.") from error
+    finally:
+        os.close(descriptor)
+
+
+def save_model(
+    model: OnPolicyAlgorithm, folder: Path, *, name: str = "model.zip", statistics: str = "vecnormalize.pkl"
+) -> None:
+    """Save the model, and normalisation statistics if it has any, into `folder`; each file is whole or not there."""
+    buffer = io.BytesIO()
+    model.save(buffer)
+    write_file(folder / name, buffer.getvalue())
     normalize = model.get_vec_normalize_env()
     if normalize is not None:
-        normalize.save(str(folder / "vecnormalize.pkl"))
+        write_file(folder / statistics, pickle.dumps(normalize))
 
 
 def read_config(folder: Path) -> RunConfig:

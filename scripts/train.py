@@ -84,6 +84,8 @@ class Args:
     """Cut the episodes of evaluations, recordings and audits after so many steps, for tasks that go on without end."""
     eval_episodes: int = 20
     """Episodes of each periodic evaluation."""
+    checkpoints: int = 20
+    """How often all that --resume needs is kept, in the place of the last: a killed training loses what came since."""
     resume: Path | None = None
     """Go on with the killed or interrupted training of this run folder, from its last checkpoint; its files are
     unpickled. The run's settings hold; --timesteps gives it more or fewer steps in all, so that a finished one goes on
@@ -107,6 +109,7 @@ def main(args: Args) -> int:
                 folder,
                 device=args.device,
                 n_eval_episodes=args.eval_episodes,
+                n_checkpoints=args.checkpoints,
                 progress_bar=args.progress_bar,
             )
         else:
@@ -132,7 +135,7 @@ def resumed(args: Args, given: RunConfig, folder: Path) -> RunConfig:
     named = {f.name for f in fields(Args) if getattr(args, f.name) != f.default} - ANEW
     if args.out == folder:
         named -= {"out"}
-    unknown = named & {"out", "eval_episodes"}  # config.json does not say whether they are the run's.
+    unknown = named & {"out", "eval_episodes", "checkpoints"}  # config.json does not say whether they are the run's.
     differences = given.differences(config) if named - unknown else []
     if differences or unknown:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(named))

@@ -43,7 +43,7 @@ def train(
     device: str = "auto",
     n_evaluations: int = 10,
     n_eval_episodes: int = 20,
-    n_checkpoints: int = 50,
+    n_checkpoints: int = 20,
     progress_bar: bool = True,
     callback: BaseCallback | None = None,
 ) -> OnPolicyAlgorithm:
@@ -72,8 +72,11 @@ def train(
             f"The folder {folder} exists and is left as it is; name another one for this run, or go on with a killed "
             f"training: scripts/train.py --resume {folder}."
         )
-    text = to_json(config)
-    with _made(config, Plan(n_evaluations, n_eval_episodes, n_checkpoints), device) as made:
+    text, plan = to_json(config), Plan(n_evaluations, n_eval_episodes, n_checkpoints)
+    for name, number in plan._asdict().items():
+        if number < 1:
+            raise RunError(f"{name} must be at least 1, got {number}.")
+    with _made(config, plan, device) as made:
         folder.mkdir(parents=True)
         with trained_by_one(folder):
             write_file(folder / "config.json", text.encode())

@@ -27,7 +27,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from ncp_rl.encoder import Standardize
 from ncp_rl.policy import NCPPolicy
 from ncp_rl.runs.config import RunConfig, RunError, installed_versions
-from ncp_rl.runs.environment_state import Packed, Twin, pack, unpack
+from ncp_rl.runs.environment_state import Packed, pack, unpack, why_no_twin
 from ncp_rl.runs.folder import write_file
 
 CHECKPOINT = Path("checkpoints") / "resume.pt"
@@ -85,7 +85,8 @@ class KeepCheckpoint(BaseCallback):
         self.interval = max(config.n_timesteps // plan.n_checkpoints, 1)
         self.steps = 0 if checkpoint is None else checkpoint["steps"]
         self.why_not_packed = "" if checkpoint is None else checkpoint["environments"].why_not
-        self.twin: Twin | None = None
+        # Environments before their first step, until that shows whether they can be packed.
+        self.packed: Packed | None = None
         self.whole_rollouts = -1
 
     @property
@@ -99,19 +100,20 @@ class KeepCheckpoint(BaseCallback):
             self._put_back(self.checkpoint)
             self.checkpoint = None
         elif self.algorithm.num_timesteps == 0:
-            packed = pack(self.training_env)
-            self.why_not_packed = packed.why_not
-            self.twin = None if packed.data is None else Twin(packed.data, self.training_env)
+            self.packed = pack(self.training_env)
             self.write(dict(steps=0, environments=Packed(None), files={}))
         elif self.algorithm.num_timesteps >= self.steps + self.interval:
             self.write(self.state())
 
     def _on_step(self) -> bool:
-        if self.twin is not None:
+        if self.packed is None:
+            return True
+        self.why_not_packed = self.packed.why_not
+        if self.packed.data is not None:
             streams = random_streams()
-            self.why_not_packed = self.twin.why_not()
+            self.why_not_packed = why_no_twin(self.packed.data, self.training_env)
             set_random_streams(streams)
-            self.twin = None
+        self.packed = None
         return True
 
     def _on_rollout_end(self) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import cloudpickle
@@ -31,10 +30,10 @@ def pack(venv: VecEnv) -> Packed:
     """All that environments and the layers around them hold, random streams included.
 
     Args:
-        venv: Environments that run in this process; those in processes of their own cannot be packed.
+        venv: Environments in a `DummyVecEnv`; others cannot be packed.
     """
     if not isinstance(_layers(venv)[-1], DummyVecEnv):
-        return Packed(None, "they run in processes of their own")
+        return Packed(None, f"they are in a {type(_layers(venv)[-1]).__name__}, not in a DummyVecEnv")
     parts = [{name: part for name, part in vars(layer).items() if name not in _MADE} for layer in _layers(venv)]
     buffer = io.BytesIO()
     try:
@@ -61,31 +60,29 @@ def unpack(data: bytes, venv: VecEnv) -> str:
     return ""
 
 
-class Twin:
-    """A copy of packed environments that takes one step beside them: it shows whether all they hold was packed.
+def why_no_twin(data: bytes, venv: VecEnv) -> str:
+    """Whether all that environments hold was packed: a copy takes the step that they took since, and ends alike.
 
-    Some classes leave out of a pickle what they hold, without a word; `gymnasium.utils.EzPickle` does so too, but is
+    Some classes leave out of a pickle what they hold, without a word. `gymnasium.utils.EzPickle` does so too, but is
     seen through.
+
+    Args:
+        data: As `pack` gave it, one step ago.
+        venv: The environments after that step.
+
+    Returns:
+        How the copy differs, or "".
     """
-
-    def __init__(self, data: bytes, venv: VecEnv) -> None:
-        """Unpack a copy; nothing of `venv` changes."""
-        self.original = _layers(venv)[-1]
-        self.copy: Any = copy.copy(self.original)
-        vars(self.copy).update(pickle.loads(data)[-1])
-
-    def why_not(self) -> str:
-        """After the first step of the environments: how the twin's differs, or ""."""
-        original: Any = self.original
-        self.copy.step_async(original.actions)
-        try:
-            self.copy.step_wait()
-        except Exception as error:
-            return f"a copy of them fails: {type(error).__name__}: {error}"
-        for name in ("buf_obs", "buf_rews", "buf_dones"):
-            if not _equal(getattr(self.copy, name), getattr(original, name)):
-                return "a copy of them goes on in another way"
-        return ""
+    original: Any = _layers(venv)[-1]
+    twin: Any = copy.copy(original)
+    try:
+        vars(twin).update(pickle.loads(data)[-1])
+        twin.step_async(original.actions)
+        twin.step_wait()
+    except Exception as error:  # Whatever an environment's own code raises.
+        return f"a copy of them fails: {type(error).__name__}: {error}"
+    same = all(_equal(getattr(twin, name), getattr(original, name)) for name in ("buf_obs", "buf_rews", "buf_dones"))
+    return "" if same else "a copy of them goes on in another way"
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
@@ -104,14 +101,10 @@ def _fill(obj: Any, parts: dict[str, Any]) -> None:
 
 def _layers(venv: VecEnv) -> list[VecEnv]:
     """From the outermost to the environments themselves."""
-    return list(_unwrapped(venv))
-
-
-def _unwrapped(venv: VecEnv) -> Iterator[VecEnv]:
-    yield venv
-    while isinstance(venv, VecEnvWrapper):
-        venv = venv.venv
-        yield venv
+    layers = [venv]
+    while isinstance(layers[-1], VecEnvWrapper):
+        layers.append(layers[-1].venv)
+    return layers
 
 
 def _equal(a: Any, b: Any) -> bool:

@@ -53,10 +53,11 @@ def trained_by_one(folder: Path) -> Iterator[None]:
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunError(f"Another process trains in {folder} now; wait for its end, or stop it.") from error
         yield
-    except BlockingIOError as error:
-        raise RunError(f"Another process trains in {folder} now; wait for its end, or stop it.") from error
     finally:
         os.close(descriptor)
 

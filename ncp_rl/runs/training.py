@@ -143,7 +143,7 @@ def _going_on(config: RunConfig, checkpoint: Mapping[str, Any], folder: Path, n_
             f"{folder / 'config.json'} has other settings than the checkpoint beside it: {'; '.join(differences)}. A "
             "training goes on with its own settings: put them back, or train anew."
         )
-    steps, in_all = checkpoint["steps"], n_timesteps or config.n_timesteps
+    steps, in_all = checkpoint["steps"], config.n_timesteps if n_timesteps is None else n_timesteps
     if steps < in_all or (n_timesteps is None and not (folder / "last" / "model.zip").exists()):
         return config.lasting(in_all)
     raise RunError(

@@ -48,7 +48,7 @@ CASES = {
     "right after a checkpoint": Case("ncp/PendulumNoVel-v1", dict(policy_kwargs=CIRCUIT), 322),
     "between two": Case("ncp/PendulumNoVel-v1", dict(policy_kwargs=CIRCUIT), 300),
     "before the first": Case("ncp/PendulumNoVel-v1", dict(policy_kwargs=CIRCUIT), 40),
-    "gSDE": Case("ncp/PendulumNoVel-v1", dict(policy_kwargs=CIRCUIT, use_sde=True, sde_sample_freq=4), 300),
+    "gSDE": Case("ncp/PendulumNoVel-v1", dict(policy_kwargs=CIRCUIT, use_sde=True), 300),
     "MuJoCo": Case("ncp/HopperNoVel-v5", dict(policy_kwargs=CIRCUIT, frame_stack=2), 300),
     "disturbed": Case("ncp/LaneKeeping-v0", dict(policy_kwargs=CIRCUIT, env_wrapper=DISTURBED), 300),
     "irregular": Case("ncp/PendulumIrregular-v0", dict(policy_kwargs=CIRCUIT, normalize=False), 300),

@@ -302,3 +302,9 @@ def test_the_script_goes_on_and_refuses_other_settings(between: Path, capsys: py
     assert f"run folder: {between}" in capsys.readouterr().out
     assert train_script.main(train_script.Args(**quiet)) == 1
     assert "is finished" in capsys.readouterr().err
+
+
+def test_counts_are_from_one_on(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="n_checkpoints must be at least 1, got 0"):
+        train(CASES["no memory"].config(), tmp_path / "run", n_checkpoints=0, progress_bar=False)
+    assert not (tmp_path / "run").exists()

@@ -188,9 +188,7 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
         found = torch.load(path, map_location="cpu", weights_only=False)
     except (AttributeError, EOFError, ImportError, OSError, RuntimeError, ValueError, pickle.PickleError) as error:
         raise RunError(f"{path} is damaged or of another kind: {error}") from error
-    if not isinstance(found, dict) or not {"steps", "config", "plan", "versions", "environments", "files"} <= set(
-        found
-    ):
+    if not isinstance(found, dict) or not {"steps", "config", "plan", "versions", "files"} <= found.keys():
         raise RunError(f"{path} is no checkpoint of a training.")
     return found
 
@@ -286,6 +284,8 @@ def attributes(callback: BaseCallback) -> dict[str, Any]:
     held = {}
     for name, part in vars(callback).items():
         if name in _GIVEN or callable(part) or isinstance(part, (BaseCallback, VecEnv, Path)):
+            continue
+        if isinstance(callback, CallbackList) and name == "callbacks":
             continue
         try:
             held[name] = cloudpickle.loads(cloudpickle.dumps(part))

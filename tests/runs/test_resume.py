@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EveryNTimesteps
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecNormalize
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -27,7 +27,7 @@ from ncp_rl.runs import RunError, load_run, resume, train
 from ncp_rl.runs.checkpoint import CHECKPOINT, read_checkpoint
 from ncp_rl.runs.folder import trained_by_one, write_file
 from scripts import train as train_script
-from tests.runs.killed_training import CASES, HOW
+from tests.runs.killed_training import CASES, HOW, Counting
 
 ROOT = Path(__file__).parents[2]
 #: Columns that depend on the clock.
@@ -154,7 +154,7 @@ GO_ON = """
 import sys
 from pathlib import Path
 import torch
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EveryNTimesteps
 from ncp_rl.runs import resume, train
 from tests.runs.killed_training import CASES, HOW
 
@@ -302,6 +302,33 @@ def test_the_script_goes_on_and_refuses_other_settings(between: Path, capsys: py
     assert f"run folder: {between}" in capsys.readouterr().out
     assert train_script.main(train_script.Args(**quiet)) == 1
     assert "is finished" in capsys.readouterr().err
+
+
+class Inner(Counting):
+    """A user's callback within another one."""
+
+
+def test_callbacks_within_callbacks_go_on(tmp_path: Path) -> None:
+    case, inner = CASES["no memory"], [Inner(), Inner()]
+
+    class Killed(BaseException):
+        pass
+
+    class Kill(BaseCallback):
+        def _on_step(self) -> bool:
+            raise Killed
+
+    def within(callback: BaseCallback, *, kill: bool = False) -> CallbackList:
+        last = [EveryNTimesteps(300, Kill())] if kill else []
+        return CallbackList([EveryNTimesteps(100, callback), CallbackList([callback]), *last])
+
+    train(case.config(), tmp_path / "whole", callback=within(inner[0]), **HOW)
+    with pytest.raises(Killed):
+        train(case.config(), tmp_path / "run", callback=within(Inner(), kill=True), **HOW)
+    assert (tmp_path / "run" / CHECKPOINT).stat().st_size < 500_000
+    resume(tmp_path / "run", progress_bar=False, callback=within(inner[1]))
+    assert inner[0].n_calls == inner[1].n_calls > 256
+    assert (inner[0].episodes, inner[0].drawn) == (inner[1].episodes, inner[1].drawn)
 
 
 def test_counts_are_from_one_on(tmp_path: Path) -> None:

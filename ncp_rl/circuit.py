@@ -14,8 +14,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from ncp_rl import equations
 from ncp_rl.kernels import Backend
-from ncp_rl.kernels.numba_cache import kernel
 from ncp_rl.kernels.numba_lanes import WIDTHS
 from ncp_rl.ltc import LTC, MotorMap
 from ncp_rl.policy import NCPPolicy
@@ -127,7 +127,7 @@ class Circuit:
             raise ValueError(f"The circuit's tensors are damaged: {error}") from error
 
     def time_constants(self, sensory: Floats, potentials: Floats) -> Floats:
-        """Seconds (..., U) in which each neuron follows its input: cm / (gleak + sum of w s over its synapses).
+        """Seconds (..., U) in which each neuron follows its input; see `ncp_rl.equations`.
 
         Args:
             sensory: (..., S) float32, sensory inputs.
@@ -139,11 +139,10 @@ class Circuit:
         source = np.concatenate([between.source, self.wiring.units + senses.source])
         destination = np.concatenate([between.destination, senses.destination])
         values = np.concatenate([potentials, sensory], axis=-1, dtype=np.float32)
-        found = np.empty(potentials.shape, np.float32)
         rows = np.concatenate([synaptic, sensory_rows], axis=1)
-        table = found.reshape(math.prod(found.shape[:-1]), self.wiring.units)
-        _time_constants(values.reshape(len(table), values.shape[-1]), rows, source, destination, cm, gleak, table)
-        return found
+        table = values.reshape(math.prod(potentials.shape[:-1]), values.shape[-1])
+        found = equations.time_constants(table, rows, source, destination, cm, gleak)
+        return found.reshape(potentials.shape)
 
     def run(self, sensory: Floats, start: Floats, elapsed_time: Floats, *, width: int = 1) -> Floats:
         """Potentials (T, U) after each step.
@@ -267,19 +266,6 @@ def _checked_settings(entries: Any) -> dict[str, Any]:
         for item in entries[name]:
             item.encode()  # Half a character, which JSON can hold, is no text.
     return entries
-
-
-@kernel
-def _time_constants(values: Any, synapses: Any, source: Any, destination: Any, cm: Any, gleak: Any, found: Any) -> None:
-    one = np.float32(1)
-    for row in range(len(values)):
-        for j in range(len(gleak)):
-            found[row, j] = gleak[j]
-        for e in range(len(source)):
-            w, sigma, mu = synapses[0, e], synapses[1, e], synapses[2, e]
-            found[row, destination[e]] += w / (one + math.exp(sigma * (mu - values[row, source[e]])))
-        for j in range(len(cm)):
-            found[row, j] = cm[j] / found[row, j]
 
 
 def _affine(motor_map: MotorMap | nn.Module, dense: nn.Linear | None) -> tuple[Floats, Floats]:

@@ -17,11 +17,12 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.env_util import make_vec_env
 
-from ncp_rl import AutoNCP, NCPPolicy
+from ncp_rl import AutoNCP, NCPPolicy, equations
 from ncp_rl.audit.audit import Audit, Subject, audit_recording
 from ncp_rl.audit.intervals import Range
 from ncp_rl.audit.perturb import Interval, Perturbation, Point
 from ncp_rl.audit.report import write_report
+from ncp_rl.kernels import EPSILON
 from ncp_rl.recording import Recording, record_rollouts
 from tests.audit.episodes import pendulum, small_model
 
@@ -211,6 +212,23 @@ def test_contributions_and_sentences_are_those_of_python(tab: Tab, report: Path,
                 sentences = [explanation.sentence(t, a) for a in range(len(explanation.circuit.action_names))]
                 assert found["sentences"] == sentences
                 assert page.locator(".why").inner_text() == sentences[0] + "."
+
+
+def test_the_page_has_the_equations_of_python(tab: Tab, report: Path) -> None:
+    """Wide open, shut, and with next to no leak, where epsilon is most of a neuron's conductance."""
+    rng = np.random.default_rng(0)
+    source, destination = np.arange(6), np.arange(6) // 2
+    w, mu, v = rng.uniform(0, 1, 6), rng.normal(size=6), np.array([-1e4, 1e4, *rng.normal(size=4)])
+    w[4:], sigma, gleak, cm = 0.0, rng.uniform(3, 8, 6), np.array([0.4, 0.0, 1e-9]), rng.uniform(0.1, 1, 3)
+    synapses = dict(source=source, destination=destination, w=w, sigma=sigma, mu=mu)
+    synapses = {name: values.tolist() for name, values in synapses.items()}
+    cell = dict(synapses=synapses, sensory=synapses, cm=cm.tolist(), gleak=gleak.tolist(), epsilon=EPSILON)
+    computed = "([cell, v]) => [[...openness(cell.synapses, v)], [...timeConstants(cell, v, v)]]"
+    opened, tau = tab.open(report).evaluate(computed, [cell, v.tolist()])
+    expected = equations.openness(v, sigma, mu)
+    np.testing.assert_allclose(opened, expected, rtol=0, atol=1e-15)
+    total = equations.conductance(gleak, np.bincount(destination, 2 * w * expected).astype(float))
+    np.testing.assert_allclose(tau, equations.time_constant(cm, total), rtol=1e-12)
 
 
 def test_halves_are_rounded_as_python_does(tab: Tab, report: Path) -> None:

@@ -14,7 +14,7 @@ from mcap.reader import make_reader
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecNormalize
 
-from ncp_rl import circuit as circuits
+from ncp_rl import equations
 from ncp_rl.circuit import Circuit
 from ncp_rl.recording import (
     NeuronRecorder,
@@ -256,5 +256,5 @@ def test_no_kernel_is_compiled_while_steps_wait(tmp_path: Path, space: str) -> N
     observation_space, action_space, kwargs = SPACES[space]
     model, venv = random_model(observation_space, action_space, **kwargs)
     record_rollouts(model, venv, tmp_path / "r.mcap", n_episodes=2, progress_bar=False)
-    kernels: list[Any] = [steps._place, circuits._time_constants, encode._encode_rows, sha256._link]
+    kernels: list[Any] = [steps._place, equations._time_constants, encode._encode_rows, sha256._link]
     assert [len(kernel.signatures) for kernel in kernels] == [1, 1, 1, 1]

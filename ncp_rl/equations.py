@@ -100,7 +100,7 @@ def _time_constants(values: Any, synapses: Any, source: Any, destination: Any, c
     for row in range(len(values)):
         synaptic[:] = 0.0
         for e in range(len(source)):
-            w, sigma, mu = np.float64(synapses[0, e]), np.float64(synapses[1, e]), np.float64(synapses[2, e])
-            synaptic[destination[e]] += w * _openness_of_one(np.float64(values[row, source[e]]), sigma, mu)
+            w, sigma, mu = synapses[0, e], synapses[1, e], synapses[2, e]
+            synaptic[destination[e]] += w * _openness_of_one(values[row, source[e]], sigma, mu)
         for j in range(len(cm)):
             found[row, j] = _time_constant_of_one(cm[j], _conductance_of_one(gleak[j], synaptic[j]))

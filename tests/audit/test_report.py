@@ -370,8 +370,9 @@ def test_an_instant_can_be_linked_to(tab: Tab, report: Path) -> None:
 
 def test_a_neuron_tells_its_time_constant_contributions_and_rule(tab: Tab, report: Path, audit: Audit) -> None:
     subject = audit.subjects[0]
+    assert subject.dynamics is not None
     page = tab.open(report, "#r=0&e=0&t=9")
-    name = subject.dynamics.names[subject.certificate.circuit.wiring.command][0]
+    name = subject.dynamics.names[subject.recording.circuit.wiring.command][0]
     page.locator(".node", has_text=name).first.locator(".target").click()
     assert page.locator(".neuron h3").inner_text() == (
         f"{name}, command neuron: potential {subject.episodes[0].potentials[9, 1]:.2f}"
@@ -474,7 +475,8 @@ def test_the_policy_lets_no_other_script_run(chromium: Browser, report: Path) ->
 
 def test_where_nothing_is_certified_the_page_says_why(tab: Tab, audit: Audit, tmp_path: Path) -> None:
     subject = audit.subjects[0]
-    nowhere = Range(*np.full((2, subject.certificate.circuit.wiring.units), np.nan))
+    assert subject.certificate is not None
+    nowhere = Range(*np.full((2, subject.recording.circuit.wiring.units), np.nan))
     broken = replace(subject.certificate, violations=("w of a -> b is negative",), box=nowhere, range=nowhere)
     page = tab.open(write_report(Audit((replace(subject, certificate=broken),)), tmp_path / "broken.html"))
     assert "Nothing is certified: w of a -> b is negative" in page.locator("#certificate").inner_text()

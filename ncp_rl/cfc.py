@@ -78,7 +78,8 @@ class CfCLayer(nn.Module):
             mode: See `Mode`.
         """
         super().__init__()
-        self.mode, (n_sources, n) = mode, synapses.shape
+        n_sources, n = synapses.shape
+        self.mode, self.n_sources = mode, n_sources
         maps = _MAPS[mode]
         bound, limit = math.sqrt(6 / (n_sources + 2 * n)), 1 / math.sqrt(n_sources + n)
         self.weight = nn.Parameter(torch.empty(len(maps) * n, n_sources + n).uniform_(-bound, bound))
@@ -93,9 +94,9 @@ class CfCLayer(nn.Module):
 
     def forward(self, sources: Tensor, v: Tensor, step: _Step) -> Tensor:
         """Potentials (T, N, n) after each step, from sources (T, N, I) and potentials v (N, n) before the first."""
-        weight, n_sources = self.weight * self.mask, sources.shape[-1]
-        driven = F.linear(sources, weight[:, :n_sources], self.bias)
-        operands = (driven, v, weight[:, n_sources:].T, *step, self.time_constant, self.amplitude)
+        weight = self.weight * self.mask
+        driven = F.linear(sources, weight[:, : self.n_sources], self.bias)
+        operands = (driven, v, weight[:, self.n_sources :].T, *step, self.time_constant, self.amplitude)
         if not torch.is_grad_enabled() or torch.compiler.is_compiling() or exporting():
             return _scan(self.mode, *operands)[0]
         potentials: Tensor = _Scan.apply(self.mode, *operands)  # type: ignore[no-untyped-call]
@@ -108,9 +109,9 @@ def _after(mode: Mode, maps: Tensor, elapsed: Tensor | None, w: Tensor | None, a
         rate = w.abs() + maps.abs()
         gone = torch.exp(-(rate if elapsed is None else rate * elapsed))
         return amplitude - amplitude * gone * maps
-    n = maps.shape[-1] // 4
-    f, g = maps[..., : 2 * n].tanh().split(n, dim=-1)
-    a, b = maps[..., 2 * n :].split(n, dim=-1)
+    heads, gates = maps.chunk(2, dim=-1)
+    f, g = heads.tanh().chunk(2, dim=-1)
+    a, b = gates.chunk(2, dim=-1)
     gate = torch.sigmoid(a + b if elapsed is None else torch.addcmul(b, a, elapsed))
     return torch.lerp(f, g, gate) if mode == "default" else torch.addcmul(f, gate, g)
 

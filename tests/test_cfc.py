@@ -8,6 +8,7 @@ from typing import Any
 import ncps.torch
 import ncps.wirings
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from sb3_contrib import RecurrentPPO
@@ -219,6 +220,26 @@ def test_a_policy_of_cfc_neurons_learns_saves_and_loads(tmp_path: Path) -> None:
     assert state is not None and again is not None
     np.testing.assert_array_equal(state[0], again[0])
     loaded.learn(64)
+
+
+@pytest.mark.filterwarnings(
+    "ignore:You are using the legacy TorchScript-based ONNX export:DeprecationWarning",
+    "ignore:The feature will be removed:DeprecationWarning",
+)
+def test_exported_controllers_compute_the_same(tmp_path: Path) -> None:
+    """As plain operators, at times that the caller gives."""
+    cfc = CfC(AutoNCP(12).build(5, 2), elapsed_time=0.1).eval()
+    operands = torch.randn(1, 3, 5), torch.randn(3, 12), None, torch.rand(1, 3)
+    expected = [tensor.detach().numpy() for tensor in cfc(*operands)]
+    for found, wanted in zip(torch.export.export(cfc, operands).module()(*operands), expected, strict=True):
+        np.testing.assert_allclose(found.detach().numpy(), wanted, rtol=1e-6, atol=1e-6)
+    path = tmp_path / "cfc.onnx"
+    torch.onnx.export(cfc, operands, path, dynamo=False)
+    session = onnxruntime.InferenceSession(path)
+    given = [operand.numpy() for operand in operands if operand is not None]
+    found = session.run(None, dict(zip([entry.name for entry in session.get_inputs()], given, strict=True)))
+    for values, wanted in zip(found, expected, strict=True):
+        np.testing.assert_allclose(values, wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_bad_readings_hold_cfc_neurons_too() -> None:

@@ -102,7 +102,7 @@ class RecurrentCell(Protocol):
             ValueError: Settings that no such layer has; they may come from a file that nobody trusts.
         """
 
-    def enough(self, width: int) -> int:
+    def equal_bits_width(self, width: int) -> int:
         """The smallest number of sequences side by side that gives the bits of `width`."""
 
     def time_constants(self, sensory: Floats, potentials: Floats) -> Floats:

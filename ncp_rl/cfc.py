@@ -315,7 +315,7 @@ class CfC(Fingerprinted):
         """The layer that `settings` describe; see `RecurrentCell`."""
         return cls(wiring, **checked_settings(settings, _SETTINGS))
 
-    def enough(self, width: int) -> int:
+    def equal_bits_width(self, width: int) -> int:
         """The smallest number of sequences side by side that gives the bits of `width`: all of them."""
         return width
 

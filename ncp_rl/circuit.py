@@ -151,7 +151,7 @@ class Circuit:
                 bits of a rollout come back only with as many as it had environments.
             row: Which of them; it makes a difference to the bits where matrices are multiplied.
         """
-        width = self.core.enough(width)
+        width = self.core.equal_bits_width(width)
         # As many steps at a time as stay small in memory, whatever the width.
         at_once = max(1, _NUMBERS_AT_ONCE // (width * (self.wiring.n_sensory + self.wiring.units)))
         at_once = at_once if self.core.scan_keeps_bits else 1

@@ -297,7 +297,7 @@ class LTC(Fingerprinted):
         found["backend"] = "auto" if backend == "triton" else backend
         return cls(wiring, input_map=False, **found)
 
-    def enough(self, width: int) -> int:
+    def equal_bits_width(self, width: int) -> int:
         """The smallest number of sequences side by side that gives the bits of `width`: no more than the widest lane's.
 
         Args:

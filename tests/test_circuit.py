@@ -184,5 +184,5 @@ def test_files_that_no_circuit_has(actor: str) -> None:
 def test_bits_of_a_rollout_need_as_many_environments() -> None:
     """The kernels of LTC neurons are as wide as a lane at most; matrices of CfC neurons have as many rows as given."""
     ltc = Circuit.from_policy(trained_pendulum()[0].policy).core  # type: ignore[arg-type]
-    assert [ltc.enough(width) for width in (1, 3, 1000)][:2] == [1, 3] and ltc.enough(1000) < 1000
-    assert CfC(AutoNCP(9).build(4, 2)).enough(1000) == 1000
+    assert [ltc.equal_bits_width(width) for width in (1, 3, 1000)][:2] == [1, 3] and ltc.equal_bits_width(1000) < 1000
+    assert CfC(AutoNCP(9).build(4, 2)).equal_bits_width(1000) == 1000

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from ncp_envs.disturbance import Fault as FaultWrapper
 
 from ncp_rl.audit.report import write_report
 from ncp_rl.audit.sources import Fault, Plan, audit_sources, failures
+from ncp_rl.ltc import LTC
 from ncp_rl.recording import RecordingError, read_public_key
 from ncp_rl.runs import RunError
 
@@ -77,13 +78,21 @@ def main(args: Args) -> int:
         out = args.out or Path("audits") / f"{args.sources[0].stem}__{time.time():.0f}"
         key = None if args.public_key is None else read_public_key(args.public_key)
         audit = audit_sources(args.sources, out, plan(args), public_key=key, progress_bar=args.progress_bar)
-        report = write_report(audit, out / "report.html", level_units=LEVEL_UNITS)
+        drawn = tuple(subject for subject in audit.subjects if subject.recording.circuit.cell == LTC.cell)
+        report = out / "report.html"
+        if drawn:
+            write_report(replace(audit, subjects=drawn), report, level_units=LEVEL_UNITS)
         failed = failures(audit, args.fail_on)
     except (RunError, RecordingError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print("\n".join(audit.lines()))
-    print(f"audit: {out / 'audit.json'}\nreport: {report}")
+    print(f"audit: {out / 'audit.json'}")
+    if drawn:
+        print(f"report: {report}")
+    for subject in audit.subjects:
+        if subject.recording.circuit.cell != LTC.cell:
+            print(f"no report of {subject.name}: its page shows LTC neurons alone")
     for failure in failed:
         print(f"failed: {failure}", file=sys.stderr)
     return 1 if failed else 0

@@ -20,7 +20,8 @@ import torch
 import tyro
 from ncp_envs import read_levels
 
-from ncp_rl.policy import DEFAULT_WIRING
+from ncp_rl.cores import CellName
+from ncp_rl.policy import DEFAULT_WIRING, Critic
 from ncp_rl.runs import (
     GENERAL,
     Evaluation,
@@ -58,8 +59,10 @@ class Args:
     """Neurons of the actor. Default: 32."""
     sparsity: float | None = None
     """Share of synapses left out. Default: the recipe's."""
-    critic: Literal["ltc", "lstm", "mlp", "shared"] | None = None
-    """Recurrent core of the critic. Default: ltc."""
+    cell: CellName | None = None
+    """Neurons of the actor. Default: ltc."""
+    critic: Critic | None = None
+    """Recurrent core of the critic. Default: cell, neurons of the actor's kind."""
     timesteps: int | None = None
     """Environment steps in all. Default: 200,000."""
     n_envs: int | None = None
@@ -173,7 +176,7 @@ def circuit(args: Args, policy_kwargs: dict[str, Any]) -> dict[str, Any]:
     if args.recipe is not None and args.recipe != wiring.get("recipe", "AutoNCP"):
         wiring = {"units": wiring.get("units", 32)}  # The other entries belong to their own recipe.
     given = dict(recipe=args.recipe, units=args.units, sparsity=args.sparsity)
-    return policy_kwargs | dict(wiring=wiring | _given(given)) | _given(dict(critic=args.critic))
+    return policy_kwargs | dict(wiring=wiring | _given(given)) | _given(dict(cell=args.cell, critic=args.critic))
 
 
 def disturbed(args: Args, found: dict[str, Any]) -> dict[str, Any]:

@@ -365,7 +365,7 @@ def test_an_audit_of_a_recording_with_held_steps(tmp_path: Path) -> None:
     ]
     np.testing.assert_allclose(np.abs(moves).max(axis=1), 0.01 * np.array(ranges), rtol=1e-4)
     assert all(sensitivity.bound.min() > 0 for sensitivity in subject.sensitivities)
-    assert subject.certificate.min_elapsed_time == np.float32(0.05)
+    assert subject.certificate is not None and subject.certificate.min_elapsed_time == np.float32(0.05)
     write_report(Audit((subject,)), tmp_path / "report.html")
 
 

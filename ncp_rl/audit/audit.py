@@ -44,11 +44,11 @@ class Subject:
         name: Of the recording.
         recording: The recording, for its circuit, manifest and images.
         episodes: Its episodes.
-        explanations: Of each episode.
-        certificate: Of the circuit.
-        provoked: Range of each action mean that an attack reached.
+        explanations: Of each episode; none of neurons that have no such explanation.
+        certificate: Of the circuit; None where its neurons allow none.
+        provoked: Range of each action mean that an attack reached; None without a certificate.
         sensitivities: Bounds on the actions when every sensory input moves a little, at some steps.
-        dynamics: How the neurons behaved.
+        dynamics: How the neurons behaved; None where they have no time constants.
         monitor: Envelopes of the command neurons; None where there are too few episodes.
         trees: Rules of the command neurons; None where there are too few episodes.
         effects: Of clamping each neuron, over the first episode.
@@ -60,10 +60,10 @@ class Subject:
     recording: Recording
     episodes: tuple[Episode, ...]
     explanations: tuple[Explanation, ...]
-    certificate: Certificate
-    provoked: Range
+    certificate: Certificate | None
+    provoked: Range | None
     sensitivities: tuple[Sensitivity, ...]
-    dynamics: Dynamics
+    dynamics: Dynamics | None
     monitor: MonitorAudit | None
     trees: TreeAudit | None
     effects: tuple[Effect, ...]
@@ -152,19 +152,20 @@ def audit_recording(
         episodes = tuple(recording)
         if not episodes:
             raise ValueError(f"The recording {recording.path} holds no episodes.")
-        explanations = tuple(done(explain(circuit, episode)) for episode in episodes)
-        # Neurons that are held stay in whatever range they are in.
-        seconds = np.concatenate([episode.elapsed_time[~episode.held] for episode in episodes])
-        shortest = float(seconds.min()) if len(seconds) else 0.0
-        certificate: Certificate = done(certify(circuit, min_elapsed_time=shortest or None))
-        provoked: Range = done(provoke(circuit))
+        skipped = dict(circuit.core.unanswered)
+        explanations: tuple[Explanation, ...] = ()
+        certificate = provoked = dynamics = monitor = trees = None
+        sensitivities: tuple[Sensitivity, ...] = ()
+        if "explain" not in skipped:
+            explanations = tuple(done(explain(circuit, episode)) for episode in episodes)
+        if "certificate" not in skipped:
+            certificate = done(certify(circuit, min_elapsed_time=_shortest(episodes)))
+            provoked = done(provoke(circuit))
         moves, moved = observation_moves(circuit, episodes, epsilon)
-        sensitivities: tuple[Sensitivity, ...] = done(
-            tuple(_sensitivities(circuit, episodes[0], moves, n_steps, certificate))
-        )
-        dynamics: Dynamics = done(audit_dynamics(circuit, episodes))
-        skipped: dict[str, str] = {}
-        monitor = trees = None
+        if "sensitivity" not in skipped and not (certificate and certificate.violations):
+            sensitivities = done(tuple(_sensitivities(circuit, episodes[0], moves, n_steps)))
+        if "dynamics" not in skipped:
+            dynamics = done(audit_dynamics(circuit, episodes))
         try:
             monitor = audit_monitor(circuit, episodes, alpha=alpha, faults=faults)
         except ValueError as error:
@@ -174,8 +175,10 @@ def audit_recording(
             trees = audit_trees(circuit, episodes)
         else:
             skipped["trees"] = "Trees need two episodes, one to grow on and one to be scored on."
-        clamped: tuple[Effect, ...] = done(tuple(effects(circuit, episodes[0], every_neuron(circuit, episodes))))
-    verdicts = [*truth, _explained(explanations), _certified(certificate, provoked, episodes)]
+        clamped: tuple[Effect, ...] = ()
+        if "ablation" not in skipped:
+            clamped = done(tuple(effects(circuit, episodes[0], every_neuron(circuit, episodes))))
+    verdicts = [*truth, *_reasons(explanations, certificate, provoked, episodes)]
     verdicts += [_sensitive(sensitivities, moved, epsilon)] if sensitivities else []
     verdicts += [part.verdict() for part in (monitor, dynamics, trees) if part is not None]
     return Subject(
@@ -195,14 +198,29 @@ def audit_recording(
     )
 
 
-def _sensitivities(
-    circuit: Circuit, episode: Episode, moves: Array, n_steps: int, certificate: Certificate
-) -> Iterator[Sensitivity]:
-    """At three steps spread over the episode; none where parameters are broken."""
-    if certificate.violations:
-        return
+def _shortest(episodes: Sequence[Episode]) -> float | None:
+    """Seconds of the shortest step; neurons that are held stay in whatever range they are in."""
+    seconds = np.concatenate([episode.elapsed_time[~episode.held] for episode in episodes])
+    return (float(seconds.min()) or None) if len(seconds) else None
+
+
+def _sensitivities(circuit: Circuit, episode: Episode, moves: Array, n_steps: int) -> Iterator[Sensitivity]:
+    """At three steps spread over the episode."""
     for step in np.unique(np.linspace(0, max(len(episode) - n_steps, 0), 3).astype(int)):
         yield sensitivity(circuit, episode, moves, step=int(step), n_steps=n_steps)
+
+
+def _reasons(
+    explanations: Sequence[Explanation],
+    certificate: Certificate | None,
+    provoked: Range | None,
+    episodes: Sequence[Episode],
+) -> Iterator[Verdict]:
+    """Verdicts on what there is of explanations and certificate."""
+    if explanations:
+        yield _explained(explanations)
+    if certificate is not None and provoked is not None:
+        yield _certified(certificate, provoked, episodes)
 
 
 def _explained(explanations: Sequence[Explanation]) -> Verdict:
@@ -247,6 +265,7 @@ def _subject_dict(subject: Subject) -> dict[str, Any]:
         "n_episodes": len(subject.episodes),
         "n_steps": sum(map(len, subject.episodes)),
         "circuit": {
+            "cell": circuit.cell,
             "neurons": list(wiring.names),
             "sensory": list(circuit.sensory_names),
             "actions": list(circuit.action_names),
@@ -255,11 +274,13 @@ def _subject_dict(subject: Subject) -> dict[str, Any]:
         "manifest": dict(subject.recording.manifest),
         "verdicts": [_verdict_dict(verdict) for verdict in subject.verdicts],
         "skipped": dict(subject.skipped),
-        "explain": {"residual": max(explanation.residual() for explanation in subject.explanations)},
-        "certificate": subject.certificate.to_dict(),
-        "provoked": dict(zip(circuit.action_names, np.stack(subject.provoked, 1).tolist(), strict=True)),
+        "explain": _residual_dict(subject.explanations),
+        "certificate": None if subject.certificate is None else subject.certificate.to_dict(),
+        "provoked": None
+        if subject.provoked is None
+        else dict(zip(circuit.action_names, np.stack(subject.provoked, 1).tolist(), strict=True)),
         "sensitivity": [told.to_dict() for told in subject.sensitivities],
-        "dynamics": subject.dynamics.to_dict(),
+        "dynamics": None if subject.dynamics is None else subject.dynamics.to_dict(),
         "monitor": None if subject.monitor is None else subject.monitor.to_dict(),
         "trees": None if subject.trees is None else subject.trees.to_dict(),
         "ablation": [
@@ -267,6 +288,10 @@ def _subject_dict(subject: Subject) -> dict[str, Any]:
             for effect in subject.effects
         ],
     }
+
+
+def _residual_dict(explanations: Sequence[Explanation]) -> dict[str, float] | None:
+    return {"residual": max(told.residual() for told in explanations)} if explanations else None
 
 
 def _verdict_dict(verdict: Verdict) -> dict[str, Any]:

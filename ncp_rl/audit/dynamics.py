@@ -2,13 +2,7 @@
 
     dynamics = audit_dynamics(circuit, episodes)
 
-The cell is that of Hasani et al., "Liquid Time-constant Networks" (AAAI 2021); its equations stand in
-`ncp_rl.kernels.reference`. With s_ij = sigmoid(sigma_ij (v_i - mu_ij)) the time constant of neuron j is
-
-    tau_j = cm_j / (gleak_j + sum_i w_ij s_ij + epsilon),   sums over sensory synapses included,
-
-and, since 0 < s < 1, lies between cm_j / (gleak_j + sum_i w_ij + epsilon) and cm_j / (gleak_j + epsilon), whatever the
-input.
+`ncp_rl.equations` says what a time constant is, and that it lies between two bounds whatever the input.
 """
 
 from __future__ import annotations
@@ -23,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.decomposition import PCA
 
+from ncp_rl import equations
 from ncp_rl.audit.cell import Array, Cell
 from ncp_rl.audit.certify import invariant_box
 from ncp_rl.audit.intervals import Range
@@ -43,12 +38,12 @@ _ROUNDING = 1e-5
 
 
 def tau_bounds(circuit: Circuit) -> Range:
-    """(U,) seconds, least and greatest time constant for any input; formula in the module's docstring."""
+    """(U,) seconds, least and greatest time constant for any input: all synapses open, and all shut."""
     cell = Cell.of(circuit)
     shut, opened = (
         cell.conductance(np.full(len(cell.synapses.w), s), np.full(len(cell.sensory.w), s)) for s in (0.0, 1.0)
     )
-    return Range(cell.cm / opened, cell.cm / shut)
+    return Range(equations.time_constant(cell.cm, opened), equations.time_constant(cell.cm, shut))
 
 
 def disconnected(wiring: Wiring) -> npt.NDArray[np.bool_]:

@@ -266,7 +266,7 @@ def _fit(circuit: Circuit, episodes: Sequence[Episode], score: Score) -> Envelop
         estimate = LedoitWolf().fit(potentials)
         centre = estimate.location_
         precision = np.linalg.inv(estimate.covariance_ + _SMALLEST_MOVE**2 * np.eye(len(centre)))
-    seconds, flat = circuit.ltc.elapsed_time, np.ones(1)
+    seconds, flat = circuit.core.elapsed_time, np.ones(1)
     return Envelope(
         watched, score, centre, low, high, precision, flat, np.inf, None, len(episodes), 0, np.empty(0), seconds
     )

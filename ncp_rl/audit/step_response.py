@@ -92,7 +92,7 @@ def step_response(
     inputs = np.zeros(len(names)) if base is None else np.asarray(base, np.float64)
     if inputs.shape != (len(names),):
         raise ValueError(f"base must be (S,) = ({len(names)},), got {inputs.shape}.")
-    seconds = circuit.ltc.elapsed_time if elapsed_time is None else elapsed_time
+    seconds = circuit.core.elapsed_time if elapsed_time is None else elapsed_time
     before = _held(circuit, inputs, np.zeros(circuit.wiring.units), seconds, n_steps)
     stepped = inputs + amount * (np.arange(len(names)) == number)
     potentials = _held(circuit, stepped, before[-1], seconds, n_steps)
@@ -133,13 +133,13 @@ def _last_move(potentials: Array) -> float:
 
 
 def _slowest_mode(circuit: Circuit, inputs: Array, potentials: Array, seconds: float) -> float:
-    device = circuit.ltc.cm.device
+    device = circuit.device
     sensory, state, elapsed = (
         torch.tensor(array, dtype=torch.float32, device=device) for array in (inputs, potentials, [[seconds]])
     )
 
     def step(v: torch.Tensor) -> torch.Tensor:
-        after: torch.Tensor = circuit.ltc(sensory[None, None], v[None], None, elapsed)[1][0]
+        after: torch.Tensor = circuit.core(sensory[None, None], v[None], None, elapsed)[1][0]
         return after
 
     jacobian = torch.autograd.functional.jacobian(step, state)

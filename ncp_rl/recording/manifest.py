@@ -22,6 +22,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize, unwrap_vec_normalize
 
+from ncp_rl.cores import CELLS
 from ncp_rl.jit import compiled_for
 from ncp_rl.kernels.numba.sources import DIGEST
 from ncp_rl.policy import NCPPolicy
@@ -53,7 +54,13 @@ def ncp_policy(model: OnPolicyAlgorithm) -> NCPPolicy:
 
 
 def make_layout(policy: NCPPolicy, env: VecEnv) -> Layout:
-    """Sizes and names of what `policy` does in `env`."""
+    """Sizes and names of what `policy` does in `env`.
+
+    Raises:
+        RecordingError: Its neurons are of a class of its user's, which nobody who reads the recording could build.
+    """
+    if type(policy.lstm_actor) not in CELLS.values():
+        raise RecordingError(f"Neurons that are recorded are {', '.join(CELLS)}, got {type(policy.lstm_actor)}.")
     wiring, space = policy.wiring, policy.action_space
     n_outputs = int(policy.action_net(torch.zeros(1, wiring.units, device=policy.device)).shape[-1])
     return Layout(
@@ -66,6 +73,7 @@ def make_layout(policy: NCPPolicy, env: VecEnv) -> Layout:
         n_motor=wiring.n_motor,
         n_command=wiring.n_command,
         n_inter=wiring.units - wiring.n_command - wiring.n_motor,
+        cell=policy.lstm_actor.cell,
     )
 
 

@@ -17,11 +17,12 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.env_util import make_vec_env
 
-from ncp_rl import AutoNCP, NCPPolicy
+from ncp_rl import AutoNCP, NCPPolicy, equations
 from ncp_rl.audit.audit import Audit, Subject, audit_recording
 from ncp_rl.audit.intervals import Range
 from ncp_rl.audit.perturb import Interval, Perturbation, Point
 from ncp_rl.audit.report import write_report
+from ncp_rl.kernels import EPSILON
 from ncp_rl.recording import Recording, record_rollouts
 from tests.audit.episodes import pendulum, small_model
 
@@ -213,6 +214,23 @@ def test_contributions_and_sentences_are_those_of_python(tab: Tab, report: Path,
                 assert page.locator(".why").inner_text() == sentences[0] + "."
 
 
+def test_the_page_has_the_equations_of_python(tab: Tab, report: Path) -> None:
+    """Wide open, shut, and with next to no leak, where epsilon is most of a neuron's conductance."""
+    rng = np.random.default_rng(0)
+    source, destination = np.arange(6), np.arange(6) // 2
+    w, mu, v = rng.uniform(0, 1, 6), rng.normal(size=6), np.array([-1e4, 1e4, *rng.normal(size=4)])
+    w[4:], sigma, gleak, cm = 0.0, rng.uniform(3, 8, 6), np.array([0.4, 0.0, 1e-9]), rng.uniform(0.1, 1, 3)
+    synapses = dict(source=source, destination=destination, w=w, sigma=sigma, mu=mu)
+    synapses = {name: values.tolist() for name, values in synapses.items()}
+    cell = dict(synapses=synapses, sensory=synapses, cm=cm.tolist(), gleak=gleak.tolist(), epsilon=EPSILON)
+    computed = "([cell, v]) => [[...openness(cell.synapses, v)], [...timeConstants(cell, v, v)]]"
+    opened, tau = tab.open(report).evaluate(computed, [cell, v.tolist()])
+    expected = equations.openness(v, sigma, mu)
+    np.testing.assert_allclose(opened, expected, rtol=0, atol=1e-15)
+    total = equations.conductance(gleak, np.bincount(destination, 2 * w * expected).astype(float))
+    np.testing.assert_allclose(tau, equations.time_constant(cm, total), rtol=1e-12)
+
+
 def test_halves_are_rounded_as_python_does(tab: Tab, report: Path) -> None:
     page = tab.open(report)
     values = [0.125, 0.375, -0.125, -0.625, 2.5, 0.005, 1.005, -0.001, 0.0, 12.875, 0.115]
@@ -352,8 +370,9 @@ def test_an_instant_can_be_linked_to(tab: Tab, report: Path) -> None:
 
 def test_a_neuron_tells_its_time_constant_contributions_and_rule(tab: Tab, report: Path, audit: Audit) -> None:
     subject = audit.subjects[0]
+    assert subject.dynamics is not None
     page = tab.open(report, "#r=0&e=0&t=9")
-    name = subject.dynamics.names[subject.certificate.circuit.wiring.command][0]
+    name = subject.dynamics.names[subject.recording.circuit.wiring.command][0]
     page.locator(".node", has_text=name).first.locator(".target").click()
     assert page.locator(".neuron h3").inner_text() == (
         f"{name}, command neuron: potential {subject.episodes[0].potentials[9, 1]:.2f}"
@@ -456,7 +475,8 @@ def test_the_policy_lets_no_other_script_run(chromium: Browser, report: Path) ->
 
 def test_where_nothing_is_certified_the_page_says_why(tab: Tab, audit: Audit, tmp_path: Path) -> None:
     subject = audit.subjects[0]
-    nowhere = Range(*np.full((2, subject.certificate.circuit.wiring.units), np.nan))
+    assert subject.certificate is not None
+    nowhere = Range(*np.full((2, subject.recording.circuit.wiring.units), np.nan))
     broken = replace(subject.certificate, violations=("w of a -> b is negative",), box=nowhere, range=nowhere)
     page = tab.open(write_report(Audit((replace(subject, certificate=broken),)), tmp_path / "broken.html"))
     assert "Nothing is certified: w of a -> b is negative" in page.locator("#certificate").inner_text()

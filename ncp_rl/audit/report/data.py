@@ -38,6 +38,7 @@ class Pictures:
 
 def describe(subject: Subject, shown: Sequence[int]) -> dict[str, Any]:
     """A recording's circuit, bounds and rules, and where its episodes lie in the page."""
+    assert subject.certificate is not None and subject.dynamics is not None
     circuit = subject.recording.circuit
     wiring, cell = circuit.wiring, Cell.of(circuit)
     bounds = {"low": subject.certificate.range.low, "high": subject.certificate.range.high}

@@ -38,6 +38,7 @@ def plain(text: str) -> str:
 
 def certified_actions(subject: Subject) -> Figure:
     """Range of each action mean: certified, reached by an attack, and seen."""
+    assert subject.certificate is not None and subject.provoked is not None
     means = np.concatenate([episode.action_mean for episode in subject.episodes])
     certified = subject.certificate.action
     bands = [
@@ -50,6 +51,7 @@ def certified_actions(subject: Subject) -> Figure:
 
 def certified_neurons(subject: Subject) -> Figure:
     """Range of each potential: from signs alone, certified, and seen."""
+    assert subject.certificate is not None and subject.dynamics is not None
     certificate, dynamics = subject.certificate, subject.dynamics
     bands = [
         ("from signs alone", certificate.box, "--faint", 12),
@@ -61,6 +63,7 @@ def certified_neurons(subject: Subject) -> Figure:
 
 def time_constants(subject: Subject) -> Figure:
     """Time constant of each neuron: possible and seen."""
+    assert subject.dynamics is not None
     dynamics = subject.dynamics
     bands = [
         ("possible, for every input", dynamics.tau_bounds, "--faint", 12),
@@ -103,6 +106,7 @@ def fault_scores(subject: Subject) -> Figure:
 
 def components(subject: Subject, action: int) -> Figure:
     """Steps in the plane of the first two principal components, coloured by an action mean."""
+    assert subject.dynamics is not None
     found = subject.dynamics.components
     name = plain(subject.dynamics.slopes.action_names[action])
     steps = np.concatenate([np.arange(len(episode)) for episode in subject.episodes])
@@ -138,7 +142,7 @@ def ablation(subject: Subject, action: int) -> Figure:
     bar = {"type": "bar", "orientation": "h", "x": packed(rms), "y": packed(y), "name": "root mean square"}
     marks = _line(largest, y, "largest", "--pos") | {"mode": "markers"}
     marks["marker"] = {"color": "--pos", "symbol": "diamond", "size": 7}
-    name = subject.dynamics.slopes.action_names[action]
+    name = subject.recording.circuit.action_names[action]
     layout = _rows([str(effect.ablation) for effect in effects], f"change of {plain(name)} mean [its unit]")
     return {"data": [bar | {"marker": {"color": "--third"}}, marks], "layout": layout}
 

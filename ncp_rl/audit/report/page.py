@@ -18,6 +18,7 @@ from plotly.offline import get_plotlyjs
 
 from ncp_rl.audit.audit import Audit, Subject
 from ncp_rl.audit.report import data, figures
+from ncp_rl.ltc import LTC
 
 # Which section answers a check; those of the file itself stand with the manifest.
 _SECTIONS = {"explain": "player"} | {
@@ -49,7 +50,13 @@ def write_report(
 
     Returns:
         The path.
+
+    Raises:
+        ValueError: A recording is of neurons that the page has no equations for: CfC.
     """
+    for subject in audit.subjects:
+        if subject.recording.circuit.cell != LTC.cell:
+            raise ValueError(f"The page shows LTC neurons alone; leave {subject.name} out, whose neurons are others.")
     shown = _fitting(audit, int(_EPISODES_SHARE * max_bytes))
     packed = {
         f"episode-{r}-{e}": data.pack(audit.subjects[r].episodes[i])
@@ -128,7 +135,7 @@ def _figures(audit: Audit, level_units: Mapping[str, str]) -> Iterator[tuple[str
 
 
 def _subject_figures(r: int, subject: Subject) -> Iterator[tuple[str, Any]]:
-    if not subject.certificate.violations:
+    if subject.certificate is not None and not subject.certificate.violations:
         yield f"certificate-action-{r}", figures.certified_actions(subject)
         yield f"certificate-{r}", figures.certified_neurons(subject)
     if subject.sensitivities:
@@ -138,7 +145,7 @@ def _subject_figures(r: int, subject: Subject) -> Iterator[tuple[str, Any]]:
         if subject.monitor.detection:
             yield f"faults-{r}", figures.fault_scores(subject)
     yield f"tau-{r}", figures.time_constants(subject)
-    for action in range(min(_MAX_ACTIONS, len(subject.certificate.circuit.action_names))):
+    for action in range(min(_MAX_ACTIONS, len(subject.recording.circuit.action_names))):
         if _has_components(subject):
             yield f"components-{action}-{r}", figures.components(subject, action)
         yield f"ablation-{action}-{r}", figures.ablation(subject, action)
@@ -152,12 +159,13 @@ def _disturbances(audit: Audit) -> dict[str, str]:
 
 
 def _has_components(subject: Subject) -> bool:
-    return len(subject.dynamics.components.axes) > 1
+    return subject.dynamics is not None and len(subject.dynamics.components.axes) > 1
 
 
 def _subject(number: int, subject: Subject) -> dict[str, Any]:
     """What the template shows of a recording."""
-    dynamics, certificate, circuit = subject.dynamics, subject.certificate, subject.certificate.circuit
+    dynamics, certificate, circuit = subject.dynamics, subject.certificate, subject.recording.circuit
+    assert dynamics is not None and certificate is not None and subject.provoked is not None
     means = np.concatenate([episode.action_mean for episode in subject.episodes])
     actions, trees = circuit.action_names, subject.trees
     slopes, effects = dynamics.slopes, subject.effects
@@ -226,7 +234,7 @@ def _nominal_rows(audit: Audit) -> list[list[Any]]:
 
 
 def _about(subject: Subject) -> str:
-    wiring = subject.certificate.circuit.wiring
+    wiring = subject.recording.circuit.wiring
     n_steps = sum(map(len, subject.episodes))
     layers = [("inter", wiring.units - wiring.n_motor - wiring.n_command), ("command", wiring.n_command)]
     neurons = ", ".join(f"{n} {name}" for name, n in [("sensory", wiring.n_sensory), *layers])
@@ -249,7 +257,7 @@ def _encoder(subject: Subject) -> str:
 def _senses(subject: Subject) -> dict[str, list[str]]:
     """Sensory neurons by what they carry: their names without the number at the end."""
     senses: dict[str, list[str]] = {}
-    for name in subject.certificate.circuit.sensory_names:
+    for name in subject.recording.circuit.sensory_names:
         stem, _, number = name.rpartition("_")
         senses.setdefault(stem if stem and number.isdecimal() else name, []).append(name)
     return senses

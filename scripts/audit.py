@@ -19,8 +19,8 @@ import tyro
 from ncp_envs.disturbance import DISTURBANCES, LEVEL_UNITS, LEVELS
 from ncp_envs.disturbance import Fault as FaultWrapper
 
+from ncp_rl.audit import Fault, Plan, audit_sources, failures
 from ncp_rl.audit.report import write_report
-from ncp_rl.audit.sources import Fault, Plan, audit_sources, failures
 from ncp_rl.recording import RecordingError, read_public_key
 from ncp_rl.runs import RunError
 
@@ -77,7 +77,7 @@ def main(args: Args) -> int:
         out = args.out or Path("audits") / f"{args.sources[0].stem}__{time.time():.0f}"
         key = None if args.public_key is None else read_public_key(args.public_key)
         audit = audit_sources(args.sources, out, plan(args), public_key=key, progress_bar=args.progress_bar)
-        report = write_report(audit, out / "report.html", level_units=LEVEL_UNITS)
+        report = write_report(audit, out / "report.html")
         failed = failures(audit, args.fail_on)
     except (RunError, RecordingError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -110,6 +110,7 @@ def plan(args: Args) -> Plan:
             for name in args.faults
         },
         disturbances={name: (DISTURBANCES[name], LEVELS[name]) for name in args.disturbances},
+        level_units=LEVEL_UNITS,
         n_perturb_episodes=args.perturb_episodes,
         n_processes=args.processes,
         max_loss=args.max_loss,

@@ -1,7 +1,6 @@
 import json
 import subprocess
 import sys
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,16 @@ from ncp_envs.disturbance import DISTURBANCES
 from ncp_envs.disturbance import Fault as FaultWrapper
 
 from ncp_rl.audit.audit import Audit
-from ncp_rl.audit.sources import Fault, Plan, audit_sources, failures
+from ncp_rl.audit.fail_on import failures
+from ncp_rl.audit.orchestrate import audit_sources
+from ncp_rl.audit.plan import Fault, Plan
+from ncp_rl.audit.schema import audit_schema
 from ncp_rl.recording import Recording, RecordingError
 from ncp_rl.runs import RunConfig, RunError, train
 
 ENV = "ncp_envs:ncp/PendulumNoVel-v1"
 SCRIPT = Path(__file__).parents[2] / "scripts" / "audit.py"
-SCHEMA = json.loads(files("ncp_rl.audit").joinpath("audit.schema.json").read_text())
+SCHEMA = audit_schema()
 
 
 def small_run(folder: Path, policy: str | None = None) -> Path:
@@ -58,7 +60,7 @@ def test_every_question_has_a_verdict(audited: tuple[Audit, Path]) -> None:
     )
     replay = audit.subjects[0].verdicts[1]
     assert "Replay equal bit for bit, 14 episodes" in replay.sentence and replay.figures["max_difference"] == 0.0
-    assert audit.subjects[0].monitor is not None and set(audit.subjects[0].monitor.detection) == {"bias"}
+    assert set(audit.subjects[0].answers["monitor"].detection) == {"bias"}
     for verdict in audit.verdicts:
         assert not verdict.sentence[0].islower() or verdict.check == "perturbation"
         assert verdict.sentence.endswith(".") and np.isfinite(list(verdict.figures.values())).all()

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from ncp_rl import AutoNCP, FullyConnected, Random
-from ncp_rl.audit.certify import Certificate, certify, provoke
+from ncp_rl.audit.certify import Certificate, attack_actions, certify
 from ncp_rl.circuit import Circuit
 from tests.audit.circuits import circuit
 from tests.audit.test_explain import one_neuron
@@ -37,7 +37,7 @@ def test_a_million_adversarial_inputs_stay_inside(recipe: AutoNCP, seed: int) ->
         elapsed = torch.rand(shape[:2], generator=generator) * 5 + 1
         potentials, _ = net.ltc(inputs, elapsed_time=elapsed)
         assert told.holds(potentials.detach().numpy())
-    found = provoke(net, n_starts=16, rounds=25)
+    found = attack_actions(net, n_starts=16, rounds=25)
     assert (found.low >= told.action.low).all() and (found.high <= told.action.high).all()
 
 
@@ -80,7 +80,7 @@ def test_gradients_push_every_neuron_to_its_bounds() -> None:
 
 def test_certificate_is_tight_enough_to_matter() -> None:
     net = circuit(AutoNCP(32, sparsity=0.5), n_sensory=12, seed=1)
-    told, found = certify(net), provoke(net)
+    told, found = certify(net), attack_actions(net)
     ratio = (told.action.high - told.action.low) / (found.high - found.low)
     assert (ratio >= 1).all() and (ratio < 4).all()
 

@@ -19,7 +19,7 @@ import tyro
 from ncp_envs.disturbance import DISTURBANCES, LEVEL_UNITS, LEVELS
 from ncp_envs.disturbance import Fault as FaultWrapper
 
-from ncp_rl.audit import Fault, Plan, audit_sources, failures
+from ncp_rl.audit import QUESTIONS, Fault, Plan, audit_sources, failures
 from ncp_rl.audit.report import write_report
 from ncp_rl.recording import RecordingError, read_public_key
 from ncp_rl.runs import RunError
@@ -62,7 +62,7 @@ class Args:
     """Trials of the sweep at a time."""
     public_key: Path | None = None
     """PEM file of the key that must have signed the recordings given."""
-    fail_on: tuple[str, ...] = ("chain", "replay", "explain", "certificate", "sensitivity", "monitor", "dynamics")
+    fail_on: tuple[str, ...] = tuple(question.name for question in QUESTIONS if question.must_pass)
     """Exit with status 1 where one of these verdicts fails, or a figure is beyond a limit: "perturbation.loss>0.3"."""
     threads: int = 1
     """Threads of torch; small circuits are fastest with one."""

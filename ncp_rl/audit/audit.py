@@ -91,9 +91,9 @@ class Audit:
             "subjects": [self._subject_dict(subject) for subject in self.subjects],
         }
         for question in on_runs(self.questions):
-            verdicts = [verdict for verdict in self.of_runs.verdicts if verdict.check == question.name]
+            own = self.of_runs.verdicts_on(question)
             found |= _entries(question, self.of_runs.answers)
-            found[f"{question.name}_verdicts"] = [_verdict_dict(verdict) for verdict in verdicts]
+            found[f"{question.name}_verdicts"] = [_verdict_dict(verdict) for verdict in own]
         return found
 
     def _subject_dict(self, subject: Subject) -> dict[str, Any]:

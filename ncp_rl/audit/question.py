@@ -9,7 +9,7 @@
             return sum(map(len, evidence.episodes))
 
         def verdicts(self, answer):
-            return [Verdict(self.name, answer > 0, f"It went {answer} steps.", {"steps": answer})]
+            return [Verdict(self.name, answer > 0, f"It lasted {answer} steps.", {"steps": answer})]
 
         def entries(self, answer):
             return {"n_steps": answer}
@@ -19,8 +19,8 @@
 
     audit_recording(recording, "mine", questions=(*QUESTIONS, NSteps()))
 
-What stands in audit.json, its schema, the report, its navigation, and what `--fail-on` knows follows from the tuple of
-questions; `ncp_rl.audit.questions.QUESTIONS` is the one that is asked where none is given.
+Verdicts, audit.json and its schema, the report and its navigation, and what `--fail-on` knows all follow from the tuple
+of questions. Where none is given, that is `ncp_rl.audit.questions.QUESTIONS`.
 """
 
 from __future__ import annotations
@@ -88,7 +88,9 @@ class Question(ABC, Generic[EvidenceT, AnswerT]):
         title: Heading of its section in the report; without one it has no section.
         navigation: Word for the section among the links on top of the page.
         lead: Paragraph under the title.
-        anchor: Id of the element of the page to which its verdicts link; its own section where empty.
+        anchor: Id of the element of the page to which its verdicts link; where empty, its own section, or else the
+            manifest.
+        must_pass: Whether scripts/audit.py exits with status 1 where a verdict fails and no `--fail-on` says otherwise.
     """
 
     name: ClassVar[str]
@@ -97,6 +99,7 @@ class Question(ABC, Generic[EvidenceT, AnswerT]):
     navigation: ClassVar[str] = ""
     lead: ClassVar[str] = ""
     anchor: ClassVar[str] = ""
+    must_pass: ClassVar[bool] = False
 
     def lacks(self, evidence: EvidenceT, plan: Plan) -> str | None:
         """What is missing for an answer, in a sentence; None where nothing is."""
@@ -140,7 +143,13 @@ class RecordingQuestion(Question[Evidence, AnswerT]):
 
 
 class RunsQuestion(Question[Runs, AnswerT]):
-    """Asked once, of all runs side by side."""
+    """Asked once, of all runs side by side.
+
+    Attributes:
+        verdicts_title: Heading of its verdicts in the report, where those on recordings have the recording's name.
+    """
+
+    verdicts_title: ClassVar[str]
 
 
 @dataclass(frozen=True)
@@ -157,19 +166,35 @@ class Asked:
     verdicts: tuple[Verdict, ...]
     skipped: Mapping[str, str]
 
+    def verdicts_on(self, question: Question[Any, Any]) -> list[Verdict]:
+        """The verdicts on one question's answer."""
+        return [verdict for verdict in self.verdicts if verdict.check == question.name]
+
 
 def ask(questions: Iterable[Question[EvidenceT, Any]], evidence: EvidenceT, plan: Plan) -> Asked:
-    """Ask questions of the same evidence, one after the other."""
+    """Ask questions of the same evidence, one after the other.
+
+    Raises:
+        ValueError: Two questions have one name, or a verdict is not of its question's name.
+    """
     answers: dict[str, Any] = {}
     verdicts: list[Verdict] = []
     skipped: dict[str, str] = {}
     for question in questions:
+        if question.name in answers or question.name in skipped:
+            raise ValueError(f"There are two questions {question.name!r}; answers are kept by name, so rename one.")
         why = question.why_not(evidence, plan)
         if why is not None:
             skipped[question.name] = why
             continue
         answers[question.name] = question.ask(evidence, plan)
-        verdicts += question.verdicts(answers[question.name])
+        own = question.verdicts(answers[question.name])
+        wrong = [verdict.check for verdict in own if verdict.check != question.name]
+        if wrong:
+            raise ValueError(
+                f"Verdicts of the question {question.name!r} must have it as their check, got {wrong[0]!r}."
+            )
+        verdicts += own
     return Asked(answers, tuple(verdicts), skipped)
 
 

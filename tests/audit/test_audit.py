@@ -15,6 +15,7 @@ from ncp_rl.audit.fail_on import failures
 from ncp_rl.audit.orchestrate import audit_sources
 from ncp_rl.audit.plan import Fault, Plan
 from ncp_rl.audit.schema import audit_schema
+from ncp_rl.audit.trees import MIN_R2
 from ncp_rl.recording import Recording, RecordingError
 from ncp_rl.runs import RunConfig, RunError, train
 
@@ -55,9 +56,14 @@ def test_every_question_has_a_verdict(audited: tuple[Audit, Path]) -> None:
     checks = [verdict.check for verdict in audit.verdicts]
     asked = ["chain", "replay", "explain", "certificate", "sensitivity", "monitor", "dynamics", "trees"]
     assert checks == [*asked, "perturbation", "perturbation"]
-    assert {verdict.check: verdict.passed for verdict in audit.verdicts} | {"trees": True} == dict.fromkeys(
-        checks, True
-    )
+    # How much rules tell of a circuit that has hardly been trained is left open; either way the sentence says it.
+    passed = [(verdict.check, verdict.passed) for verdict in audit.verdicts if verdict.check != "trees"]
+    assert passed == [(check, True) for check in checks if check != "trees"]
+    trees = next(verdict for verdict in audit.verdicts if verdict.check == "trees")
+    r2 = trees.figures["trees_r2"]
+    assert trees.passed == (r2 >= MIN_R2) and f"{r2:.0%}" in trees.sentence
+    of_runs = [verdict.sentence.partition(":")[0] for verdict in audit.of_runs.verdicts]
+    assert of_runs == ["ncp", "mlp"]
     replay = audit.subjects[0].verdicts[1]
     assert "Replay equal bit for bit, 14 episodes" in replay.sentence and replay.figures["max_difference"] == 0.0
     assert set(audit.subjects[0].answers["monitor"].detection) == {"bias"}

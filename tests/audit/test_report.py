@@ -25,8 +25,11 @@ from ncp_rl.audit.perturb import Interval, Perturbation, Point
 from ncp_rl.audit.plan import Plan
 from ncp_rl.audit.question import Asked
 from ncp_rl.audit.questions.certificate import Certified
+from ncp_rl.audit.questions.explain import ExplainQuestion
+from ncp_rl.audit.questions.monitor import MonitorQuestion
 from ncp_rl.audit.questions.perturbation import PerturbationQuestion, Sweep
 from ncp_rl.audit.report import write_report
+from ncp_rl.circuit import Circuit
 from ncp_rl.recording import Recording, record_rollouts
 from tests.audit.episodes import pendulum, small_model
 
@@ -474,6 +477,31 @@ def test_where_nothing_is_certified_the_page_says_why(tab: Tab, audit: Audit, tm
     assert "Nothing is certified: w of a -> b is negative" in page.locator("#certificate").inner_text()
     page.keyboard.press("ArrowRight")
     assert clock(page).startswith("step 1 ")
+
+
+class Unexplained(ExplainQuestion):
+    def not_for(self, circuit: Circuit) -> str | None:
+        return None if ATTACK in circuit.action_names else "Attribution is for other cells."
+
+
+def test_a_recording_that_is_not_explained_is_shown_without_the_player(tab: Tab, audit: Audit, tmp_path: Path) -> None:
+    questions = (Unexplained(), MonitorQuestion())
+    subjects = tuple(
+        audit_recording(subject.recording, subject.name, Plan(alpha=0.5), questions=questions)
+        for subject in audit.subjects
+    )
+    page = tab.open(write_report(Audit(subjects, questions=questions), tmp_path / "one.html"), "#r=0&e=0&t=2")
+    assert page.locator(".recording option").all_text_contents() == [f"hostile{SCRIPT}"]
+    assert clock(page).startswith("step 2 ")
+    assert page.locator("#monitor [data-recording]:visible").count() == 2
+    assert "Attribution is for other cells." in page.locator("#verdicts .skipped").first.inner_text()
+    assert "pendulum is not in the player. Attribution is for" in page.locator("#player .notice").first.inner_text()
+    page.locator("#verdicts a[data-choose='0']", has_text="monitor").click()
+    page.locator("#compare").click()
+    wait_until(page, "panes.length === 2 && panes[1].r === 1")
+    page = tab.open(write_report(Audit(subjects[:1], questions=questions), tmp_path / "none.html"))
+    see_all(page)
+    assert page.locator("#player").is_hidden() and page.locator("#monitor .plot").first.is_visible()
 
 
 def test_what_does_not_fit_is_left_out_and_the_page_says_so(audit: Audit, tmp_path: Path) -> None:

@@ -68,6 +68,7 @@ class CertificateQuestion(RecordingQuestion[Certified]):
         "Ranges that hold for every input whatever and for ever, proven from the circuit's parameters, against what an "
         "attack reached and what was seen in the recording."
     )
+    must_pass = True
 
     def not_for(self, circuit: Circuit) -> str | None:
         """The proof is of the LTC's substeps, weighted means."""

@@ -13,6 +13,7 @@ class ChainQuestion(RecordingQuestion[Verification]):
 
     name = "chain"
     anchor = "manifest"
+    must_pass = True
 
     def ask(self, evidence: Evidence, plan: Plan) -> Verification:
         """Verify the file."""

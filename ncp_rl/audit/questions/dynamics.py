@@ -55,6 +55,7 @@ class DynamicsQuestion(RecordingQuestion[Dynamics]):
     }
     title = "How its neurons behave"
     navigation = "Dynamics"
+    must_pass = True
 
     def not_for(self, circuit: Circuit) -> str | None:
         """Bounds of time constants, and when a synapse is saturated, are the LTC's."""

@@ -35,6 +35,7 @@ class ExplainQuestion(RecordingQuestion[tuple[Explanation, ...]]):
     }
     # The player belongs to the page: it also chooses which recording the sections show.
     anchor = "player"
+    must_pass = True
 
     def not_for(self, circuit: Circuit) -> str | None:
         """The algebra is that of a substep of the LTC's solver."""

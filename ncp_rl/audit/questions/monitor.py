@@ -34,6 +34,7 @@ class MonitorQuestion(RecordingQuestion[MonitorAudit]):
         "Scores of held-out clean episodes under an envelope of the watched neurons; above the threshold is an alarm, "
         "marked by a cross and the neuron that is furthest out."
     )
+    must_pass = True
 
     def lacks(self, evidence: Evidence, plan: Plan) -> str | None:
         """As many clean episodes as the promised rate of false alarms asks for."""

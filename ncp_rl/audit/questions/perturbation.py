@@ -71,6 +71,7 @@ class PerturbationQuestion(RunsQuestion[Sweep]):
     }
     title = "When the world is off"
     navigation = "Perturbation"
+    verdicts_title = "Under disturbances"
 
     def lacks(self, evidence: Runs, plan: Plan) -> str | None:
         """Run folders, since environments must run again; and disturbances."""

@@ -16,6 +16,7 @@ class ReplayQuestion(RecordingQuestion[Replay]):
 
     name = "replay"
     anchor = "manifest"
+    must_pass = True
 
     def ask(self, evidence: Evidence, plan: Plan) -> Replay:
         """Replay the file, with the run's model and environments where there is a run."""

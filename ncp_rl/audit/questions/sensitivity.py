@@ -64,6 +64,7 @@ class SensitivityQuestion(RecordingQuestion[Moves]):
         "Every observation moves a little at each step, each anew: the proven bound on how far an action mean can move "
         "(solid), and how far an attack moved it (dotted)."
     )
+    must_pass = True
 
     def not_for(self, circuit: Circuit) -> str | None:
         """Bounds are of the LTC's substeps, and need parameters that make weighted means of them."""

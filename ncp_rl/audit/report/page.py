@@ -14,10 +14,11 @@ import jinja2
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from ncp_rl.audit.audit import Audit, Subject
-from ncp_rl.audit.question import Question, RecordingQuestion
+from ncp_rl.audit.audit import Audit, Subject, on_runs
+from ncp_rl.audit.question import Question, RecordingQuestion, RunsQuestion
 from ncp_rl.audit.report import data
 from ncp_rl.audit.section import Paragraph, Part, number
+from ncp_rl.audit.verdict import Verdict
 
 _SCRIPTS = ("cell.js", "episode.js", "player.js", "page.js")
 # Share of the page that episodes may fill before later ones are left out; pictures take what remains.
@@ -67,6 +68,7 @@ def write_report(
         plotly=Markup(data.compress(plotly.encode())),
         anchors=_anchors(audit.questions),
         sections=list(_sections(audit)),
+        run_verdicts=list(_run_verdicts(audit)),
         subjects=[_subject(*pair) for pair in zip(audit.subjects, shown, strict=True)],
         left_out=list(_left_out(audit, shown)),
         data={"subjects": [data.describe(*pair) for pair in zip(audit.subjects, shown, strict=True)]},
@@ -134,6 +136,13 @@ def _parts(question: Question[Any, Any], answers: Mapping[str, Any], skipped: Ma
     if question.name in answers:
         return tuple(question.section(answers[question.name]))
     return (Paragraph(skipped.get(question.name, "Not asked."), "notice"),)
+
+
+def _run_verdicts(audit: Audit) -> Iterator[tuple[RunsQuestion[Any], list[Verdict]]]:
+    """Verdicts on all runs, by question."""
+    for question in on_runs(audit.questions):
+        if own := audit.of_runs.verdicts_on(question):
+            yield question, own
 
 
 def _anchors(questions: Sequence[Question[Any, Any]]) -> dict[str, str]:

@@ -282,13 +282,13 @@ DO_ANYTHING = """([which, how]) => {
     const shown = (element) => element.getClientRects().length > 0;
     const things = [...document.querySelectorAll(
         "button, select, input, summary, .node, .row svg, .trace svg, .verdicts a, nav a, body")].filter(shown);
-    const thing = things[which % things.length], told = (type) => thing.dispatchEvent(new Event(type, {bubbles: true}));
+    const thing = things[which % things.length], fire = (type) => thing.dispatchEvent(new Event(type, {bubbles: true}));
     if (thing.tagName === "SELECT") {
         thing.selectedIndex = how % thing.options.length;
-        told("change");
+        fire("change");
     } else if (thing.tagName === "INPUT") {
         thing.value = how % (Number(thing.max) + 1);
-        told("input");
+        fire("input");
     } else if (thing.tagName === "BODY") {
         const key = ["ArrowRight", "ArrowLeft", " ", "Home", "End", "ArrowDown", "Enter"][how % 7];
         (document.activeElement || thing).dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true}));

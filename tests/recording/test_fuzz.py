@@ -58,8 +58,8 @@ def answer(path: Path, data: bytes) -> Recording | None:
     try:
         recording = Recording.open(path)
         for episode in recording:
-            told = explain(recording.circuit, episode)
-            assert told.sentence(-1) and told.residual() >= 0
+            explanation = explain(recording.circuit, episode)
+            assert explanation.sentence(-1) and explanation.residual() >= 0
         json.dumps(replay(recording).to_dict())
         assert str(replay(recording))
     except RecordingError as error:

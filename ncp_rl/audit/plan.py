@@ -8,6 +8,7 @@ from typing import Any
 
 from gymnasium import Env
 
+from ncp_rl.audit.envelope import episodes_needed
 from ncp_rl.audit.perturb import Disturbance
 
 #: Environments side by side while recording a run, at most; a replay has as many.
@@ -42,6 +43,9 @@ class Plan:
         n_perturb_episodes: Of every level.
         n_processes: Trials at a time.
         max_loss: Share of the return that a disturbance may cost.
+
+    Raises:
+        ValueError: alpha is not between 0 and 1.
     """
 
     n_episodes: int = 20
@@ -58,3 +62,7 @@ class Plan:
     n_perturb_episodes: int = 10
     n_processes: int = 1
     max_loss: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Refuse a rate that no number of episodes promises, before anything is recorded."""
+        episodes_needed(self.alpha)

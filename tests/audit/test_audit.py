@@ -138,6 +138,8 @@ def test_errors(run: Path, tmp_path: Path) -> None:
             audit_sources(sources, out)
     with pytest.raises(RecordingError):
         audit_sources([SCRIPT], tmp_path / "b")
+    with pytest.raises(ValueError, match=r"must be between 0 and 1, got 1\.5"):
+        Plan(alpha=1.5)
 
 
 def test_several_recordings_keep_apart(audited: tuple[Audit, Path], tmp_path: Path) -> None:

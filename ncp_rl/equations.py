@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ncp_rl.kernels import EPSILON
 from ncp_rl.jit import inlined, kernel
+from ncp_rl.kernels import EPSILON
 
 Array = npt.NDArray[np.float64]
 Floats = npt.NDArray[np.float32]

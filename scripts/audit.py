@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,9 +19,8 @@ import tyro
 from ncp_envs.disturbance import DISTURBANCES, LEVEL_UNITS, LEVELS
 from ncp_envs.disturbance import Fault as FaultWrapper
 
+from ncp_rl.audit import QUESTIONS, Fault, Plan, audit_sources, failures
 from ncp_rl.audit.report import write_report
-from ncp_rl.audit.sources import Fault, Plan, audit_sources, failures
-from ncp_rl.ltc import LTC
 from ncp_rl.recording import RecordingError, read_public_key
 from ncp_rl.runs import RunError
 
@@ -63,7 +62,7 @@ class Args:
     """Trials of the sweep at a time."""
     public_key: Path | None = None
     """PEM file of the key that must have signed the recordings given."""
-    fail_on: tuple[str, ...] = ("chain", "replay", "explain", "certificate", "sensitivity", "monitor", "dynamics")
+    fail_on: tuple[str, ...] = tuple(question.name for question in QUESTIONS if question.must_pass)
     """Exit with status 1 where one of these verdicts fails, or a figure is beyond a limit: "perturbation.loss>0.3"."""
     threads: int = 1
     """Threads of torch; small circuits are fastest with one."""
@@ -78,21 +77,13 @@ def main(args: Args) -> int:
         out = args.out or Path("audits") / f"{args.sources[0].stem}__{time.time():.0f}"
         key = None if args.public_key is None else read_public_key(args.public_key)
         audit = audit_sources(args.sources, out, plan(args), public_key=key, progress_bar=args.progress_bar)
-        drawn = tuple(subject for subject in audit.subjects if subject.recording.circuit.cell == LTC.cell)
-        report = out / "report.html"
-        if drawn:
-            write_report(replace(audit, subjects=drawn), report, level_units=LEVEL_UNITS)
+        report = write_report(audit, out / "report.html")
         failed = failures(audit, args.fail_on)
     except (RunError, RecordingError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print("\n".join(audit.lines()))
-    print(f"audit: {out / 'audit.json'}")
-    if drawn:
-        print(f"report: {report}")
-    for subject in audit.subjects:
-        if subject.recording.circuit.cell != LTC.cell:
-            print(f"no report of {subject.name}: its page shows LTC neurons alone")
+    print(f"audit: {out / 'audit.json'}\nreport: {report}")
     for failure in failed:
         print(f"failed: {failure}", file=sys.stderr)
     return 1 if failed else 0
@@ -119,6 +110,7 @@ def plan(args: Args) -> Plan:
             for name in args.faults
         },
         disturbances={name: (DISTURBANCES[name], LEVELS[name]) for name in args.disturbances},
+        level_units=LEVEL_UNITS,
         n_perturb_episodes=args.perturb_episodes,
         n_processes=args.processes,
         max_loss=args.max_loss,

@@ -21,8 +21,9 @@ from ncp_rl import equations
 from ncp_rl.audit.cell import Array, Cell
 from ncp_rl.audit.certify import invariant_box
 from ncp_rl.audit.intervals import Range
-from ncp_rl.audit.neurons import Watched, listed
+from ncp_rl.audit.json_values import listed
 from ncp_rl.audit.verdict import Verdict
+from ncp_rl.audit.watched import Watched
 from ncp_rl.circuit import Circuit
 from ncp_rl.recording.episode import Episode
 from ncp_rl.wiring import Wiring
@@ -72,7 +73,7 @@ def saturation(circuit: Circuit, episodes: Sequence[Episode]) -> Array:
     return share
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Components:
     """Principal components of the watched neurons' potentials over all steps (scikit-learn's `PCA`).
 
@@ -82,6 +83,7 @@ class Components:
         axes: (K, C), unit vectors of the first K = min(3, C) components.
         projections: (steps, K), potentials less their mean, along these.
         episode: (steps,), number of the episode of each row.
+        step: (steps,), step of that episode.
         action_mean: (steps, A), action means at each row, to colour by.
     """
 
@@ -90,6 +92,7 @@ class Components:
     axes: Array
     projections: Array
     episode: npt.NDArray[np.int64]
+    step: npt.NDArray[np.int64]
     action_mean: Array
 
     @property
@@ -110,9 +113,15 @@ def principal_components(circuit: Circuit, episodes: Sequence[Episode]) -> Compo
         pca = PCA(n_components, svd_solver="covariance_eigh").fit(potentials)
         explained[:] = 0.0
         explained[:n_components], axes = pca.explained_variance_ratio_, pca.components_[:n_kept]
-    numbers = np.repeat([episode.index for episode in episodes], [len(episode) for episode in episodes])
-    projections = (potentials - potentials.mean(axis=0)) @ axes.T
-    return Components(watched, explained, axes, projections, numbers, _action_means(episodes))
+    return Components(
+        watched=watched,
+        explained=explained,
+        axes=axes,
+        projections=(potentials - potentials.mean(axis=0)) @ axes.T,
+        episode=np.repeat([episode.index for episode in episodes], [len(episode) for episode in episodes]),
+        step=np.concatenate([np.arange(len(episode)) for episode in episodes]),
+        action_mean=_action_means(episodes),
+    )
 
 
 @dataclass(frozen=True)
@@ -145,7 +154,7 @@ def action_slopes(circuit: Circuit, episodes: Sequence[Episode]) -> Slopes:
     return Slopes(watched, circuit.action_names, covariance / var_v, covariance**2 / (var_v * var_a[:, None]))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Dynamics:
     """How the U neurons behaved in a recording.
 
@@ -252,21 +261,21 @@ def audit_dynamics(circuit: Circuit, episodes: Sequence[Episode]) -> Dynamics:
     box = invariant_box(Cell.of(circuit))
     std = potentials.std(axis=0)
     return Dynamics(
-        circuit.wiring.names,
-        tau_bounds(circuit),
-        tau.min(axis=0),
-        np.median(tau, axis=0),
-        tau.max(axis=0),
-        box,
-        potentials.mean(axis=0),
-        std,
-        potentials.min(axis=0),
-        potentials.max(axis=0),
-        saturation(circuit, episodes),
-        std < SILENT * (box.high - box.low),
-        disconnected(circuit.wiring),
-        components,
-        action_slopes(circuit, episodes),
+        names=circuit.wiring.names,
+        tau_bounds=tau_bounds(circuit),
+        tau_low=tau.min(axis=0),
+        tau_median=np.median(tau, axis=0),
+        tau_high=tau.max(axis=0),
+        box=box,
+        mean=potentials.mean(axis=0),
+        std=std,
+        low=potentials.min(axis=0),
+        high=potentials.max(axis=0),
+        saturation=saturation(circuit, episodes),
+        silent=std < SILENT * (box.high - box.low),
+        disconnected=disconnected(circuit.wiring),
+        components=components,
+        slopes=action_slopes(circuit, episodes),
     )
 
 

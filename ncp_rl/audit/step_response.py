@@ -14,11 +14,11 @@ import numpy.typing as npt
 import torch
 
 from ncp_rl.audit.cell import Array
-from ncp_rl.audit.neurons import finite, listed
+from ncp_rl.audit.json_values import finite, listed
 from ncp_rl.circuit import Circuit
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StepResponse:
     """What a step of one sensory input does to all neurons, from rest.
 
@@ -101,9 +101,17 @@ def step_response(
     change = potentials[-1] - rest
     rise_time, overshoot = _rise(np.concatenate([rest[None], potentials]), np.concatenate([[0.0], time]))
     settled = bool(max(_last_move(before), _last_move(potentials)) < 1e-5)
-    mode = _slowest_mode(circuit, stepped, potentials[-1], seconds)
     return StepResponse(
-        names[number], float(amount), time, rest, potentials, settled, change, rise_time, overshoot, mode
+        sensory=names[number],
+        amount=float(amount),
+        time=time,
+        rest=rest,
+        potentials=potentials,
+        settled=settled,
+        change=change,
+        rise_time=rise_time,
+        overshoot=overshoot,
+        slowest_mode=_slowest_mode(circuit, stepped, potentials[-1], seconds),
     )
 
 

@@ -13,10 +13,8 @@ import numpy as np
 import pytest
 from ncp_envs.disturbance import DISTURBANCES
 
+from ncp_rl.audit import QUESTIONS, Audit, Plan, audit_sources
 from ncp_rl.audit.ablate import Clamp, ablate
-from ncp_rl.audit.audit import Audit
-from ncp_rl.audit.report import write_report
-from ncp_rl.audit.sources import Plan, audit_sources
 from ncp_rl.audit.step_response import step_response
 from ncp_rl.cores import CELLS
 from ncp_rl.runs import RunConfig, train
@@ -51,6 +49,7 @@ def test_what_holds_is_asked_and_the_rest_says_why_not(audited: tuple[Audit, Pat
     assert [told[name] for name in ("explain", "certificate", "provoked", "dynamics")] == [None] * 4
     assert told["sensitivity"] == told["ablation"] == [] and told["monitor"]["envelope"]["n_calibration"] >= 7
     assert not CELLS["ltc"].unanswered
+    assert set(CELLS["cfc"].unanswered) <= {question.name for question in QUESTIONS}
 
 
 def test_the_script_passes_what_was_not_asked(audited: tuple[Audit, Path], tmp_path: Path) -> None:
@@ -58,16 +57,14 @@ def test_the_script_passes_what_was_not_asked(audited: tuple[Audit, Path], tmp_p
     result = subprocess.run([*command, "--no-progress-bar"], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert "skip  certificate   The neurons are CfC" in result.stdout
-    assert "no report of run: its page shows LTC neurons alone" in result.stdout and "report:" not in result.stdout
-    assert not (tmp_path / "out" / "report.html").exists()
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "run is not in the player. The neurons are CfC: " in page and 'id="trees"' in page
 
 
-def test_questions_asked_by_hand(audited: tuple[Audit, Path], tmp_path: Path) -> None:
+def test_questions_asked_by_hand(audited: tuple[Audit, Path]) -> None:
     audit, _ = audited
     circuit = audit.subjects[0].recording.circuit
     with pytest.raises(ValueError, match="holds for LTC neurons alone; the circuit's neurons are CfC"):
         ablate(circuit, Clamp("command_0", 0.0))
-    with pytest.raises(ValueError, match="The page shows LTC neurons alone; leave run out"):
-        write_report(audit, tmp_path / "report.html")
     response = step_response(circuit, 0, 1.0, n_steps=50)
     assert np.isfinite(response.potentials).all() and response.change.any() and np.isfinite(response.slowest_mode)

@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ncp_rl.audit.explain import explain
+from ncp_rl.audit.orchestrate import audit_sources
 from ncp_rl.audit.report import write_report
-from ncp_rl.audit.sources import audit_sources
 from ncp_rl.recording import Recording, RecordingError, record_rollouts, replay, verify
 from ncp_rl.recording.encode import MESSAGE_HEADER, message_record
 from tests.random_env import box
@@ -66,9 +66,9 @@ def answer(path: Path, data: bytes) -> Recording | None:
     assert verification.status in ("intact", "damaged") and str(verification)
     try:
         recording = Recording.open(path)
-        for episode in recording if recording.circuit.cell == "ltc" else ():
-            told = explain(recording.circuit, episode)
-            assert told.sentence(-1) and told.residual() >= 0
+        for episode in recording:
+            explanation = explain(recording.circuit, episode)
+            assert explanation.sentence(-1) and explanation.residual() >= 0
         json.dumps(replay(recording).to_dict())
         assert str(replay(recording))
     except RecordingError as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -56,26 +55,3 @@ class Watched:
                     f"{episode.potentials[step, neuron]} at step {step}, neuron {neuron}; leave it out."
                 )
         return np.concatenate([episode.potentials[:, self.index] for episode in episodes]).astype(np.float64)
-
-
-def finite(value: float) -> float | None:
-    """A number as JSON has it: None where it is not finite."""
-    return float(value) if np.isfinite(value) else None
-
-
-def listed(values: npt.ArrayLike) -> list[Any]:
-    """An array of floats as JSON has it, shortened to float32's digits, None where a number is not finite."""
-    array = np.asarray(values, np.float64)
-    if array.ndim > 1:
-        return [listed(row) for row in array]
-    return [float(f"{value:.8g}") if np.isfinite(value) else None for value in array]
-
-
-def split_episodes(n_episodes: int, n_held_out: int, seed: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Numbers 0 to n_episodes - 1 at random in two parts, each ascending; the second has `n_held_out`.
-
-    Episodes are split, never steps: steps of one episode resemble each other, so that a step held out of an episode
-    that was learned from would prove nothing.
-    """
-    order = np.random.default_rng(seed).permutation(n_episodes)
-    return np.sort(order[n_held_out:]), np.sort(order[:n_held_out])

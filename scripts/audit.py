@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import tyro
@@ -21,7 +23,9 @@ from ncp_envs.disturbance import Fault as FaultWrapper
 
 from ncp_rl.audit.report import write_report
 from ncp_rl.audit.sources import Fault, Plan, audit_sources, failures
-from ncp_rl.recording import RecordingError, read_public_key
+from ncp_rl.audit.verdict import Verdict
+from ncp_rl.export import ExportError, verify_export
+from ncp_rl.recording import Recording, RecordingError, read_public_key
 from ncp_rl.runs import RunError
 
 #: Name -> level of the faults that the monitor must find.
@@ -62,6 +66,9 @@ class Args:
     """Trials of the sweep at a time."""
     public_key: Path | None = None
     """PEM file of the key that must have signed the recordings given."""
+    deployed: Path | None = None
+    """Export of the one source's policy (scripts/export.py), which must do what was recorded: a folder with
+    controller.c, or controller.json or controller.onnx."""
     fail_on: tuple[str, ...] = ("chain", "replay", "explain", "certificate", "sensitivity", "monitor", "dynamics")
     """Exit with status 1 where one of these verdicts fails, or a figure is beyond a limit: "perturbation.loss>0.3"."""
     threads: int = 1
@@ -76,10 +83,11 @@ def main(args: Args) -> int:
     try:
         out = args.out or Path("audits") / f"{args.sources[0].stem}__{time.time():.0f}"
         key = None if args.public_key is None else read_public_key(args.public_key)
-        audit = audit_sources(args.sources, out, plan(args), public_key=key, progress_bar=args.progress_bar)
+        told: dict[str, Any] = dict(public_key=key, deployed=deployed(args), progress_bar=args.progress_bar)
+        audit = audit_sources(args.sources, out, plan(args), **told)
         report = write_report(audit, out / "report.html", level_units=LEVEL_UNITS)
-        failed = failures(audit, args.fail_on)
-    except (RunError, RecordingError, ValueError) as error:
+        failed = failures(audit, (*args.fail_on, *(["deployed"] if args.deployed else [])))
+    except (ExportError, RunError, RecordingError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print("\n".join(audit.lines()))
@@ -87,6 +95,20 @@ def main(args: Args) -> int:
     for failure in failed:
         print(f"failed: {failure}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def deployed(args: Args) -> Callable[[Recording], Verdict] | None:
+    """What asks whether the export does what was recorded.
+
+    Raises:
+        ValueError: There are several sources, of which an export can be but one.
+    """
+    export = args.deployed
+    if export is None:
+        return None
+    if len(args.sources) > 1:
+        raise ValueError(f"--deployed names the export of one policy, got {len(args.sources)} sources; audit it alone.")
+    return lambda recording: verify_export(export, recording).verdict()
 
 
 def plan(args: Args) -> Plan:

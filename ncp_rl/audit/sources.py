@@ -73,6 +73,7 @@ def audit_sources(
     plan: Plan = Plan(),
     *,
     public_key: Ed25519PublicKey | None = None,
+    deployed: Callable[[Recording], Verdict] | None = None,
     progress_bar: bool = False,
 ) -> Audit:
     """Audit run folders and recordings side by side; runs are recorded first, and perturbed.
@@ -82,6 +83,8 @@ def audit_sources(
         out: New folder, for recordings of runs and for audit.json.
         plan: What to ask.
         public_key: That must have signed the recordings given.
+        deployed: Gives a further verdict on each recording: whether what is deployed does what was recorded. See
+            `ncp_rl.export.verify_export`.
         progress_bar: Show progress.
 
     Raises:
@@ -100,10 +103,10 @@ def audit_sources(
     for name, path in named.items():
         if name not in runs:
             recording = Recording.open(path)
-            truth = [_chain(path, public_key), _replayed(recording)]
+            truth = [_chain(path, public_key), _replayed(recording), *_asked(deployed, recording)]
             subjects.append(_ask(recording, name, plan, truth, progress_bar))
         elif is_circuit(read_config(path).hyperparams.get("policy")):
-            subjects.append(_audit_run(path, name, out, plan, progress_bar))
+            subjects.append(_audit_run(path, name, out, plan, deployed, progress_bar))
     perturbation, verdicts = None, tuple[Verdict, ...]()
     if runs and plan.disturbances:
         perturbation = perturb(
@@ -155,7 +158,9 @@ def failures(audit: Audit, conditions: Sequence[str]) -> list[str]:
     return found
 
 
-def _audit_run(run: Path, name: str, out: Path, plan: Plan, progress_bar: bool) -> Subject:
+def _audit_run(
+    run: Path, name: str, out: Path, plan: Plan, deployed: Callable[[Recording], Verdict] | None, progress_bar: bool
+) -> Subject:
     """Record a run, replay it with its model and environments, and ask."""
     path = out / f"{name}.mcap"
     limit = plan.max_episode_steps
@@ -164,7 +169,7 @@ def _audit_run(run: Path, name: str, out: Path, plan: Plan, progress_bar: bool) 
     model, venv = load_run(run, n_envs=min(plan.n_episodes, _N_ENVS), max_episode_steps=limit)
     assert isinstance(model, RecurrentPPO)
     recording = Recording.open(path)
-    truth = [_chain(path, None), _replayed(recording, model, venv)]
+    truth = [_chain(path, None), _replayed(recording, model, venv), *_asked(deployed, recording)]
     venv.close()
     faults: dict[str, tuple[Sequence[Episode], Sequence[int]]] = {}
     for fault_name, fault in plan.faults.items():
@@ -205,6 +210,10 @@ def _ask(
         faults=faults,
         progress_bar=progress_bar,
     )
+
+
+def _asked(deployed: Callable[[Recording], Verdict] | None, recording: Recording) -> list[Verdict]:
+    return [] if deployed is None else [deployed(recording)]
 
 
 def _chain(path: Path, public_key: Ed25519PublicKey | None) -> Verdict:

@@ -1,8 +1,9 @@
 """Controllers off the training machine: C99, ONNX and NumPy, proven equal to a recording."""
 
 from ncp_rl.export.c_source import to_c
-from ncp_rl.export.controller import Controller, ControllerError
-from ncp_rl.export.numpy_source import to_numpy
+from ncp_rl.export.controller import Controller, ControllerError, Monitor
+from ncp_rl.export.monitor import monitor_to_c, monitor_to_json
+from ncp_rl.export.numpy_source import to_numpy, write_runtime
 from ncp_rl.export.onnx_graph import to_onnx
 from ncp_rl.export.spec import ExportError
 from ncp_rl.export.verify import ExportCheck, verify_export
@@ -12,8 +13,12 @@ __all__ = [
     "ControllerError",
     "ExportCheck",
     "ExportError",
+    "Monitor",
+    "monitor_to_c",
+    "monitor_to_json",
     "to_c",
     "to_numpy",
     "to_onnx",
     "verify_export",
+    "write_runtime",
 ]

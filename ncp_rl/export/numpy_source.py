@@ -39,6 +39,12 @@ def numpy_texts(spec: Spec) -> dict[str, str]:
     return {"controller.json": json_text(spec.vector_dict()), RUNTIME.name: RUNTIME.read_text()}
 
 
+def write_runtime(folder: Path) -> Path:
+    """Write controller.py, which runs what is exported into `folder`."""
+    write_new(folder, {RUNTIME.name: RUNTIME.read_text()})
+    return folder / RUNTIME.name
+
+
 def json_text(description: dict[str, Any]) -> str:
     """JSON with an entry a line."""
     entries = (f"{json.dumps(name)}: {json.dumps(value, allow_nan=False)}" for name, value in description.items())

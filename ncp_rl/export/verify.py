@@ -178,12 +178,14 @@ def _check(
         return ExportCheck(export, form, str(recording.path), (sha256, recorded), (), None)
     found, first, rounding = [], None, None
     for episode in recording:
-        tally = _compare(recording, episode, run(episode, False))
+        outcome = run(episode, False)
+        tally = _compare(recording, episode, outcome)
         found.append(_difference(episode, tally))
         if first is None:
-            first = _first(tally)
+            first = _first(tally, recording, episode, outcome)
             if first is not None:
-                rounding = _first(_compare(recording, episode, run(episode, True))) is None
+                alone = run(episode, True)
+                rounding = _first(_compare(recording, episode, alone), recording, episode, alone) is None
     return ExportCheck(export, form, str(recording.path), (sha256, recorded), tuple(found), first, rounding)
 
 
@@ -220,9 +222,17 @@ def _difference(episode: Episode, tally: Tally) -> EpisodeDifference:
     )
 
 
-def _first(tally: Tally) -> Divergence | None:
+def _first(tally: Tally, recording: Recording, episode: Episode, outcome: Outcome) -> Divergence | None:
+    """The earliest value beyond the tolerance; of neurons that differ in the same step, the one that differs most."""
     found = [comparison.first for comparison in tally.comparisons() if comparison.first is not None]
-    return min(found, key=lambda divergence: divergence.step or 0, default=None)
+    first = min(found, key=lambda divergence: divergence.step or 0, default=None)
+    names = recording.circuit.wiring.names
+    if first is None or first.name not in names:
+        return first
+    step = first.step or 0
+    recorded, exported = episode.potentials[step], outcome.potentials[step]
+    most = int(np.nan_to_num(np.abs(recorded - exported), nan=np.inf).argmax())
+    return Divergence(episode.index, step, names[most], float(recorded[most]), float(exported[most]))
 
 
 def _deployed(divergence: Divergence) -> str:

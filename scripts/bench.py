@@ -462,7 +462,8 @@ def deployed(args: Args) -> list[Group]:
     groups = []
     for name, wiring in CIRCUITS.items():
         model = RecurrentPPO(NCPPolicy, LOOP_ENV, seed=0, device="cpu", policy_kwargs=dict(wiring=wiring))
-        built = model.policy.wiring  # type: ignore[union-attr]
+        assert isinstance(model.policy, NCPPolicy)
+        built = model.policy.wiring
         n_synapses = len(built.synapses.source) + len(built.sensory_synapses.source)
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)

@@ -48,7 +48,7 @@ class Taken(NamedTuple):
     before: Floats
     """(U,) potentials before the step"""
     sensory: Floats
-    """(S,) sensory inputs; zeros where the step was held"""
+    """(S,) sensory inputs, with zeros in place of bad readings"""
     potentials: Floats
     """(U,)"""
     action_mean: Floats
@@ -78,6 +78,7 @@ class Controller:
 
     Attributes:
         description: As the file has it.
+        form: What computes, "NumPy" or "ONNX" Runtime.
         neuron_names: (U,)
         sensory_names: (S,), what each sensory input carries.
         output_names: (A,), of the action means, or logits.
@@ -89,8 +90,9 @@ class Controller:
         observers: Each is called with every step, as `Taken`: a monitor, a recorder.
     """
 
-    def __init__(self, description: Mapping[str, Any], circuit: _Circuit) -> None:
+    def __init__(self, description: Mapping[str, Any], circuit: _Circuit, form: Literal["NumPy", "ONNX"]) -> None:
         """Take a described circuit; see `Controller.load`."""
+        self.form = form
         self.description = description
         self.neuron_names = tuple(description["neuron_names"])
         self.sensory_names = tuple(description["sensory_names"])
@@ -118,9 +120,9 @@ class Controller:
         try:
             if path.suffix == ".onnx":
                 network = _Onnx(path)
-                return cls(network.description, network)
+                return cls(network.description, network, "ONNX")
             description = _described(path.read_text(), FORMAT)
-            return cls(description, _Numbers(description))
+            return cls(description, _Numbers(description), "NumPy")
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise ControllerError(f"The controller {path} cannot be read: {error}") from error
 
@@ -148,19 +150,25 @@ class Controller:
         elapsed = self._seconds(observation, seconds)
         parts = self._parts(observation)
         before, starts = self.potentials, self._starts
-        self.problem = self._problem(parts, elapsed)
-        sensory = np.zeros(len(self.sensory_names), np.float32)
+        admitted, self.problem = self._admit(parts, elapsed)
+        # Of a refused step, observers see the sensory inputs of what stands in for bad readings, as in training.
+        after = self._circuit.step(admitted, before, 0.0 if self.problem else elapsed)
+        # False for NaN too.
+        if not np.all((after.potentials >= self._low) & (after.potentials <= self._high)):
+            self.problem = self.problem or "a potential would leave its certified range"
         if not self.problem:
-            after = self._circuit.step(parts, before, elapsed)
-            sensory = after.sensory
-            # False for NaN too.
-            if np.all((after.potentials >= self._low) & (after.potentials <= self._high)):
-                self.potentials, self.action, self.action_mean = after.potentials, after.action, after.action_mean
-            else:
-                self.problem = "a potential would leave its certified range"
+            self.potentials, self.action, self.action_mean = after.potentials, after.action, after.action_mean
         self._starts = False
         taken = Taken(
-            observation, elapsed, starts, before, sensory, self.potentials, self.action_mean, self.action, self.problem
+            observation,
+            elapsed,
+            starts,
+            before,
+            after.sensory,
+            self.potentials,
+            self.action_mean,
+            self.action,
+            self.problem,
         )
         for observe in self.observers:
             observe(taken)
@@ -193,8 +201,11 @@ class Controller:
             found[key] = value.reshape(shape)
         return found
 
-    def _problem(self, parts: Mapping[str | None, npt.NDArray[Any]], seconds: float) -> str:
-        """What is wrong with a reading, in a clause."""
+    def _admit(
+        self, parts: dict[str | None, npt.NDArray[Any]], seconds: float
+    ) -> tuple[dict[str | None, npt.NDArray[Any]], str]:
+        """The parts with something neutral in place of bad readings, and what is wrong, in a clause."""
+        problem, admitted = "", dict(parts)
         for part in self.description["observation"]:
             values = parts[part["key"]].reshape(-1)
             wrong = ~(np.abs(values) <= _LARGEST) if values.dtype.kind == "f" else np.zeros(len(values), np.bool_)
@@ -205,10 +216,13 @@ class Controller:
             if wrong.any():
                 at = int(wrong.argmax())
                 name = part["names"][at] if part["names"] else f"{part['key'] or 'image'}[{at}]"
-                return f"the observation {name!r} is {values[at]:g} and must be {expected}"
+                problem = problem or f"the observation {name!r} is {values[at]:g} and must be {expected}"
+                # What a zero behind the normalisation was before it.
+                neutral = 0 if part["normalize"] is None else part["normalize"]["mean"]
+                admitted[part["key"]] = np.where(wrong, neutral, values).astype(values.dtype).reshape(part["shape"])
         if not 0 <= seconds <= _LARGEST:
-            return f"the step lasts {seconds:g} s and must last finite seconds, not negative"
-        return ""
+            problem = problem or f"the step lasts {seconds:g} s and must last finite seconds, not negative"
+        return admitted, problem
 
 
 class _Numbers:

@@ -4,7 +4,8 @@
     -> action (N, ...), action_mean (N, A), new_state (N, U), sensory (N, S)
 
 Observations come as the environment gives them, actions leave as it takes them. The number of controllers side by side,
-N, is open. The file's metadata entry `ncp_rl` holds, as JSON, wiring, names, units and the policy's hash.
+N, is open. The file's metadata entry `ncp_rl` holds, as JSON, the circuit with its
+wiring, names and units, and the policy's hash.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def to_onnx(
             dynamic_axes={name: {0: "controllers"} for name in (*inputs, *outputs)},
         )
     model = onnx.load(str(path))
-    onnx.helper.set_model_props(model, {METADATA: json.dumps(spec.to_dict(weights=False), allow_nan=False)})
+    onnx.helper.set_model_props(model, {METADATA: json.dumps(spec.to_dict(), allow_nan=False)})
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, str(path))
     return path
@@ -88,7 +89,7 @@ def _onnx() -> Any:
     try:
         import onnx
     except ImportError as error:
-        raise ExportError('Writing ONNX needs the package onnx: pip install "ncp-rl[onnx]"') from error
+        raise ExportError('Writing ONNX needs the package onnx: pip install "ncp-rl[export]"') from error
     return onnx
 
 

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,15 +186,13 @@ class Spec:
         squash = bool(policy.squash_output)
         return cls(circuit, observed, timed, encoder, policy.action_space, squash, certificate, digest)
 
-    def to_dict(self, *, weights: bool = True) -> dict[str, Any]:
-        """As JSON has it; float32 numbers come back bit for bit.
-
-        Args:
-            weights: Whether to write the numbers of encoder and circuit too.
-        """
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it; float32 numbers come back bit for bit."""
         wiring, ltc = self.circuit.wiring, self.circuit.ltc
+        tensors, settings = self.circuit.save()
+        (synaptic, sensory, (cm, gleak, vleak)) = (rows.detach().cpu().numpy() for rows in ltc.packed().params)
         inside, action = self.certificate.range, self.certificate.action
-        found: dict[str, Any] = {
+        return {
             "format": FORMAT,
             "policy_sha256": self.sha256,
             "observation": [part.to_dict() for part in self.observed],
@@ -210,17 +209,13 @@ class Spec:
                 "potentials": {"low": _below(inside.low).tolist(), "high": _above(inside.high).tolist()},
                 "action_means": {"low": _below(action.low).tolist(), "high": _above(action.high).tolist()},
             },
-        }
-        if not weights:
-            return found
-        assert self.encoder is not None
-        (synaptic, sensory, (cm, gleak, vleak)) = (rows.detach().cpu().numpy() for rows in ltc.packed().params)
-        return found | {
-            "encoder": {name: values.tolist() for name, values in vars(self.encoder).items()},
+            "encoder": self.encoder and {name: values.tolist() for name, values in vars(self.encoder).items()},
             "neurons": {"cm": cm.tolist(), "gleak": gleak.tolist(), "vleak": vleak.tolist()},
             "synapses": _synapses(wiring.synapses, synaptic),
             "sensory_synapses": _synapses(wiring.sensory_synapses, sensory),
             "readout": {"weight": self.circuit.readout.tolist(), "bias": self.circuit.bias.tolist()},
+            # As recordings hold it, so that the controller's own recordings can.
+            "circuit": {"tensors": base64.b64encode(tensors).decode(), "settings": settings.decode()},
         }
 
     def _action(self) -> dict[str, Any]:

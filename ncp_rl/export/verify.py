@@ -128,14 +128,13 @@ def verify_export(export: Path | str, recording: Recording | Path | str) -> Expo
             program = build_here(export, Path(scratch))
             return check_program(program, read_description(export), recording, export)
     controller = _load(export)
-    form = "NumPy" if "synapses" in controller.description else "ONNX"
     controller.on_bad_input = "hold"
     sha256 = str(controller.description["policy_sha256"])
     return _check(
         recording,
         lambda episode, alone: _live(controller, recording, episode, alone),
         str(export),
-        form,
+        controller.form,
         sha256,
     )
 
@@ -317,7 +316,8 @@ def _part(parts: Any, key: str | None) -> Array:
 
 
 def _seconds(parts: Any, episode: Episode, timed: bool) -> Array:
-    """(T,) as a controller is told them; those of a held step are its reading, or else of no account."""
+    """(T,) as a controller is told them; NaN in a held step whose readings are all finite: then they were bad."""
     if timed and isinstance(parts, dict) and ELAPSED_TIME in parts:
         return np.asarray(parts[ELAPSED_TIME]).reshape(-1)
-    return np.abs(episode.elapsed_time)
+    finite = np.isfinite(episode.observation).all(axis=1)
+    return np.where(episode.held & finite, np.nan, np.abs(episode.elapsed_time))

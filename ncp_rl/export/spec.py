@@ -59,7 +59,7 @@ class Source(NamedTuple):
     policy: NCPPolicy
     normalize: VecNormalize | None
     observation_space: spaces.Space[Any]
-    """As the environment gives observations: before normalisation, images as they come."""
+    """As the environment gives observations: before normalisation, images as they come, frames stacked."""
 
 
 @dataclass(frozen=True)
@@ -180,6 +180,7 @@ class Spec:
         if certificate.violations:
             raise ExportError(f"The policy is broken and is not exported: {certificate.violations[0]}.")
         observed = tuple(_observed(source))
+        _check_finite(policy, observed)
         timed = isinstance(policy.pi_features_extractor, KeyFilter) and policy.pi_features_extractor.timed
         encoder = None if any(part.image for part in observed) else _receptive(policy.pi_features_extractor, observed)
         digest = policy_digest(policy, source.normalize)
@@ -259,7 +260,7 @@ def find_source(source: Path | str | OnPolicyAlgorithm, env: VecEnv | None = Non
         env: With a model: its environments, whose normalisation is exported; the model's own where None.
 
     Raises:
-        ExportError: The policy is none that can be exported.
+        ExportError: The policy is none that can be exported, or the model has no environments.
         ncp_rl.runs.RunError: The run folder is damaged.
     """
     if isinstance(source, (str, Path)):
@@ -268,7 +269,10 @@ def find_source(source: Path | str | OnPolicyAlgorithm, env: VecEnv | None = Non
     if not isinstance(policy, NCPPolicy):
         raise ExportError(f"Only NCP policies are exported, got a {type(policy).__name__}.")
     if venv is None:
-        return Source(policy, None, policy.observation_space)
+        raise ExportError(
+            "The model has no environments, which say whether observations are normalised and how images come; give "
+            "them: env=venv, as for evaluation."
+        )
     normalize = unwrap_vec_normalize(venv)
     inner = venv if normalize is None else normalize.venv
     while isinstance(inner, VecTransposeImage):
@@ -285,6 +289,19 @@ def _circuit(policy: NCPPolicy) -> Circuit:
     if type(policy.lstm_actor) is not LTC:
         raise ExportError(f"Exports serve LTC neurons, this policy's are {type(policy.lstm_actor).__name__} neurons.")
     return Circuit.from_policy(policy)
+
+
+def _check_finite(policy: NCPPolicy, observed: tuple[Observed, ...]) -> None:
+    numbers = {
+        f"{name} of the encoder": x.cpu().numpy() for name, x in policy.pi_features_extractor.state_dict().items()
+    }
+    for part in observed:
+        for name in ("mean", "std"):
+            values = getattr(part, name)
+            numbers |= {} if values is None else {f"VecNormalize's {name} of {part.key or 'the observation'}": values}
+    for name, values in numbers.items():
+        if not np.isfinite(values).all():
+            raise ExportError(f"The policy is broken and is not exported: {name} holds what is not finite.")
 
 
 def _observed(source: Source) -> Iterator[Observed]:

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from sb3_contrib import RecurrentPPO
+from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize
 
 from ncp_rl import NCPPolicy
@@ -228,6 +230,37 @@ def test_broken_policies_and_missing_runs_are_refused(tmp_path: Path) -> None:
         to_c(model, tmp_path / "c")
     with pytest.raises(RunError, match="no run folder"):
         to_c(tmp_path / "nowhere", tmp_path / "c")
+
+
+def test_encoders_and_statistics_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    model, venv = make_model(VECTORS["normalised"])
+    assert isinstance(venv, VecNormalize) and isinstance(venv.obs_rms, RunningMeanStd)
+    venv.obs_rms.mean[1] = np.nan
+    with pytest.raises(ExportError, match="VecNormalize's mean of the observation holds what is not finite"):
+        to_c(model, tmp_path / "c")
+    model, _ = make_model(VECTORS["box"])
+    with torch.no_grad():
+        model.policy.get_parameter("pi_features_extractor.gain")[0] = torch.inf
+    with pytest.raises(ExportError, match="gain of the encoder"):
+        to_c(model, tmp_path / "c")
+
+
+def test_a_model_without_environments_is_refused(tmp_path: Path) -> None:
+    """It would lose the normalisation that it was trained with, and nobody would see."""
+    model, venv = make_model(VECTORS["normalised"])
+    model.save(tmp_path / "model")
+    alone = RecurrentPPO.load(tmp_path / "model")
+    with pytest.raises(ExportError, match="env=venv"):
+        to_c(alone, tmp_path / "c")
+    to_c(alone, tmp_path / "c", env=venv)
+
+
+@needs_gcc
+def test_fast_math_is_refused(tmp_path: Path) -> None:
+    folder = exported(VECTORS["box"], tmp_path / "c")
+    command = ["gcc", "-std=c99", "-ffast-math", "-c", str(folder / "controller.c"), "-o", str(tmp_path / "o")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode and "-ffast-math forbids" in done.stderr
 
 
 def test_elapsed_time_must_not_be_normalised(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
     ros2 run your_package controller --ros-args -p folder:=/opt/controller
 
-It needs rclpy, NumPy and the exported folder (controller.json, and controller.py on the Python path), nothing of ncp_rl.
+It needs rclpy, NumPy and the exported folder (controller.json, and controller.py on the Python path); no ncp_rl.
 Observations come as std_msgs/Float32MultiArray in the order of controller.h, actions leave in the same form. Potentials
 are published too, so that any tool shows the neurons.
 """

@@ -19,6 +19,7 @@ import ncp_envs  # noqa: F401  (registers ncp/ environments)
 import torch
 import tyro
 
+from ncp_rl.audit.envelope import fit_box, fit_conformal
 from ncp_rl.export import (
     ExportError,
     monitor_to_c,
@@ -97,8 +98,6 @@ class Monitor:
 
     def run(self) -> int:
         """Fit, write, say where."""
-        from ncp_rl.audit.envelope import fit_box, fit_conformal
-
         recording = Recording.open(self.file)
         episodes = list(recording)
         if self.kind == "box":

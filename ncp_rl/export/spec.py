@@ -198,6 +198,7 @@ class Spec:
             "policy_sha256": self.sha256,
             "observation": [part.to_dict() for part in self.observed],
             "timed": self.timed,
+            "units": {"elapsed_time": "s", "seconds": "s", "potentials": "1", "observation, action": "environment's"},
             "seconds": ltc.elapsed_time,
             "ode_unfolds": ltc.ode_unfolds,
             "sensory_names": list(self.circuit.sensory_names),

@@ -33,14 +33,19 @@ GO_ON, RESET, SET = 0.0, 1.0, 2.0
 class Outcome(NamedTuple):
     """What a controller did in T steps."""
 
-    held: npt.NDArray[np.bool_]
-    """(T,), where a step was refused"""
+    status: npt.NDArray[np.int64]
+    """(T,), 0 where a step was taken; else why it was refused, as controller.h counts"""
     action: Floats
     """(T, A)"""
     action_mean: Floats
     """(T, O)"""
     potentials: Floats
     """(T, U)"""
+
+    @property
+    def held(self) -> npt.NDArray[np.bool_]:
+        """(T,), where a step was refused."""
+        return self.status != 0
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,7 @@ class Program:
             raise ExportError(f"The program answered {numbers.size} numbers, which are not {n_steps} steps.")
         table = numbers[_HEADER:].reshape(n_steps, sum(sizes))
         status, action, mean, after = np.split(table, np.cumsum(sizes)[:-1], axis=1)
-        return Outcome(status[:, 0] != 0, action, mean, after), printed
+        return Outcome(status[:, 0].astype(np.int64), action, mean, after), printed
 
 
 # Numbers with which an outcome begins: sizes, and the bytes of the hash.

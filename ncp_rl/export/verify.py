@@ -268,7 +268,7 @@ def _live(controller: Controller, recording: Recording, episode: Episode, alone:
         action = controller.step(observation, float(seconds[t]))
         rows.append((bool(controller.problem), action.ravel(), controller.action_mean, controller.potentials))
     held, actions, means, potentials = zip(*rows, strict=True)
-    return Outcome(np.array(held), np.stack(actions), np.stack(means), np.stack(potentials))
+    return Outcome(np.array(held, np.int64), np.stack(actions), np.stack(means), np.stack(potentials))
 
 
 def _observations(controller: Controller, recording: Recording, episode: Episode) -> Iterator[Any]:

@@ -48,7 +48,8 @@ int main(int argc, char **argv)
     int i;
     controller_reset(&circuit);
     for (t = 0; t < n_steps; t++) {
-        const controller before = circuit;
+        const int broken = (uniform() < 0.001f) ? 1 : 0;
+        controller before;
         float seconds = (uniform() < 0.1f) ? 0.0f : uniform();
         controller_status status;
         int finite = 1;
@@ -61,6 +62,11 @@ int main(int argc, char **argv)
             observation[i] = reading(n_values);
             finite &= isfinite(observation[i]) ? 1 : 0;
         }
+        if (broken == 1) {
+            /* As by broken memory. */
+            circuit.potentials[t % CONTROLLER_N_NEURONS] = (uniform() < 0.5f) ? NAN : INFINITY;
+        }
+        before = circuit;
         status = controller_step(&circuit, observation, seconds, action);
         counts[status]++;
         if ((finite == 0) && (status != CONTROLLER_BAD_OBSERVATION)) {
@@ -75,7 +81,11 @@ int main(int argc, char **argv)
             printf("step %ld: status %d, and the state has changed\n", t, (int)status);
             return 1;
         }
-        if ((status == CONTROLLER_OUT_OF_RANGE) && (seconds < 1e30f)) {
+        if ((broken == 1) && (status == CONTROLLER_OK)) {
+            printf("step %ld: what is not finite was not noticed\n", t);
+            return 1;
+        }
+        if ((status == CONTROLLER_OUT_OF_RANGE) && (seconds < 1e30f) && (broken == 0)) {
             printf("step %ld: out of range\n", t);
             return 1;
         }
@@ -89,7 +99,7 @@ int main(int argc, char **argv)
                 return 1;
             }
         }
-        if (uniform() < 0.001f) {
+        if ((broken == 1) || (uniform() < 0.001f)) {
             controller_reset(&circuit);
         }
     }

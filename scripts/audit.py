@@ -20,7 +20,9 @@ from ncp_envs.disturbance import DISTURBANCES, LEVEL_UNITS, LEVELS
 from ncp_envs.disturbance import Fault as FaultWrapper
 
 from ncp_rl.audit import QUESTIONS, Fault, Plan, audit_sources, failures
+from ncp_rl.audit.audit import Questions
 from ncp_rl.audit.report import write_report
+from ncp_rl.export import DeployedQuestion, ExportError
 from ncp_rl.recording import RecordingError, read_public_key
 from ncp_rl.runs import RunError
 
@@ -62,6 +64,9 @@ class Args:
     """Trials of the sweep at a time."""
     public_key: Path | None = None
     """PEM file of the key that must have signed the recordings given."""
+    deployed: Path | None = None
+    """Export of the one source's policy (scripts/export.py), which must do what was recorded: a folder with
+    controller.c, or controller.json or controller.onnx."""
     fail_on: tuple[str, ...] = tuple(question.name for question in QUESTIONS if question.must_pass)
     """Exit with status 1 where one of these verdicts fails, or a figure is beyond a limit: "perturbation.loss>0.3"."""
     threads: int = 1
@@ -76,10 +81,12 @@ def main(args: Args) -> int:
     try:
         out = args.out or Path("audits") / f"{args.sources[0].stem}__{time.time():.0f}"
         key = None if args.public_key is None else read_public_key(args.public_key)
-        audit = audit_sources(args.sources, out, plan(args), public_key=key, progress_bar=args.progress_bar)
+        audit = audit_sources(
+            args.sources, out, plan(args), public_key=key, questions=questions(args), progress_bar=args.progress_bar
+        )
         report = write_report(audit, out / "report.html")
-        failed = failures(audit, args.fail_on)
-    except (RunError, RecordingError, ValueError) as error:
+        failed = failures(audit, (*args.fail_on, *(["deployed"] if args.deployed else [])))
+    except (ExportError, RunError, RecordingError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print("\n".join(audit.lines()))
@@ -87,6 +94,19 @@ def main(args: Args) -> int:
     for failure in failed:
         print(f"failed: {failure}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def questions(args: Args) -> Questions:
+    """All of them, and whether the export does what was recorded where there is one.
+
+    Raises:
+        ValueError: There are several sources, of which an export can be but one.
+    """
+    if args.deployed is None:
+        return QUESTIONS
+    if len(args.sources) > 1:
+        raise ValueError(f"--deployed names the export of one policy, got {len(args.sources)} sources; audit it alone.")
+    return (*QUESTIONS, DeployedQuestion(args.deployed))
 
 
 def plan(args: Args) -> Plan:

@@ -3,6 +3,7 @@
     python scripts/bench.py                       # the table, on the CPU with one thread
     python scripts/bench.py --device cuda         # the scan on a GPU
     python scripts/bench.py --parts cars          # lane keeping: one simulation against many, the camera
+    python scripts/bench.py --parts deployed      # exported controllers: here, and on a Cortex-M4F
     python scripts/bench.py --out results/cpu.json
 
 Contenders take turns, round after round, so that a machine whose speed drifts slows all of them; figures are medians
@@ -11,17 +12,19 @@ over rounds. Compilation and caches come before the first round.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import itertools
 import json
 import multiprocessing
 import platform
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -45,11 +48,14 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch import Tensor, nn
 
-from ncp_rl import LTC, AutoNCP, NCPPolicy
+from ncp_rl import LTC, NCP, AutoNCP, NCPPolicy
+from ncp_rl.export import Controller, to_c, to_onnx
+from ncp_rl.export.toolchain import build_cortex_m4, missing_cross_tools
 from ncp_rl.kernels.backends import choose
 from ncp_rl.kernels.contract import Operands
 from ncp_rl.kernels.numba import backend as numba_backend
 from ncp_rl.kernels.numba.forward import forward_kernel
+from ncp_rl.policy import DEFAULT_WIRING
 from ncp_rl.recording import NeuronRecorder
 
 try:
@@ -64,6 +70,12 @@ LOOP_ENV = "ncp/PendulumNoVel-v1"
 LOOP: dict[str, Any] = dict(n_steps=256, batch_size=512, n_epochs=5, gamma=0.9, learning_rate=1e-3, seed=0)
 N_ENVS = 8
 N_CAR_STEPS = 500
+#: Of exported controllers: the wiring of the camera driver of Lechner et al. (2020), and the default one in two sizes.
+CIRCUITS: dict[str, NCP | AutoNCP] = {
+    "19 neurons": NCP(12, 6, sensory_fanout=6, inter_fanout=4, recurrent_command_synapses=6, motor_fanin=6),
+    "32 neurons": DEFAULT_WIRING,
+    "64 neurons": replace(DEFAULT_WIRING, units=64),
+}
 
 Run = Callable[[], object]
 
@@ -78,13 +90,14 @@ class Args:
     """Threads of torch and of the scan."""
     seconds: float = 6.0
     """For each group of contenders, at least five rounds."""
-    parts: tuple[Literal["scan", "step", "loop", "recording", "memory", "cars"], ...] = (
+    parts: tuple[Literal["scan", "step", "loop", "recording", "memory", "cars", "deployed"], ...] = (
         "scan",
         "step",
         "loop",
         "recording",
         "memory",
         "cars",
+        "deployed",
     )
     """Parts of the table."""
     out: Path | None = None
@@ -449,7 +462,67 @@ def steps(env: VecEnv, actions: Any | None) -> Run:
     return run
 
 
-PARTS = (scan, step, loop, recording, memory, cars)
+def deployed(args: Args) -> list[Group]:
+    """A step of a whole controller, observation to action: exported, and by `predict`; its size and cost on a chip."""
+    groups = []
+    for name, wiring in CIRCUITS.items():
+        model = RecurrentPPO(NCPPolicy, LOOP_ENV, seed=0, device="cpu", policy_kwargs=dict(wiring=wiring))
+        assert isinstance(model.policy, NCPPolicy)
+        built = model.policy.wiring
+        n_synapses = len(built.synapses.source) + len(built.sensory_synapses.source)
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch)
+            to_c(model, folder)
+            to_onnx(model, folder / "controller.onnx")
+            title = f"{name}, {n_synapses} synapses"
+            contenders = exported_steps(folder, model)
+            groups.append(measure(f"one step of a controller, {title}", "us", 1e6, contenders, args))
+            groups += on_chip(folder, title)
+    return groups
+
+
+def exported_steps(folder: Path, model: RecurrentPPO) -> dict[str, Run]:
+    """A step by each way in which a controller runs."""
+    observation = np.array([0.6, -0.8], np.float32)
+    library = folder / "controller.so"
+    compiler = ("cc", "-std=c99", "-O2", "-shared", "-fPIC", str(folder / "controller.c"), "-o", str(library))
+    subprocess.run(compiler, check=True)
+    loaded = ctypes.CDLL(str(library))
+    # Room enough for the struct, whose size is the header's to know.
+    state, action = (ctypes.c_float * 1024)(), (ctypes.c_float * 8)()
+    loaded.controller_reset(state)
+    numbers = (ctypes.c_float * len(observation))(*observation)
+    numpy_alone = Controller.load(folder / "controller.json")
+    by_onnx = Controller.load(folder / "controller.onnx")
+    _, carried = model.predict(observation, deterministic=True)
+    return {
+        "C99, called from Python": functools.partial(
+            loaded.controller_step, state, numbers, ctypes.c_float(0.05), action
+        ),
+        "NumPy": functools.partial(numpy_alone.step, observation, 0.05),
+        "ONNX Runtime": functools.partial(by_onnx.step, observation, 0.05),
+        "PyTorch, model.predict": functools.partial(model.predict, observation, carried, deterministic=True),
+    }
+
+
+def on_chip(folder: Path, title: str) -> list[Group]:
+    """Instructions and bytes on a Cortex-M4F; none where tools are missing."""
+    missing = missing_cross_tools()
+    if missing:
+        print(f"left out on a chip: {missing}", file=sys.stderr)
+        return []
+    with tempfile.TemporaryDirectory() as scratch:
+        program, size = build_cortex_m4(folder, Path(scratch))
+        begin, seen = np.zeros(50), np.random.default_rng(0).normal(size=(50, 2))
+        _, printed = program.run(begin, np.full(50, 0.05), seen)
+    instructions = float(printed.split()[1])
+    return [
+        Group(f"Cortex-M4F, {title}", "bytes", {"flash": size.flash, "RAM, stack included": size.ram}),
+        Group(f"Cortex-M4F, a step, {title}", "instr.", {"QEMU, -icount shift=0": instructions}),
+    ]
+
+
+PARTS = (scan, step, loop, recording, memory, cars, deployed)
 
 if __name__ == "__main__":
     sys.exit(main(tyro.cli(Args, description=__doc__)))

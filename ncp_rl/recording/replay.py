@@ -239,8 +239,13 @@ class _PolicyReplay:
         circuit = self._recording.circuit
         tally.add(episode, "sensory inputs", episode.sensory, found["sensory"], circuit.sensory_names)
         tally.add(episode, "policy's action means", episode.action_mean, found["action_mean"], circuit.action_names)
-        tally.add(episode, "log-probabilities", episode.log_prob, found["log_prob"], magnitude=_steepness(episode))
-        if "action_std" in found:
+        # An exported controller knows its action means alone.
+        whole = not np.isnan(episode.value).all()
+        if whole:
+            tally.add(episode, "log-probabilities", episode.log_prob, found["log_prob"], magnitude=_steepness(episode))
+        else:
+            self._note("values and probabilities are not replayed: the recording is not of a training's policy")
+        if whole and "action_std" in found:
             tally.add(episode, "standard deviations", episode.action_std, found["action_std"], circuit.action_names)
         if self._recording.manifest.get("deterministic"):
             actions = found["action"]
@@ -249,9 +254,9 @@ class _PolicyReplay:
                 tied = found["margin"] <= tally.tolerance
                 actions = np.where(tied.reshape(-1, 1), episode.action, actions.reshape(episode.action.shape))
             tally.add(episode, "actions", episode.action, actions)
-        if not episode.start.any():
+        if whole and not episode.start.any():
             tally.add(episode, "values", episode.value, found["value"])
-        else:
+        elif whole:
             self._note("values of episodes that began before the recording cannot be replayed")
 
     def _steps(self, episode: Episode, observations: Any) -> dict[str, Array]:

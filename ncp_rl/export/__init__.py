@@ -1,0 +1,28 @@
+"""Controllers off the training machine: C99, ONNX and NumPy, proven equal to a recording."""
+
+from ncp_rl.export.c_source import to_c
+from ncp_rl.export.controller import Controller, ControllerError, Monitor
+from ncp_rl.export.monitor import monitor_to_c, monitor_to_json
+from ncp_rl.export.numpy_source import to_numpy, write_runtime
+from ncp_rl.export.onnx_graph import to_onnx
+from ncp_rl.export.question import DeployedQuestion
+from ncp_rl.export.recorder import ControllerRecorder
+from ncp_rl.export.spec import ExportError
+from ncp_rl.export.verify import ExportCheck, verify_export
+
+__all__ = [
+    "Controller",
+    "ControllerError",
+    "ControllerRecorder",
+    "DeployedQuestion",
+    "ExportCheck",
+    "ExportError",
+    "Monitor",
+    "monitor_to_c",
+    "monitor_to_json",
+    "to_c",
+    "to_numpy",
+    "to_onnx",
+    "verify_export",
+    "write_runtime",
+]

@@ -1,0 +1,92 @@
+"""`monitor_to_c`, `monitor_to_json`: a fitted envelope goes along with the controller and raises the audit's alarms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ncp_rl.audit.envelope import Envelope
+from ncp_rl.export.c_source import TEMPLATES, Row, comment
+from ncp_rl.export.controller import MONITOR_FORMAT
+from ncp_rl.export.numpy_source import json_text
+from ncp_rl.export.spec import write_new
+
+
+def monitor_to_json(envelope: Envelope, path: Path | str) -> Path:
+    """Write an envelope for `ncp_rl.export.controller.Monitor`, which needs NumPy alone.
+
+    Args:
+        envelope: Fitted by one of `ncp_rl.audit.envelope`.
+        path: New file.
+
+    Raises:
+        ExportError: The file exists.
+    """
+    path = Path(path)
+    write_new(path.parent, {path.name: json_text(_described(envelope))})
+    return path
+
+
+def monitor_to_c(envelope: Envelope, folder: Path | str) -> Path:
+    """Write monitor.h and monitor.c: `monitor_step` takes the potentials that `controller_step` left.
+
+    Potentials are compared in double precision, as the audit does it. The code asks libc for `sqrt` alone.
+
+    Args:
+        envelope: Fitted by one of `ncp_rl.audit.envelope`.
+        folder: For the files, as a rule that of the controller.
+
+    Raises:
+        ExportError: A file exists.
+    """
+    names = _names(envelope)
+    texts = {name: TEMPLATES.get_template(f"{name}.jinja").render(names) for name in ("monitor.h", "monitor.c")}
+    write_new(Path(folder), texts)
+    return Path(folder)
+
+
+def _described(envelope: Envelope) -> dict[str, Any]:
+    return {
+        "format": MONITOR_FORMAT,
+        "score": envelope.score,
+        "names": list(envelope.watched.names),
+        "index": envelope.watched.index.tolist(),
+        "centre": envelope.centre.tolist(),
+        "precision": envelope.precision.tolist(),
+        "profile": envelope.profile.tolist(),
+        # JSON has no infinity, which never alarms.
+        "threshold": envelope.threshold if np.isfinite(envelope.threshold) else None,
+        "alpha": envelope.alpha,
+    }
+
+
+def _names(envelope: Envelope) -> dict[str, Any]:
+    """What the templates ask for."""
+    box = envelope.score == "box"
+    promise = "It promises nothing about false alarms."
+    if envelope.alpha is not None:
+        promise = f"An episode like those that it was fitted on raises an alarm with probability {envelope.alpha:g}."
+    names = [comment(name) for name in envelope.watched.names]
+    precision = np.diag(envelope.precision)[:, None] if box else envelope.precision
+    known = np.isfinite(envelope.threshold)
+    return {
+        "promise": promise,
+        "names": names,
+        "n_watched": len(names),
+        # Those behind the last watched one are not read.
+        "n_neurons": int(envelope.watched.index.max()) + 1,
+        "box": box,
+        "index": ", ".join(f"{j}u" for j in envelope.watched.index.tolist()),
+        "centre": [Row(_double(x), name) for x, name in zip(envelope.centre, names, strict=True)],
+        "precision": [", ".join(map(_double, row)) for row in precision],
+        "profile": [_double(x) for x in envelope.profile],
+        "threshold": _double(envelope.threshold) if known else "HUGE_VAL",
+        "threshold_comment": f"{envelope.threshold:.6g}",
+    }
+
+
+def _double(value: Any) -> str:
+    """A float64 as C writes it, in digits from which the same number is read."""
+    return repr(float(value))

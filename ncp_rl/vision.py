@@ -65,7 +65,8 @@ class ConvHead(BaseFeaturesExtractor):
     def prepare(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> the same, each image standardised."""
         variance, mean = torch.var_mean(images.flatten(1), 1, keepdim=True)
-        return ((images.flatten(1) - mean) / (variance + _VARIANCE_FLOOR).sqrt()).view_as(images)
+        standard: Tensor = (images.flatten(1) - mean) / (variance + _VARIANCE_FLOOR).sqrt()
+        return standard.view_as(images)
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """The rectified feature maps of each convolution, (B, channels, h, w) each."""
@@ -77,7 +78,8 @@ class ConvHead(BaseFeaturesExtractor):
     def forward(self, observations: Tensor) -> Tensor:
         """(B, C, H, W) images from 0 to 1 -> (B, features_dim)."""
         features = self.linear(self.maps(observations)[-1].flatten(1))
-        return _MIDDLE + _DEVIATION * self.standardize(features)
+        standard: Tensor = self.standardize(features)
+        return _MIDDLE + _DEVIATION * standard
 
 
 def visual_back_prop(head: ConvHead, images: Tensor) -> Tensor:
@@ -109,6 +111,9 @@ def _spread(mask: Tensor, convolution: nn.Conv2d, size: Sequence[int]) -> Tensor
     ones = torch.ones(1, 1, *convolution.kernel_size, dtype=mask.dtype, device=mask.device)
     stride, padding = convolution.stride, convolution.padding
     assert not isinstance(padding, str)
-    reached = [(n - 1) * s - 2 * p + k for n, s, p, k in zip(mask.shape[2:], stride, padding, convolution.kernel_size)]
+    reached = [
+        (n - 1) * s - 2 * p + k
+        for n, s, p, k in zip(mask.shape[2:], stride, padding, convolution.kernel_size, strict=True)
+    ]
     rest = [want - got for want, got in zip(size, reached, strict=True)]
     return functional.conv_transpose2d(mask, ones, stride=stride, padding=padding, output_padding=rest)

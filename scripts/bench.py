@@ -415,7 +415,7 @@ def cars(args: Args) -> list[Group]:
         groups.append(measure(f"{n_cars} cars, {name}", "steps/s", -n_cars * N_CAR_STEPS, contenders, args))
     simulation = Simulation(1)
     simulation.start(0, rng)
-    plain, disturbed = [Disturbances()], [Disturbances(light=0.5, shadow=0.5, noise=0.5, missing_markings=0.5)]
+    plain, disturbed = Disturbances(), Disturbances(light=0.5, shadow=0.5, noise=0.5, missing_markings=0.5)
     pictures: dict[str, Run] = {
         "plain": lambda: camera.look(simulation, plain),
         "with every disturbance": lambda: camera.look(simulation, disturbed),

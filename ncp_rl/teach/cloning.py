@@ -83,6 +83,10 @@ class Lessons:
             raise ValueError(f'loss must be "likelihood", "squared", "huber" or None, got {self.loss!r}.')
 
 
+#: Lessons where none are given.
+DEFAULT = Lessons()
+
+
 @dataclass(frozen=True)
 class Taught:
     """What came of it.
@@ -104,7 +108,7 @@ class Taught:
 def clone(
     model: OnPolicyAlgorithm,
     demonstrations: Sequence[Demonstration],
-    lessons: Lessons = Lessons(),
+    lessons: Lessons = DEFAULT,
     *,
     progress_bar: bool = False,
 ) -> Taught:
@@ -140,7 +144,8 @@ class Imitation:
         if self.loss != "likelihood" and not isinstance(model.action_space, spaces.Box):
             raise ValueError(f'Actions of {model.action_space} have no mean; set loss="likelihood", got {self.loss!r}.')
         groups = [{k: v for k, v in group.items() if k != "lr"} for group in self.policy.optimizer.param_groups]
-        self.optimizer = type(self.policy.optimizer)(groups, lr=lessons.learning_rate)
+        kind: Any = type(self.policy.optimizer)
+        self.optimizer: torch.optim.Optimizer = kind(groups, lr=lessons.learning_rate)
         self.readout: nn.Linear | None = None
         self.takes_moments = [m for m in self.policy.modules() if isinstance(m, Standardize) and not m.count]
         self.n_steps = 0
@@ -278,7 +283,7 @@ class Imitation:
 
     def _encoder_loss(self, features: Tensor, batch: Sequences, real: Tensor) -> Tensor:
         """What features cost that lie far from 1/2, or do not tell what the expert saw."""
-        loss = self.lessons.feature_pull * (features[real] - 0.5).square().mean()
+        loss: Tensor = self.lessons.feature_pull * (features[real] - 0.5).square().mean()
         if not self.lessons.readout:
             return loss
         assert batch.privileged is not None
@@ -287,7 +292,8 @@ class Imitation:
             self.readout = nn.Linear(features.shape[1], seen.shape[1], device=features.device)
             group: dict[str, Any] = dict(params=list(self.readout.parameters()))
             self.optimizer.add_param_group(group | ({"lr_scale": 1.0} if "lr_scale" in self.optimizer.defaults else {}))
-        return loss + self.lessons.readout * (self.readout(features) - seen)[real].square().mean()
+        told: Tensor = (self.readout(features) - seen)[real].square().mean()
+        return loss + self.lessons.readout * told
 
     def _take_moments(self, shown: Sequence[Demonstration]) -> None:
         """Take means and deviations of observations from demonstrations, where the model came without."""

@@ -19,7 +19,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from ncp_rl.runs import EpisodeBound
-from ncp_rl.teach.cloning import Imitation, Lessons, Taught
+from ncp_rl.teach.cloning import DEFAULT, Imitation, Lessons, Taught
 from ncp_rl.teach.demonstrations import Demonstration, Expert, Privilege, demonstrate, expert_view, still
 
 #: Added to a seed for the environments in which a student's progress is judged.
@@ -45,7 +45,7 @@ def dagger(
     model: OnPolicyAlgorithm,
     venv: VecEnv,
     expert: Expert,
-    lessons: Lessons = Lessons(),
+    lessons: Lessons = DEFAULT,
     *,
     n_rounds: int = 5,
     n_steps: int = 1000,
@@ -150,7 +150,7 @@ def distil(
     model: OnPolicyAlgorithm,
     teacher: Expert,
     venv: VecEnv,
-    lessons: Lessons = Lessons(),
+    lessons: Lessons = DEFAULT,
     *,
     n_rounds: int = 5,
     n_steps: int = 1000,
@@ -189,7 +189,7 @@ def distil(
         progress_bar=progress_bar,
         **arguments,
     )
-    judged = dict(n_episodes=n_episodes, seed=seed + 2 * JUDGING_SEED)
+    judged: dict[str, Any] = dict(n_episodes=n_episodes, seed=seed + 2 * JUDGING_SEED)
     teachers = episode_returns(expert, venv, as_expert=True, privilege=arguments.get("privilege"), **judged)
     students = episode_returns(model, venv, **judged)
     return Fidelity(rounds[-1].taught.error, tuple(teachers.tolist()), tuple(students.tolist()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -85,7 +86,7 @@ def from_minari(dataset: Any) -> list[Demonstration]:
     """
     if isinstance(dataset, str):
         try:
-            import minari
+            minari: Any = import_module("minari")
         except ModuleNotFoundError as error:
             raise ImportError(f"{error}; it comes with the extra: pip install 'ncp-rl[minari]'.") from error
         dataset = minari.load_dataset(dataset)
@@ -192,7 +193,8 @@ class _Pushes:
         self.left = np.where(new, self.rng.integers(4, 20, n), np.maximum(self.left - 1, 0))
         self.push[new] = (self.rng.uniform(-self.size, self.size, self.push.shape) * half)[new]
         self.push[self.left == 0] = 0
-        return np.clip(actions + self.push, self.space.low, self.space.high)
+        pushed: Array = np.clip(actions + self.push, self.space.low, self.space.high)
+        return pushed
 
 
 def _fitting(labels: Any, space: spaces.Space[Any], n: int) -> Array:
@@ -210,7 +212,8 @@ def _fitting(labels: Any, space: spaces.Space[Any], n: int) -> Array:
         raise ValueError(f"The expert's action {tuple(place)} of environment {env} is {labels[tuple(wrong[0])]}.")
     if isinstance(space, spaces.Box):
         labels = np.clip(labels, space.low, space.high)
-    return labels.astype(space.dtype)
+    fitting: Array = labels.astype(space.dtype)
+    return fitting
 
 
 def _keep(kept: dict[str, Any], name: str, rows: Any, step: int, n_steps: int) -> None:

@@ -107,7 +107,7 @@ class Instruction:
 class Instructor:
     """Drives cars by their `true_state`, in the form in which Stable-Baselines3's policies act.
 
-        dagger(model, venv, Instructor(), privilege=lambda venv: np.stack(venv.get_attr("true_state")))
+    dagger(model, venv, Instructor(), privilege=lambda venv: np.stack(venv.get_attr("true_state")))
 
     """
 

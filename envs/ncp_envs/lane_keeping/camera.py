@@ -108,12 +108,12 @@ class Disturbances:
                 raise ValueError(f"{name} must be a level from 0 to 1, got {level}.")
 
 
-def look(simulation: Simulation, disturbances: Sequence[Disturbances]) -> Images:
+def look(simulation: Simulation, disturbances: Disturbances | Sequence[Disturbances]) -> Images:
     """What the cameras of all cars see.
 
     Args:
         simulation: N cars.
-        disturbances: (N,), of each car's picture.
+        disturbances: Of all pictures, or (N,) of each car's.
 
     Returns:
         (N, HEIGHT, WIDTH, 3) uint8, red, green, blue.
@@ -142,7 +142,8 @@ def look(simulation: Simulation, disturbances: Sequence[Disturbances]) -> Images
         axis=1,
     )
     images = np.empty((len(stations), HEIGHT, WIDTH, 3), dtype=np.uint8)
-    levels = np.array([astuple(levels) for levels in disturbances], dtype=np.float64)
+    each = [disturbances] * len(stations) if isinstance(disturbances, Disturbances) else disturbances
+    levels = np.array([astuple(of_car) for of_car in each], dtype=np.float64)
     paint(course, simulation.scenes, simulation.steps, levels, images)
     return images
 

@@ -50,17 +50,17 @@ class LaneKeepingBase(gym.Env[Observation, Action], ABC):
         """Seconds from this observation to the next: any time above 0 may be set before a step."""
         return float(self._interval[0])
 
-    @property
-    def true_state(self) -> npt.NDArray[np.float32]:
-        """(11,) float32, what an expert may see of the car and no policy does; see `Simulation.true_states`."""
-        seen: npt.NDArray[np.float32] = self.simulation.true_states()[0]
-        return seen
-
     @interval.setter
     def interval(self, seconds: float) -> None:
         if not (math.isfinite(seconds) and seconds > 0):
             raise ValueError(f"interval must be seconds above 0, got {seconds}.")
         self._interval[0] = seconds
+
+    @property
+    def true_state(self) -> npt.NDArray[np.float32]:
+        """(11,) float32, what an expert may see of the car and no policy does; see `Simulation.true_states`."""
+        seen: npt.NDArray[np.float32] = self.simulation.true_states()[0]
+        return seen
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -253,4 +253,5 @@ class LaneKeepingCameraEnv(LaneKeepingBase):
         return self._picture()
 
     def _picture(self) -> npt.NDArray[np.uint8]:
-        return camera.look(self.simulation, [self.disturbances])[0]
+        picture: npt.NDArray[np.uint8] = camera.look(self.simulation, self.disturbances)[0]
+        return picture

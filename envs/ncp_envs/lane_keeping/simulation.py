@@ -104,6 +104,12 @@ class Simulation:
     def true_states(self) -> npt.NDArray[np.float32]:
         """(N, 11) float32, what an expert may see and no policy does: `TRUE_STATE_NAMES`, in units of `TRUE_UNITS`."""
         cars = self.cars
-        errors, motion = cars[[LATERAL_ERROR, HEADING_ERROR]], cars[[LATERAL_VELOCITY, YAW_RATE, STEERING, SPEED, OFFSET]]
+        errors, motion = (
+            cars[[LATERAL_ERROR, HEADING_ERROR]],
+            cars[[LATERAL_VELOCITY, YAW_RATE, STEERING, SPEED, OFFSET]],
+        )
         curvatures = self.observations[:, 2:].T * CURVATURE_SCALE
-        return (np.concatenate([errors, curvatures, motion]).T / TRUE_UNITS).astype(np.float32)
+        states: npt.NDArray[np.float32] = (np.concatenate([errors, curvatures, motion]).T / TRUE_UNITS).astype(
+            np.float32
+        )
+        return states

@@ -211,8 +211,8 @@ class LaneKeepingCameraVectorEnv(LaneKeepingVectorBase):
         for name, levels in given.items():
             if np.shape(levels) not in ((), (num_envs,)):
                 raise ValueError(f"{name} must be one level or {num_envs} of them, got {np.shape(levels)}.")
-        rows = np.stack([np.broadcast_to(levels, num_envs) for levels in given.values()], axis=1)
-        self.disturbances = [camera.Disturbances(*row) for row in rows.tolist()]
+        by_car = np.stack([np.broadcast_to(levels, num_envs) for levels in given.values()], axis=1)
+        self.disturbances = [camera.Disturbances(*levels) for levels in by_car.tolist()]
 
     def observations(self) -> npt.NDArray[Any]:
         """Pictures, (N, 48, 160, 3) uint8 where the whole frame is observed."""

@@ -72,6 +72,7 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         lstm_actor: The actor's `LTC`, under the name that RecurrentPPO asks for.
         lstm_critic: The critic's `LTC` or `nn.LSTM`, or None.
         on_bad_input: What `predict` does with a bad reading, "raise" or "hold"; may be set at any time.
+        learned_since_rollout: Whether `Standardize` moves with the next rollout.
     """
 
     # Upstream's cores are nn.LSTM alone.
@@ -205,7 +206,7 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         self._place_cores()
         self.value_net = nn.Sequential(self.value_net, SignedSquare())  # type: ignore[assignment]
         self._standardizers = [module for module in self.modules() if isinstance(module, Standardize)]
-        self._learned_since_rollout = self._senses_fixed = False
+        self.learned_since_rollout = self._senses_fixed = False
         # Upstream has handed its own cores' parameters to the optimizer already.
         optimizer_kwargs = dict(lr=lr_schedule(1)) | self.optimizer_kwargs
         self.optimizer = self.optimizer_class(self._parameter_groups(), **optimizer_kwargs)
@@ -460,10 +461,10 @@ class NCPPolicy(RecurrentActorCriticPolicy):
             yield
             return
         for module in self._standardizers:
-            if self._learned_since_rollout:
+            if self.learned_since_rollout:
                 module.adapt()
             module.watching = True
-        self._learned_since_rollout = False
+        self.learned_since_rollout = False
         try:
             yield
         finally:
@@ -474,7 +475,7 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         self, obs: Any, actions: Tensor, lstm_states: RNNStates, episode_starts: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """As upstream, with values whose gradient is `VALUE_GRADIENT` times as large: see `ncp_rl.learning`."""
-        self._learned_since_rollout = True
+        self.learned_since_rollout = True
         # Upstream's buffer hands MultiBinary actions on as int8, which its distribution refuses.
         if isinstance(self.action_space, spaces.MultiBinary):
             actions = actions.float()

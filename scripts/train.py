@@ -3,6 +3,7 @@
     python scripts/train.py --env ncp/PendulumNoVel-v1
     python scripts/train.py --env my_module:MyEnv-v0 --units 48 --timesteps 500000
     python scripts/train.py --disturb observation_delay=0..2 sensor_noise=0.05
+    python scripts/train.py --resume runs/mine
 
 Hyperparameters come from --hyperparams where it names the environment; arguments given here come before them.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,13 +29,17 @@ from ncp_rl.runs import (
     evaluate,
     is_circuit,
     load_run,
+    read_config,
     read_hyperparams,
+    resume,
     train,
 )
-from ncp_rl.settings import named
+from ncp_rl.runs.settings import named
 
 #: The wrapper that disturbs, as `env_wrapper` of the hyperparameters names it.
 DISTURBANCES = "ncp_envs.RandomDisturbances"
+#: Arguments that a training which goes on may be given anew.
+ANEW = {"resume", "timesteps", "device", "threads", "final_episodes", "progress_bar"}
 HYPERPARAMS = Path(__file__).parents[1] / "hyperparams" / "ncp_ppo.yml"
 
 
@@ -79,6 +84,10 @@ class Args:
     """Cut the episodes of evaluations, recordings and audits after so many steps, for tasks that go on without end."""
     eval_episodes: int = 20
     """Episodes of each periodic evaluation."""
+    resume: Path | None = None
+    """Go on with the killed or interrupted training of this run folder, from its last checkpoint; its files are
+    unpickled. The run's settings hold; --timesteps gives it more or fewer steps in all, so that a finished one goes on
+    too."""
     final_episodes: int = 100
     """Episodes of the evaluation at the end."""
     progress_bar: bool = True
@@ -89,18 +98,22 @@ def main(args: Args) -> int:
     """Train, evaluate the best model, print where it lies."""
     torch.set_num_threads(args.threads)
     name = args.env.replace("/", "_").replace(":", "_")
-    folder = args.out or Path("runs") / f"{name}__{args.seed}__{time.time():.0f}"
+    folder = args.resume or args.out or Path("runs") / f"{name}__{args.seed}__{time.time():.0f}"
     try:
         config = RunConfig(args.env, hyperparams(args), seed=args.seed, max_episode_steps=args.max_episode_steps)
-        train(
-            config,
-            folder,
-            device=args.device,
-            n_eval_episodes=args.eval_episodes,
-            progress_bar=args.progress_bar,
-        )
-        evaluation = final(args, folder, disturbed=False)
-        disturbed = final(args, folder, disturbed=True) if is_disturbed(config) else None
+        if args.resume is None:
+            train(
+                config,
+                folder,
+                device=args.device,
+                n_eval_episodes=args.eval_episodes,
+                progress_bar=args.progress_bar,
+            )
+        else:
+            config = resumed(args, config, folder)
+            resume(folder, n_timesteps=args.timesteps, device=args.device, progress_bar=args.progress_bar)
+        evaluation = final(args, config, folder, disturbed=False)
+        disturbed = final(args, config, folder, disturbed=True) if is_disturbed(config) else None
     except RunError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -109,10 +122,29 @@ def main(args: Args) -> int:
     return 0
 
 
-def final(args: Args, folder: Path, *, disturbed: bool) -> Evaluation:
+def resumed(args: Args, given: RunConfig, folder: Path) -> RunConfig:
+    """The configuration of the run that goes on.
+
+    Raises:
+        RunError: The command line asks for another run, or `folder` holds none.
+    """
+    config = read_config(folder)
+    named = {f.name for f in fields(Args) if getattr(args, f.name) != f.default} - ANEW
+    if args.out == folder:
+        named -= {"out"}
+    unknown = named & {"out", "eval_episodes"}  # config.json does not say whether they are the run's.
+    differences = given.differences(config) if named - unknown else []
+    if differences or unknown:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(named))
+        told = f": {'; '.join(differences)} ({folder})" if differences else ""
+        raise RunError(f"A training goes on with the settings of its run; leave out {options}{told}.")
+    return config
+
+
+def final(args: Args, config: RunConfig, folder: Path, *, disturbed: bool) -> Evaluation:
     """The best model over fresh episodes, disturbed as in training or not."""
     model, venv = load_run(folder, n_envs=10, device=args.device, training_wrappers=disturbed)
-    evaluation = evaluate(model, venv, n_episodes=args.final_episodes, seed=args.seed + 20_000)
+    evaluation = evaluate(model, venv, n_episodes=args.final_episodes, seed=config.seed + 20_000)
     venv.close()
     return evaluation
 

@@ -15,14 +15,24 @@ import tyro
 from gymnasium.wrappers import TimeLimit
 from stable_baselines3.common.env_util import make_vec_env
 
-from ncp_rl import runs
 from ncp_rl.audit.perturb import Trial, perturb, roll_out
 from ncp_rl.audit.sources import Plan, audit_sources
 from ncp_rl.recording import Recording, record_rollouts, replay
-from ncp_rl.runs import EpisodeBound, RunConfig, RunError, evaluate, load_run, make_envs, make_model, train
+from ncp_rl.runs import (
+    EpisodeBound,
+    RunConfig,
+    RunError,
+    evaluate,
+    evaluation,
+    folder,
+    load_run,
+    make_envs,
+    make_model,
+    train,
+)
 from tests.endless import ID, Endless
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SETTINGS: dict[str, Any] = dict(
     n_envs=2, n_timesteps=64, n_steps=16, batch_size=16, n_epochs=1, policy_kwargs=dict(wiring=dict(units=8))
 )
@@ -32,7 +42,7 @@ NAMED = r"not ended after 300 steps.*--max-episode-steps.*max_episode_steps=1000
 @pytest.fixture
 def bound(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that it is not 30,000 steps until the word."""
-    monkeypatch.setattr(runs, "MAX_EPISODE_STEPS", 300)
+    monkeypatch.setattr(evaluation, "MAX_EPISODE_STEPS", 300)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +80,7 @@ def test_an_end_that_the_monitor_does_not_see_is_none(bound: None) -> None:
 def test_perturbed_trials_say_so_too(bound: None, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = json.loads((run / "config.json").read_text())
     assert config["max_episode_steps"] == 40
-    monkeypatch.setattr(runs, "read_config", lambda _: RunConfig(**config | dict(max_episode_steps=None)))
+    monkeypatch.setattr(folder, "read_config", lambda _: RunConfig(**config | dict(max_episode_steps=None)))
     with pytest.raises(RunError, match=NAMED):
         roll_out(Trial(run, n_episodes=2))
 

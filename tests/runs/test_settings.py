@@ -39,7 +39,7 @@ from scripts import train as train_script
 from tests.random_env import box
 
 PENDULUM = "ncp/PendulumNoVel-v1"
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SMALL = dict(n_steps=8, batch_size=8, policy_kwargs=dict(wiring=dict(units=8)))
 RANDOM_DISTURBANCES = "ncp_envs.RandomDisturbances"
 
@@ -147,14 +147,17 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, entry: str, message: str) 
         ("env_wrapper: rl_zoo9.wrappers.X", "env_wrapper: 'rl_zoo9.wrappers.X' cannot be imported"),
         ("env_wrapper: Shifted", "env_wrapper must be a dotted path such as package.module.Name"),
         ("env_wrapper: [3]", "env_wrapper must name a dotted path, or map it to arguments by name, got 3"),
-        ("env_wrapper: {tests.test_settings.Shifted: 3}", "or map it to arguments by name"),
-        ("env_wrapper: {tests.test_settings.Shifted: {of: 3}}", "Shifted takes no argument 'of'; it takes env, by"),
-        ("env_wrapper: {tests.test_settings.Shifted: , by: 3}", "must map one dotted path to its arguments"),
-        ("env_wrapper: tests.test_settings.SMALL", "must be a class or function"),
+        ("env_wrapper: {tests.runs.test_settings.Shifted: 3}", "or map it to arguments by name"),
+        (
+            "env_wrapper: {tests.runs.test_settings.Shifted: {of: 3}}",
+            "takes no argument 'of'; it takes env, by",
+        ),
+        ("env_wrapper: {tests.runs.test_settings.Shifted: , by: 3}", "must map one dotted path to its arguments"),
+        ("env_wrapper: tests.runs.test_settings.SMALL", "must be a class or function"),
         ("vec_env_wrapper: gymnasium.Nothing", "vec_env_wrapper: 'gymnasium.Nothing' cannot be imported"),
         ("env_kwargs: {wind: 3}", "unexpected keyword argument 'wind'"),
         ("env_kwargs: {sutton_barto_reward: 'no'}", "sutton_barto_reward of CartPole-v1 must be true or false"),
-        ("callback: {tests.test_settings.Counting: {loud: 'no'}}", "loud of .*Counting must be true or false"),
+        ("callback: {tests.runs.test_settings.Counting: {loud: 'no'}}", "loud of .*Counting must be true or false"),
         ("callback: gymnasium.Wrapper", "The callbacks cannot be made"),
         ("callback: collections.OrderedDict", "collections.OrderedDict does not say which arguments it takes"),
         ("callback: collections.UserDict", "must be a BaseCallback of Stable-Baselines3"),
@@ -198,8 +201,8 @@ def test_normalises_with_the_algorithms_gamma_as_the_zoo_does() -> None:
 def test_wrappers_are_put_on_in_order_with_their_arguments(tmp_path: Path) -> None:
     entry = """\
 env_wrapper:
-  - tests.test_settings.Shifted
-  - tests.test_settings.Shifted:
+  - tests.runs.test_settings.Shifted
+  - tests.runs.test_settings.Shifted:
       by: 10
   - gymnasium.wrappers.FlattenObservation
 vec_env_wrapper:

@@ -4,6 +4,7 @@
     python scripts/train.py --env my_module:MyEnv-v0 --units 48 --timesteps 500000
     python scripts/train.py --disturb observation_delay=0..2 sensor_noise=0.05
     python scripts/train.py --resume runs/mine
+    python scripts/train.py --init runs/taught
 
 Hyperparameters come from --hyperparams where it names the environment; arguments given here come before them.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -84,6 +85,9 @@ class Args:
     """Cut the episodes of evaluations, recordings and audits after so many steps, for tasks that go on without end."""
     eval_episodes: int = 20
     """Episodes of each periodic evaluation."""
+    init: Path | None = None
+    """Begin with the best policy of this run folder, such as a taught one (scripts/teach.py), on its environment and
+    with its settings, but for those given here; its files are unpickled."""
     resume: Path | None = None
     """Go on with the killed or interrupted training of this run folder, from its last checkpoint; its files are
     unpickled. The run's settings hold; --timesteps gives it more or fewer steps in all, so that a finished one goes on
@@ -100,6 +104,8 @@ def main(args: Args) -> int:
     name = args.env.replace("/", "_").replace(":", "_")
     folder = args.resume or args.out or Path("runs") / f"{name}__{args.seed}__{time.time():.0f}"
     try:
+        if args.init is not None and args.env == Args.env:
+            args = replace(args, env=read_config(args.init).env)
         config = RunConfig(args.env, hyperparams(args), seed=args.seed, max_episode_steps=args.max_episode_steps)
         if args.resume is None:
             train(
@@ -107,6 +113,7 @@ def main(args: Args) -> int:
                 folder,
                 device=args.device,
                 n_eval_episodes=args.eval_episodes,
+                init=args.init,
                 progress_bar=args.progress_bar,
             )
         else:
@@ -152,7 +159,8 @@ def final(args: Args, config: RunConfig, folder: Path, *, disturbed: bool) -> Ev
 def hyperparams(args: Args) -> dict[str, Any]:
     """Those of the file, with what the command line says in their place."""
     general: dict[str, Any] = GENERAL if is_circuit(args.policy) else dict(n_envs=8, normalize=True)
-    found: dict[str, Any] = dict(n_timesteps=200_000) | (read_hyperparams(args.hyperparams, args.env) or general)
+    file = read_hyperparams(args.hyperparams, args.env) if args.init is None else read_config(args.init).hyperparams
+    found: dict[str, Any] = dict(n_timesteps=200_000) | (file or general)
     policy_kwargs = dict(found.get("policy_kwargs") or {})
     if args.policy not in (None, found.get("policy")):
         both_circuits = is_circuit(args.policy) and is_circuit(found.get("policy"))

@@ -13,16 +13,19 @@ from ncp_rl.teach.dagger import Fidelity, Round, dagger, distil, episode_returns
 from ncp_rl.teach.demonstrations import (
     Demonstration,
     Expert,
+    Privilege,
     demonstrate,
     from_minari,
     from_recordings,
 )
+from ncp_rl.teach.run import teach_run
 
 __all__ = [
     "Demonstration",
     "Expert",
     "Fidelity",
     "Lessons",
+    "Privilege",
     "Round",
     "Taught",
     "clone",
@@ -32,4 +35,5 @@ __all__ = [
     "episode_returns",
     "from_minari",
     "from_recordings",
+    "teach_run",
 ]

@@ -44,7 +44,7 @@ class Lessons:
     """Passes over the demonstrations."""
     sequence_length: int = 32
     """Steps through which gradients flow back."""
-    n_sequences: int = 32
+    n_sequences: int = 16
     """Sequences in a step of the optimizer."""
     learning_rate: float = 1e-3
     """At the beginning; it falls to a fiftieth along a cosine. `ScaledAdam` takes ten times that for a circuit."""

@@ -11,6 +11,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from ncp_rl.runs import RunConfig, RunError, make_envs, make_model, save_model
 from ncp_rl.runs.config import to_json
+from ncp_rl.runs.folder import write_file
 from ncp_rl.runs.logs import make_logger
 
 T = TypeVar("T")
@@ -46,7 +47,7 @@ def teach_run(
     try:
         model = make_model(config, venv, device)
         folder.mkdir(parents=True)
-        (folder / "config.json").write_text(text)
+        write_file(folder / "config.json", text.encode())
         model.set_logger(make_logger(folder))
         try:
             outcome = teach(model, venv)

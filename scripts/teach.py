@@ -198,4 +198,4 @@ def sees(name: str) -> Privilege:
 
 if __name__ == "__main__":
     sys.path.append("")  # module:id is found in the current folder too, as under `python -m`.
-    sys.exit(main(tyro.cli(Clone | Dagger | Distil, description=__doc__)))  # type: ignore[arg-type]
+    sys.exit(main(tyro.cli(Clone | Dagger | Distil, description=__doc__)))

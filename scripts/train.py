@@ -4,6 +4,7 @@
     python scripts/train.py --env my_module:MyEnv-v0 --units 48 --timesteps 500000
     python scripts/train.py --disturb observation_delay=0..2 sensor_noise=0.05
     python scripts/train.py --resume runs/mine
+    python scripts/train.py --init runs/taught
 
 Hyperparameters come from --hyperparams where it names the environment; arguments given here come before them.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -89,6 +90,9 @@ class Args:
     """Episodes of each periodic evaluation."""
     checkpoints: int = 20
     """How often all that --resume needs is kept, in the place of the last: a killed training loses what came since."""
+    init: Path | None = None
+    """Begin with the best policy of this run folder, such as a taught one (scripts/teach.py), on its environment and
+    with its settings, but for those given here; its files are unpickled."""
     resume: Path | None = None
     """Go on with the killed or interrupted training of this run folder, from its last checkpoint; its files are
     unpickled. The run's settings hold; --timesteps gives it more or fewer steps in all, so that a finished one goes on
@@ -105,6 +109,8 @@ def main(args: Args) -> int:
     name = args.env.replace("/", "_").replace(":", "_")
     folder = args.resume or args.out or Path("runs") / f"{name}__{args.seed}__{time.time():.0f}"
     try:
+        if args.init is not None and args.env == Args.env:
+            args = replace(args, env=read_config(args.init).env)
         config = RunConfig(args.env, hyperparams(args), seed=args.seed, max_episode_steps=args.max_episode_steps)
         if args.resume is None:
             train(
@@ -113,6 +119,7 @@ def main(args: Args) -> int:
                 device=args.device,
                 n_eval_episodes=args.eval_episodes,
                 n_checkpoints=args.checkpoints,
+                init=args.init,
                 progress_bar=args.progress_bar,
             )
         else:
@@ -138,7 +145,12 @@ def resumed(args: Args, given: RunConfig, folder: Path) -> RunConfig:
     named = {f.name for f in fields(Args) if getattr(args, f.name) != f.default} - ANEW
     if args.out == folder:
         named -= {"out"}
-    unknown = named & {"out", "eval_episodes", "checkpoints"}  # config.json does not say whether they are the run's.
+    unknown = named & {
+        "out",
+        "eval_episodes",
+        "checkpoints",
+        "init",
+    }  # config.json does not say whether they are the run's.
     differences = given.differences(config) if named - unknown else []
     if differences or unknown:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(named))
@@ -158,7 +170,8 @@ def final(args: Args, config: RunConfig, folder: Path, *, disturbed: bool) -> Ev
 def hyperparams(args: Args) -> dict[str, Any]:
     """Those of the file, with what the command line says in their place."""
     general: dict[str, Any] = GENERAL if is_circuit(args.policy) else dict(n_envs=8, normalize=True)
-    found: dict[str, Any] = dict(n_timesteps=200_000) | (read_hyperparams(args.hyperparams, args.env) or general)
+    file = read_hyperparams(args.hyperparams, args.env) if args.init is None else read_config(args.init).hyperparams
+    found: dict[str, Any] = dict(n_timesteps=200_000) | (file or general)
     policy_kwargs = dict(found.get("policy_kwargs") or {})
     if args.policy not in (None, found.get("policy")):
         both_circuits = is_circuit(args.policy) and is_circuit(found.get("policy"))

@@ -20,7 +20,7 @@ from ncp_rl.runs.checkpoint import KeepCheckpoint, Plan, read_checkpoint, restor
 from ncp_rl.runs.config import EVALUATION_SEED, RunConfig, RunError, installed_versions, to_json
 from ncp_rl.runs.environments import make_envs
 from ncp_rl.runs.evaluation import SeededEvaluation
-from ncp_rl.runs.folder import read_config, save_model, trained_by_one, write_file
+from ncp_rl.runs.folder import load_run, read_config, save_model, trained_by_one, write_file
 from ncp_rl.runs.logs import make_logger
 from ncp_rl.runs.models import make_model
 
@@ -44,6 +44,7 @@ def train(
     n_evaluations: int = 10,
     n_eval_episodes: int = 20,
     n_checkpoints: int = 20,
+    init: Path | None = None,
     progress_bar: bool = True,
     callback: BaseCallback | None = None,
 ) -> OnPolicyAlgorithm:
@@ -57,6 +58,8 @@ def train(
         n_evaluations: Periodic evaluations during training; the best model so far is kept, and the model of each.
         n_eval_episodes: Episodes of each.
         n_checkpoints: How often all that `resume` needs is kept, each time in the place of the last.
+        init: A run folder whose best policy is begun with, such as a taught one (`ncp_rl.teach`); its files are
+            unpickled. Its statistics of observations come along where both runs normalise them.
         progress_bar: Show progress and remaining time.
         callback: A callback of one's own beside ours.
 
@@ -77,6 +80,8 @@ def train(
         if number < 1:
             raise RunError(f"{name} must be at least 1, got {number}.")
     with _made(config, plan, device) as made:
+        if init is not None:
+            _begin_with(init, made)
         folder.mkdir(parents=True)
         with trained_by_one(folder):
             write_file(folder / "config.json", text.encode())
@@ -225,6 +230,19 @@ def _learn(
         raise RunError(
             f"Training stopped. {_before_normalisation(made.venv, model) or error} {_left(folder, made.venv)}"
         ) from error
+
+
+def _begin_with(init: Path, made: _Made) -> None:
+    """Take the best policy of another run, and what its observations were normalised by."""
+    taught, venv = load_run(init, device=made.model.device.type)
+    venv.close()
+    try:
+        made.model.policy.load_state_dict(taught.policy.state_dict())
+    except (RuntimeError, ValueError) as error:
+        raise RunError(f"The policy of {init} is of another kind than the one to train: {error}") from error
+    theirs, ours = taught.get_vec_normalize_env(), unwrap_vec_normalize(made.venv)
+    if theirs is not None and ours is not None and theirs.norm_obs and ours.norm_obs:
+        ours.obs_rms = theirs.obs_rms
 
 
 def _callbacks(config: RunConfig) -> list[BaseCallback]:

@@ -9,7 +9,7 @@ Students are models of `PPO` and `RecurrentPPO` with any of their policies; circ
 """
 
 from ncp_rl.teach.cloning import Lessons, Taught, clone
-from ncp_rl.teach.dagger import Fidelity, Round, dagger, distil, episode_returns
+from ncp_rl.teach.dagger import Fidelity, Round, dagger, distil, paired_episodes
 from ncp_rl.teach.demonstrations import (
     Demonstration,
     Expert,
@@ -32,8 +32,8 @@ __all__ = [
     "dagger",
     "demonstrate",
     "distil",
-    "episode_returns",
     "from_minari",
     "from_recordings",
+    "paired_episodes",
     "teach_run",
 ]

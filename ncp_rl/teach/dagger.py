@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
-from ncp_rl.runs import EpisodeBound
+from ncp_rl.runs import EpisodeBound, Evaluation
 from ncp_rl.teach.cloning import DEFAULT, Imitation, Lessons, Taught
 from ncp_rl.teach.demonstrations import Demonstration, Expert, Privilege, demonstrate, expert_view, still
 
@@ -50,6 +50,7 @@ def dagger(
     n_rounds: int = 5,
     n_steps: int = 1000,
     decay: float = 0.3,
+    last_epochs: int | None = None,
     privilege: Privilege | None = None,
     pushes: float = 0.0,
     demonstrations: Sequence[Demonstration] = (),
@@ -68,6 +69,7 @@ def dagger(
         n_rounds: Rounds. In the first the expert drives alone.
         n_steps: Steps of each environment in a round.
         decay: In round r the expert drives a share `decay ** r` of the steps.
+        last_epochs: Passes of the last round, once all has been seen; those of the lessons where None.
         privilege: What the expert sees instead of the observation; see `demonstrate`.
         pushes: See `demonstrate`.
         demonstrations: To learn from beside those of the rounds.
@@ -99,10 +101,12 @@ def dagger(
             pushes=pushes,
             progress_bar=progress_bar,
         )
+        if number == n_rounds - 1 and last_epochs is not None:
+            imitation.lessons = replace(lessons, n_epochs=last_epochs)
         taught = imitation.learn(seen, progress_bar=progress_bar)
         returns: tuple[float, ...] = ()
         if judging_venv is not None:
-            returns = tuple(episode_returns(model, judging_venv, n_judging_episodes, seed=seed + JUDGING_SEED).tolist())
+            returns = paired_episodes(model, judging_venv, n_judging_episodes, seed=seed + JUDGING_SEED).returns
         rounds.append(Round(share, taught, returns))
         if number == max(range(len(rounds)), key=lambda i: np.mean(rounds[i].returns) if returns else i):
             best = copy.deepcopy(model.policy.state_dict())
@@ -190,9 +194,9 @@ def distil(
         **arguments,
     )
     judged: dict[str, Any] = dict(n_episodes=n_episodes, seed=seed + 2 * JUDGING_SEED)
-    teachers = episode_returns(expert, venv, as_expert=True, privilege=arguments.get("privilege"), **judged)
-    students = episode_returns(model, venv, **judged)
-    return Fidelity(rounds[-1].taught.error, tuple(teachers.tolist()), tuple(students.tolist()))
+    teachers = paired_episodes(expert, venv, as_expert=True, privilege=arguments.get("privilege"), **judged)
+    students = paired_episodes(model, venv, **judged)
+    return Fidelity(rounds[-1].taught.error, teachers.returns, students.returns)
 
 
 class _Normalized:
@@ -208,7 +212,7 @@ class _Normalized:
         return self.teacher.predict(observation, *args, **kwargs)
 
 
-def episode_returns(
+def paired_episodes(
     who: Expert,
     venv: VecEnv,
     n_episodes: int,
@@ -216,8 +220,8 @@ def episode_returns(
     seed: int = 0,
     as_expert: bool = False,
     privilege: Privilege | None = None,
-) -> npt.NDArray[np.float64]:
-    """Returns over episodes that begin alike, whoever acts: episode i starts from seed + i.
+) -> Evaluation:
+    """Run episodes that begin alike, whoever acts: episode i starts from seed + i.
 
     Args:
         who: Acts, by the most likely action.
@@ -228,29 +232,32 @@ def episode_returns(
         privilege: What an expert sees instead of the observation.
 
     Returns:
-        (E,), not normalised.
+        Returns, not normalised, and lengths of the E episodes.
 
     Raises:
         ncp_rl.runs.RunError: An episode does not end.
     """
-    found: list[float] = []
+    returns: list[float] = []
+    lengths: list[int] = []
     with still(venv):
         for begin in range(0, n_episodes, venv.num_envs):
             venv.seed(seed + begin)
             observation: Any = venv.reset()
             state, bound = None, EpisodeBound(venv)
             starts, running = np.ones(venv.num_envs, np.bool_), np.ones(venv.num_envs, np.bool_)
-            total = np.zeros(venv.num_envs)
+            total, steps = np.zeros(venv.num_envs), np.zeros(venv.num_envs, np.int64)
             while running.any():
                 seen = expert_view(venv, observation, privilege) if as_expert else observation
                 actions, state = who.predict(seen, state, starts, deterministic=True)
                 observation, rewards, starts, _ = venv.step(actions)
                 normalize = unwrap_vec_normalize(venv)
                 total += running * (rewards if normalize is None else normalize.get_original_reward())
+                steps += running
                 running &= ~starts
                 bound.count(starts)
-            found += total.tolist()
-    return np.array(found[:n_episodes])
+            returns += total.tolist()
+            lengths += steps.tolist()
+    return Evaluation(tuple(returns[:n_episodes]), tuple(lengths[:n_episodes]))
 
 
 def _interval(differences: npt.NDArray[np.float64]) -> tuple[float, float]:

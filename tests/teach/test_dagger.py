@@ -11,7 +11,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
-from ncp_rl.teach import Fidelity, Lessons, dagger, distil, episode_returns
+from ncp_rl.teach import Fidelity, Lessons, dagger, distil, paired_episodes
 from tests.random_env import RandomEnv, box
 from tests.teach.lessons import Proportional, student
 
@@ -38,17 +38,21 @@ def reach(n_envs: int = 4) -> Any:
     return make_vec_env(Reach, n_envs=n_envs, seed=0)
 
 
+def mean_return(model: Any, venv: Any) -> float:
+    return paired_episodes(model, venv, 40, seed=900).summary()["mean_return"]
+
+
 def test_the_student_comes_near_the_expert() -> None:
     venv = reach()
     model = student(venv=venv)
-    before = episode_returns(model, venv, 40, seed=900)
+    before = mean_return(model, venv)
     rounds = dagger(model, venv, Proportional(), QUICK, n_rounds=3, n_steps=150, judging_venv=reach(), seed=1)
-    after = episode_returns(model, venv, 40, seed=900)
+    after = mean_return(model, venv)
     assert [r.expert_share for r in rounds] == pytest.approx([1.0, 0.3, 0.09])
-    assert episode_returns(Proportional(), venv, 40, seed=900, as_expert=True).max() == 0.0
-    assert after.mean() > 0.4 * before.mean()  # Both are below zero, the best possible.
+    assert paired_episodes(Proportional(), venv, 40, seed=900, as_expert=True).summary()["max_return"] == 0.0
+    assert after > 0.4 * before  # Both are below zero, the best possible.
     best = max(rounds, key=lambda r: np.mean(r.returns))
-    assert episode_returns(model, reach(), 20, seed=1 + 500_000) == pytest.approx(best.returns)
+    assert paired_episodes(model, reach(), 20, seed=1 + 500_000).returns == pytest.approx(best.returns)
 
 
 def test_rounds_repeat_themselves() -> None:
@@ -62,10 +66,11 @@ def test_rounds_repeat_themselves() -> None:
 
 def test_episodes_begin_alike_whoever_drives_and_however_many_run() -> None:
     model = student(venv=reach())
-    first = episode_returns(model, reach(4), 10, seed=7)
-    assert first == pytest.approx(episode_returns(model, reach(3), 10, seed=7))
-    assert first == pytest.approx(episode_returns(model, VecNormalize(reach(4), norm_obs=False), 10, seed=7))
-    assert len(set(first.tolist())) > 5
+    first = paired_episodes(model, reach(4), 10, seed=7)
+    for venv in (reach(3), VecNormalize(reach(4), norm_obs=False)):
+        found = paired_episodes(model, venv, 10, seed=7)
+        assert found.returns == pytest.approx(first.returns) and found.lengths == first.lengths
+    assert len(set(first.lengths)) > 2 and max(first.lengths) <= 6
 
 
 def test_a_black_box_gets_a_twin() -> None:
@@ -77,7 +82,7 @@ def test_a_black_box_gets_a_twin() -> None:
     # The teacher saw through its own statistics, which stood still.
     venv.training = False
     assert fidelity.teacher_returns == pytest.approx(
-        tuple(episode_returns(teacher, venv, 12, seed=1_000_000)), abs=1e-4
+        paired_episodes(teacher, venv, 12, seed=1_000_000).returns, abs=1e-4
     )
     assert fidelity.error < 0.5
     summary = fidelity.summary()

@@ -21,7 +21,6 @@ from ncp_rl.export.spec import ExportError
 from ncp_rl.export.toolchain import GO_ON, RESET, SET, Outcome, Program, build_here
 from ncp_rl.recording import Divergence, Episode, Recording
 from ncp_rl.recording.compare import TOLERANCE, Tally
-from ncp_rl.recording.layout import Observed
 from ncp_rl.recording.reader import observation_parts
 
 Array = npt.NDArray[Any]
@@ -268,38 +267,16 @@ def _live(controller: Controller, recording: Recording, episode: Episode, alone:
 
 def _observations(controller: Controller, recording: Recording, episode: Episode) -> Iterator[Any]:
     """Observations of an episode, step by step, with the images that were recorded of them."""
-    parts = observation_parts(recording.layout, episode.observation, episode.index)
-    columns: dict[str | None, Array] = {}
-    images = {part.key: part for part in recording.layout.observed if not part.names}
-    wanted = [part["key"] for part in controller.description["observation"]]
-    if any(key in images for key in wanted):
-        columns |= _pictures(recording, episode, images)
-    columns |= {key: _part(parts, key) for key in wanted if key not in images}
-    for t in range(len(episode)):
-        yield columns[None][t] if None in columns else {key: column[t] for key, column in columns.items()}
-
-
-def _pictures(recording: Recording, episode: Episode, images: dict[str | None, Observed]) -> dict[str | None, Array]:
-    found: dict[str | None, list[Array]] = {key: [] for key in images}
-    names = {f"observation/{key or 'image'}": key for key in images}
-    for picture in recording.images(episode.index):
-        if picture.name in names:
-            key = names[picture.name]
-            found[key].append(_observed_image(picture.pixels, images[key].shape))
-    if any(len(frames) != len(episode) for frames in found.values()):
+    found = recording.observations(episode)
+    if found is None:
         raise ExportError(
             "The controller observes images, which the recording does not hold; record with images=True "
             "(scripts/record.py record --images)."
         )
-    return {key: np.stack(frames) for key, frames in found.items()}
-
-
-def _observed_image(pixels: Array, shape: tuple[int, ...]) -> Array:
-    """An observed image (H, W, C) or (C, H, W) from its picture; other than 3 channels lie below each other there."""
-    first = int(np.argmin(shape)) == 0
-    n_channels = shape[0] if first else shape[-1]
-    channels = np.moveaxis(pixels, -1, 0) if n_channels == 3 else pixels.reshape(n_channels, -1, pixels.shape[-1])
-    return channels if first else np.moveaxis(channels, 0, -1)
+    wanted = [part["key"] for part in controller.description["observation"]]
+    columns = {key: _part(found, key) for key in wanted}
+    for t in range(len(episode)):
+        yield columns[None][t] if None in columns else {key: column[t] for key, column in columns.items()}
 
 
 def _part(parts: Any, key: str | None) -> Array:

@@ -27,6 +27,7 @@ from ncp_rl.recording.episode import Episode
 from ncp_rl.recording.errors import RecordingError
 from ncp_rl.recording.layout import Layout, load_json
 from ncp_rl.recording.manifest import read_manifest
+from ncp_rl.recording.pictures import from_picture
 from ncp_rl.recording.scan import (
     MAX_MEMORY,
     Budget,
@@ -213,6 +214,35 @@ class Recording:
                     if image is not None:
                         yield image
 
+    def observations(self, episode: Episode) -> Any:
+        """What an episode observed, as the environment gave it: (T, ...) or a dict of such, images among it.
+
+        Returns:
+            The observations; None where images were observed and none recorded.
+
+        Raises:
+            RecordingError: Images are missing in some steps, or of another size; or the file is damaged.
+        """
+        parts = observation_parts(self.layout, episode.observation, episode.index)
+        observed = {f"observation/{part.key or 'image'}": part for part in self.layout.observed if not part.names}
+        if not observed:
+            return parts
+        found: dict[str | None, list[npt.NDArray[np.uint8]]] = {part.key: [] for part in observed.values()}
+        for image in self.images(episode.index):
+            if image.name in observed:
+                part = observed[image.name]
+                found[part.key].append(from_picture(image.pixels, part.shape))
+        if not any(found.values()):
+            return None
+        for key, frames in found.items():
+            if len(frames) != len(episode):
+                raise RecordingError(
+                    f"Episode {episode.index} has {len(frames)} images of the observation {key or 'image'!r} in "
+                    f"{len(episode)} steps; there must be one in each."
+                )
+        images = {key: np.stack(frames) for key, frames in found.items()}
+        return images[None] if None in images else {**parts, **images}
+
     def _log_times(self, index: int, span: _Span) -> Iterator[int]:
         prefix = f'{{"env":{span.env_index},"episode":{index},'.encode()
         for messages in self._messages(span):
@@ -325,7 +355,7 @@ def _cast(values: npt.NDArray[Any], dtype: Any, name: str, index: int) -> npt.ND
 
 
 def observation_parts(layout: Layout, observations: npt.NDArray[Any], index: int) -> Any:
-    """(T, D) as the environment gave them, (T, ...) or a dict of such; observed images are left out.
+    """(T, D) as the environment gave them, (T, ...) or a dict of such; see `Recording.observations` for images.
 
     Raises:
         RecordingError: A number of episode `index` does not have its part's type.

@@ -14,7 +14,6 @@ from sb3_contrib import RecurrentPPO
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.preprocessing import is_image_space_channels_first
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 from tqdm import tqdm
 
@@ -24,6 +23,7 @@ from ncp_rl.readings import BadInputError
 from ncp_rl.recording.errors import RecordingError
 from ncp_rl.recording.layout import Layout
 from ncp_rl.recording.manifest import make_layout, make_manifest, ncp_policy
+from ncp_rl.recording.pictures import as_pictures
 from ncp_rl.recording.steps import Step
 from ncp_rl.recording.trace import PolicyTap
 from ncp_rl.recording.writer import RecordingWriter
@@ -187,18 +187,8 @@ class _Camera:
             images["render"] = np.stack([np.asarray(frame) for frame in self._env.get_images()])
         for part in self._observed:
             frames = observation if part.key is None else observation[part.key]
-            images[f"observation/{part.key or 'image'}"] = _pictures(np.asarray(frames))
+            images[f"observation/{part.key or 'image'}"] = as_pictures(np.asarray(frames))
         return images
-
-
-def _pictures(frames: Array) -> Array:
-    """Observed images (N, H, W, C) or (N, C, H, W) as pictures; channels other than 1 or 3 one below the other."""
-    space = spaces.Box(0, 255, frames.shape[1:], np.uint8)
-    if is_image_space_channels_first(space):
-        frames = frames.transpose(0, 2, 3, 1)
-    if frames.shape[-1] == 3:
-        return np.ascontiguousarray(frames)
-    return np.ascontiguousarray(np.concatenate(np.moveaxis(frames, -1, 0), axis=1))
 
 
 class NeuronRecorder(BaseCallback):

@@ -31,7 +31,7 @@ from ncp_rl.recording.compare import TOLERANCE, Comparison, Divergence, Tally
 from ncp_rl.recording.episode import Episode
 from ncp_rl.recording.errors import RecordingError
 from ncp_rl.recording.manifest import describe_platform, ncp_policy, policy_digest
-from ncp_rl.recording.reader import Recording, observation_parts
+from ncp_rl.recording.reader import Recording
 from ncp_rl.recording.recorder import to_environment
 from ncp_rl.recording.rerun import AGAIN, run_again
 from ncp_rl.recording.trace import PolicyTap
@@ -295,11 +295,10 @@ class _PolicyReplay:
 
     def _observations(self, episode: Episode) -> Any:
         """(T, ...) or a dict of such, normalised; None where images are missing."""
-        layout = self._recording.layout
-        if any(not part.names for part in layout.observed):
-            self._note("encoder and actions are not replayed: observed images are no part of the messages")
+        observations = self._recording.observations(episode)
+        if observations is None:
+            self._note("encoder and actions are not replayed: images were observed and none recorded (record --images)")
             return None
-        observations = observation_parts(layout, episode.observation, episode.index)
         return observations if self._normalize is None else self._normalize.normalize_obs(observations)
 
     def _note(self, text: str) -> None:

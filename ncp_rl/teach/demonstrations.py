@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 from ncp_rl.recording import Recording, RecordingError
 from ncp_rl.recording.manifest import read_space
-from ncp_rl.recording.reader import observation_parts
 
 Array = npt.NDArray[Any]
 Observation = Array | dict[str, Array]
@@ -63,16 +62,16 @@ def from_recordings(paths: Sequence[Path | str]) -> list[Demonstration]:
     """The episodes of recordings, without the steps in which a bad reading was held: neurons stood still in those.
 
     Raises:
-        RecordingError: A recording is damaged, or holds images, which its messages lack.
+        RecordingError: A recording is damaged, or images were observed and none recorded.
     """
     found = []
     for path in paths:
         recording = Recording.open(Path(path))
-        if any(not part.names for part in recording.layout.observed):
-            raise RecordingError(f"{path} holds observed images apart from its messages; they cannot be learned from.")
         space = read_space(recording.manifest.get("action_space"))
         for episode in recording:
-            observation = observation_parts(recording.layout, episode.observation, episode.index)
+            observation = recording.observations(episode)
+            if observation is None:
+                raise RecordingError(f"Images were observed in {path} and none recorded; record with images=True.")
             action = episode.action.reshape(len(episode), *(space.shape or ())).astype(space.dtype)
             found.append(Demonstration(_rows(observation, ~episode.held), action[~episode.held]))
     return found

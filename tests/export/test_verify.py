@@ -20,9 +20,8 @@ from stable_baselines3.common.vec_env import VecEnv
 from ncp_rl import NCPPolicy
 from ncp_rl.circuit import Circuit
 from ncp_rl.export import DeployedQuestion, ExportError, to_c, to_numpy, to_onnx, verify_export
-from ncp_rl.export.verify import _observed_image
 from ncp_rl.recording import NeuronRecorder, Recording, record_rollouts
-from ncp_rl.recording.recorder import _pictures
+from ncp_rl.recording.pictures import as_pictures, from_picture
 from ncp_rl.runs import RunConfig, train
 from tests.export.policies import IMAGES, VECTORS, Case, make_model
 from tests.random_env import box
@@ -62,7 +61,7 @@ def test_recorded_images_drive_the_graph(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("shape", [(5, 7, 3), (5, 7, 1), (5, 7, 4), (3, 5, 7), (1, 5, 7), (4, 5, 7)])
 def test_pictures_become_what_was_observed(shape: tuple[int, ...]) -> None:
     frames = np.random.default_rng(0).integers(0, 256, (1, *shape)).astype(np.uint8)
-    np.testing.assert_array_equal(_observed_image(_pictures(frames)[0], shape), frames[0])
+    np.testing.assert_array_equal(from_picture(as_pictures(frames)[0], shape), frames[0])
 
 
 def test_an_edited_number_is_named_by_its_neuron_and_the_first_step(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ IMAGE = spaces.Box(0, 255, (36, 36, 3), np.uint8)
 
 
 def recorded(path: Path, space: spaces.Space[Any], **kwargs: Any) -> tuple[Any, Any, Recording]:
-    policy = dict(policy=CnnNCPPolicy) if isinstance(space, spaces.Box) else {}
+    policy: dict[str, Any] = dict(policy=CnnNCPPolicy) if isinstance(space, spaces.Box) else {}
     model, venv = random_model(space, box(2), **policy)
     record_rollouts(model, venv, path, n_episodes=3, progress_bar=False, **kwargs)
     return model, venv, Recording.open(path)

@@ -45,7 +45,7 @@ class Outcome(NamedTuple):
     @property
     def held(self) -> npt.NDArray[np.bool_]:
         """(T,), where a step was refused."""
-        return self.status != 0
+        return np.asarray(self.status != 0)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize
 
 from ncp_rl import LTC, NCPPolicy, Receptors
-from ncp_rl.audit.envelope import Envelope, Watched
+from ncp_rl.audit.envelope import Envelope
+from ncp_rl.audit.neurons import Watched
 from ncp_rl.export import ExportError, monitor_to_c, to_c
 from ncp_rl.export.c_source import comment, literal
 from ncp_rl.export.toolchain import FLAGS, GO_ON, RESET, build_here
@@ -96,7 +97,9 @@ def test_a_million_random_steps_have_no_undefined_behaviour(name: str, n_values:
 def test_misra_rules_as_cppcheck_knows_them(name: str, tmp_path: Path) -> None:
     folder = exported(VECTORS[name], tmp_path / "c")
     watched = Watched("all", np.arange(12), tuple(f"neuron_{i}" for i in range(12)))
-    numbers = dict(centre=np.zeros(12), low=np.zeros(12), high=np.zeros(12), precision=np.eye(12), profile=np.ones(1))
+    numbers: dict[str, Any] = dict(
+        centre=np.zeros(12), low=np.zeros(12), high=np.zeros(12), precision=np.eye(12), profile=np.ones(1)
+    )
     promise: dict[str, Any] = dict(threshold=1.0, alpha=None, n_fit=1, n_calibration=0, calibration=np.empty(0))
     monitor_to_c(Envelope(watched=watched, score="mahalanobis", **numbers, **promise, elapsed_time=0.1), folder)
 

@@ -1,5 +1,6 @@
 """Neural circuit policies for reinforcement learning that can be audited."""
 
+from ncp_rl.cfc import CfC
 from ncp_rl.encoder import MultiInputReceptors, Receptors
 from ncp_rl.kernels import ltc_scan
 from ncp_rl.ltc import LTC, LTCInit
@@ -10,6 +11,7 @@ __all__ = [
     "LTC",
     "NCP",
     "AutoNCP",
+    "CfC",
     "CnnNCPPolicy",
     "FullyConnected",
     "LTCInit",

@@ -3,40 +3,35 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ncp_rl.kernels import Backend
-from ncp_rl.kernels.numba_cache import kernel
-from ncp_rl.kernels.numba_lanes import WIDTHS
-from ncp_rl.ltc import LTC, MotorMap
+from ncp_rl.cell import Floats, MotorMap, RecurrentCell
+from ncp_rl.cores import CELLS
+from ncp_rl.ltc import LTC
 from ncp_rl.policy import NCPPolicy
 from ncp_rl.wiring import Wiring
-
-Floats = npt.NDArray[np.float32]
 
 #: Version of the files that `Circuit.save` makes.
 FORMAT = 1
 # Numbers of inputs and potentials that `Circuit.run` has at a time.
 _NUMBERS_AT_ONCE = 2**22
 
-_SETTINGS = ("format", "wiring", "ode_unfolds", "elapsed_time", "backend", "sensory_names", "action_names")
+_ENTRIES = ("format", "cell", "wiring", "sensory_names", "action_names")
 
 
 @dataclass(frozen=True)
 class Circuit:
-    """Sensory inputs -> LTC neurons -> action means, with the names of all that enters and leaves.
+    """Sensory inputs -> neurons -> action means, with the names of all that enters and leaves.
 
     Attributes:
-        ltc: The neurons; without an input map, since the encoder stands before.
+        core: The neurons; LTC without an input map, since the encoder stands before.
         readout: (A, M) float32, weight of each motor neuron's potential in each action mean (logit, where actions are
             discrete); diagonal unless the policy has a dense motor map.
         bias: (A,) float32, of the action means.
@@ -45,7 +40,7 @@ class Circuit:
         dense: The linear layer between motor map and action means, where there is one; readout and bias hold both.
     """
 
-    ltc: LTC
+    core: RecurrentCell
     readout: Floats
     bias: Floats
     sensory_names: tuple[str, ...]
@@ -64,27 +59,41 @@ class Circuit:
     @property
     def wiring(self) -> Wiring:
         """The wiring, with the neurons' names."""
-        return self.ltc.wiring
+        return self.core.wiring
+
+    @property
+    def cell(self) -> str:
+        """The kind of neurons, "ltc" or "cfc"."""
+        return self.core.cell
+
+    @property
+    def ltc(self) -> LTC:
+        """The neurons, of what holds for LTC neurons alone.
+
+        Raises:
+            ValueError: They are of another kind.
+        """
+        if not isinstance(self.core, LTC):
+            raise ValueError(f"This holds for LTC neurons alone; the circuit's neurons are {type(self.core).__name__}.")
+        return self.core
+
+    @property
+    def device(self) -> torch.device:
+        """Where the circuit computes."""
+        return next(self.core.parameters()).device
 
     def save(self) -> tuple[bytes, bytes]:
         """All that `load` needs, as safetensors and as JSON."""
         # Without the fingerprint: what it tells stands in the settings.
-        weights = self.ltc.state_dict()
+        weights = self.core.state_dict()
         del weights["_extra_state"]
-        tensors = {f"ltc.{name}": tensor.contiguous().cpu() for name, tensor in weights.items()}
+        tensors = {f"{self.cell}.{name}": tensor.contiguous().cpu() for name, tensor in weights.items()}
         if self.dense is not None:
             tensors |= {f"dense.{name}": tensor.contiguous().cpu() for name, tensor in self.dense.state_dict().items()}
         tensors |= {"readout": torch.from_numpy(self.readout), "bias": torch.from_numpy(self.bias)}
-        values = (
-            FORMAT,
-            self.wiring.to_dict(),
-            self.ltc.ode_unfolds,
-            self.ltc.elapsed_time,
-            self.ltc.backend,
-            self.sensory_names,
-            self.action_names,
-        )
-        return safetensors.torch.save(tensors), json.dumps(dict(zip(_SETTINGS, values, strict=True))).encode()
+        values = (FORMAT, self.cell, self.wiring.to_dict(), self.sensory_names, self.action_names)
+        settings = dict(zip(_ENTRIES, values, strict=True)) | self.core.settings()
+        return safetensors.torch.save(tensors), json.dumps(settings).encode()
 
     @classmethod
     def load(cls, tensors: bytes, settings: bytes) -> Circuit:
@@ -95,26 +104,19 @@ class Circuit:
         """
         try:
             loaded: dict[str, Tensor] = safetensors.torch.load(tensors)
-            entries = _checked_settings(json.loads(settings))
+            entries, settings_of_cell = _checked_entries(json.loads(settings))
             wiring = Wiring.from_dict(entries["wiring"])
             # A new layer draws its parameters; those of the caller's program must not notice.
             with torch.random.fork_rng(devices=[]):
-                ltc = LTC(
-                    wiring,
-                    input_map=False,
-                    ode_unfolds=entries["ode_unfolds"],
-                    elapsed_time=entries["elapsed_time"],
-                    # What ran on a GPU runs on the CPU here; "auto" is what it was, or would have been, chosen from.
-                    backend="auto" if entries["backend"] == "triton" else entries["backend"],
-                )
+                core = CELLS[entries["cell"]].from_settings(wiring, settings_of_cell)
             for name, tensor in loaded.items():
                 if tensor.dtype != torch.float32:
                     raise ValueError(f"{name} must be float32, got {tensor.dtype}")
             readout, bias = loaded.pop("readout").numpy(), loaded.pop("bias").numpy()
             dense = _load_dense({name: loaded.pop(name) for name in list(loaded) if name.startswith("dense.")})
-            weights = {name.removeprefix("ltc."): tensor for name, tensor in loaded.items()}
-            ltc.load_state_dict(weights | {"_extra_state": ltc.get_extra_state()})
-            circuit = cls(ltc, readout, bias, tuple(entries["sensory_names"]), tuple(entries["action_names"]), dense)
+            weights = {name.removeprefix(f"{core.cell}."): tensor for name, tensor in loaded.items()}
+            core.load_state_dict(weights | {"_extra_state": core.state_dict()["_extra_state"]})
+            circuit = cls(core, readout, bias, tuple(entries["sensory_names"]), tuple(entries["action_names"]), dense)
             expected = ((len(circuit.action_names), wiring.n_motor), (len(circuit.action_names),))
             if dense is not None and dense.weight.shape != expected[0]:
                 raise ValueError(f"the dense layer must be {expected[0]}, got {tuple(dense.weight.shape)}")
@@ -127,25 +129,18 @@ class Circuit:
             raise ValueError(f"The circuit's tensors are damaged: {error}") from error
 
     def time_constants(self, sensory: Floats, potentials: Floats) -> Floats:
-        """Seconds (..., U) in which each neuron follows its input: cm / (gleak + sum of w s over its synapses).
+        """Seconds (..., U) in which each neuron follows its input; see `ncp_rl.equations`.
 
         Args:
             sensory: (..., S) float32, sensory inputs.
             potentials: (..., U) float32.
-        """
-        between, senses = self.wiring.synapses, self.wiring.sensory_synapses
-        with torch.no_grad():
-            synaptic, sensory_rows, (cm, gleak, _) = (rows.cpu().numpy() for rows in self.ltc.packed().params)
-        source = np.concatenate([between.source, self.wiring.units + senses.source])
-        destination = np.concatenate([between.destination, senses.destination])
-        values = np.concatenate([potentials, sensory], axis=-1, dtype=np.float32)
-        found = np.empty(potentials.shape, np.float32)
-        rows = np.concatenate([synaptic, sensory_rows], axis=1)
-        table = found.reshape(math.prod(found.shape[:-1]), self.wiring.units)
-        _time_constants(values.reshape(len(table), values.shape[-1]), rows, source, destination, cm, gleak, table)
-        return found
 
-    def run(self, sensory: Floats, start: Floats, elapsed_time: Floats, *, width: int = 1) -> Floats:
+        Raises:
+            ValueError: The neurons have no time constants (`core.has_time_constants`).
+        """
+        return self.core.time_constants(sensory, potentials)
+
+    def run(self, sensory: Floats, start: Floats, elapsed_time: Floats, *, width: int = 1, row: int = 0) -> Floats:
         """Potentials (T, U) after each step.
 
         Args:
@@ -154,15 +149,17 @@ class Circuit:
             elapsed_time: (T,) float32, seconds since the step before.
             width: Sequences side by side, all the same: kernels add in another order for other widths, so that the
                 bits of a rollout come back only with as many as it had environments.
+            row: Which of them; it makes a difference to the bits where matrices are multiplied.
         """
-        width = self._width(width)
+        width = self.core.equal_bits_width(width)
         # As many steps at a time as stay small in memory, whatever the width.
         at_once = max(1, _NUMBERS_AT_ONCE // (width * (self.wiring.n_sensory + self.wiring.units)))
+        at_once = at_once if self.core.scan_keeps_bits else 1
         potentials = np.empty((len(sensory), self.wiring.units), np.float32)
         for first in range(0, len(sensory), at_once):
             part = slice(first, first + at_once)
             inputs, elapsed = (np.repeat(array[part, None], width, axis=1) for array in (sensory, elapsed_time))
-            potentials[part] = self._scan(inputs, np.repeat(start[None], width, axis=0), elapsed)[:, 0]
+            potentials[part] = self._scan(inputs, np.repeat(start[None], width, axis=0), elapsed)[:, row % width]
             start = potentials[part][-1]
         return potentials
 
@@ -179,14 +176,10 @@ class Circuit:
 
     def _scan(self, sensory: Floats, start: Floats, elapsed_time: Floats) -> Floats:
         operands = (torch.from_numpy(np.ascontiguousarray(array)) for array in (sensory, start, elapsed_time))
-        inputs, state, elapsed = (operand.to(self.ltc.cm.device) for operand in operands)
+        inputs, state, elapsed = (operand.to(self.device) for operand in operands)
         with torch.no_grad():
-            potentials, _ = self.ltc(inputs, state, None, elapsed)
+            potentials, _ = self.core(inputs, state, None, elapsed)
         return np.asarray(potentials.cpu().numpy())
-
-    def _width(self, width: int) -> int:
-        """The smallest number of sequences side by side that gives the bits of `width`."""
-        return min(width, max(WIDTHS)) if self.ltc.backend != "reference" and self.ltc.cm.is_cpu else width
 
     def action_means(self, potentials: Floats, *, width: int = 1, row: int = 0) -> Floats:
         """Potentials (..., U) -> action means (..., A), before any squashing or clipping.
@@ -202,8 +195,8 @@ class Circuit:
         if self.is_affine:
             # As the policy does it: with one rounding where NumPy would round twice.
             with torch.no_grad():
-                inputs = torch.from_numpy(np.ascontiguousarray(potentials)).to(self.ltc.cm.device)
-                return np.asarray(self.ltc.motor_map(inputs).cpu())
+                inputs = torch.from_numpy(np.ascontiguousarray(potentials)).to(self.device)
+                return np.asarray(self.core.motor_map(inputs).cpu())
         means: Floats = potentials[..., self.wiring.motor] @ self.readout.T + self.bias
         return means
 
@@ -211,14 +204,16 @@ class Circuit:
         """(T, U) -> (T, A), a step at a time, as the policy does it."""
         assert self.dense is not None
         with torch.no_grad():
-            motor = self.ltc.motor_map(torch.from_numpy(potentials).to(self.ltc.cm.device))
+            motor = self.core.motor_map(torch.from_numpy(potentials).to(self.device))
             rows = [self.dense(m.expand(width, -1).contiguous())[row].cpu().numpy() for m in motor]
         means: Floats = np.stack(rows)
         return means
 
     def parameters(self) -> dict[str, Floats]:
         """All learned numbers by name, those that `readout` and `bias` sum up included."""
-        parts: dict[str, nn.Module] = {"ltc": self.ltc} | ({} if self.dense is None else {"dense": self.dense})
+        parts: dict[str, RecurrentCell | nn.Module] = {self.cell: self.core} | (
+            {} if self.dense is None else {"dense": self.dense}
+        )
         return {
             f"{part}.{name}": parameter.detach().cpu().numpy()
             for part, module in parts.items()
@@ -227,13 +222,13 @@ class Circuit:
 
     def readout_of_layers(self) -> tuple[Floats, Floats]:
         """Readout and bias as they follow from motor map and dense layer; their own where the map is the identity."""
-        motor_map = self.ltc.motor_map
+        motor_map = self.core.motor_map
         return _affine(motor_map, self.dense) if isinstance(motor_map, MotorMap) else (self.readout, self.bias)
 
     @property
     def is_affine(self) -> bool:
         """Whether each action mean is one motor neuron through the motor map, no dense layer behind."""
-        if self.dense is not None or not isinstance(self.ltc.motor_map, MotorMap):
+        if self.dense is not None or not isinstance(self.core.motor_map, MotorMap):
             return False
         readout, bias = self.readout_of_layers()
         return np.array_equal(readout, self.readout) and np.array_equal(bias, self.bias)
@@ -248,38 +243,24 @@ def _load_dense(tensors: dict[str, Tensor]) -> nn.Linear | None:
     return layer.requires_grad_(False)
 
 
-def _checked_settings(entries: Any) -> dict[str, Any]:
-    if not isinstance(entries, dict) or set(entries) != set(_SETTINGS):
-        raise ValueError(f"the settings must be an object with the keys {_SETTINGS}")
+def _checked_entries(entries: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What every circuit has, and the settings of its cell, which checks them itself."""
+    if not isinstance(entries, dict):
+        raise ValueError("the settings must be an object")
+    entries = {"cell": LTC.cell} | entries  # Older circuits do not name their cell: there was one.
+    missing = [name for name in _ENTRIES if name not in entries]
+    if missing:
+        raise ValueError(f"the settings must have the keys {', '.join(_ENTRIES)}; {', '.join(missing)} is missing")
     if entries["format"] != FORMAT:
         raise ValueError(f"their format is {entries['format']!r}, this version reads {FORMAT}")
-    unfolds, seconds, backend = (entries[name] for name in ("ode_unfolds", "elapsed_time", "backend"))
-    if type(unfolds) is not int or not 0 < unfolds <= 1000:
-        raise ValueError(f"ode_unfolds must be an integer from 1 to 1000, got {unfolds!r}")
-    least, most = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
-    if type(seconds) not in (int, float) or not least <= seconds <= most:
-        raise ValueError(f"elapsed_time must be positive seconds of a float32, got {seconds!r:.40}")
-    if backend not in get_args(Backend):
-        raise ValueError(f"backend must be one of {', '.join(get_args(Backend))}, got {backend!r}")
+    if type(entries["cell"]) is not str or entries["cell"] not in CELLS:
+        raise ValueError(f"the cell must be one of {', '.join(CELLS)}, got {entries['cell']!r:.40}")
     for name in ("sensory_names", "action_names"):
         if not isinstance(entries[name], list) or not all(isinstance(item, str) for item in entries[name]):
             raise ValueError(f"{name} must be a list of names")
         for item in entries[name]:
             item.encode()  # Half a character, which JSON can hold, is no text.
-    return entries
-
-
-@kernel
-def _time_constants(values: Any, synapses: Any, source: Any, destination: Any, cm: Any, gleak: Any, found: Any) -> None:
-    one = np.float32(1)
-    for row in range(len(values)):
-        for j in range(len(gleak)):
-            found[row, j] = gleak[j]
-        for e in range(len(source)):
-            w, sigma, mu = synapses[0, e], synapses[1, e], synapses[2, e]
-            found[row, destination[e]] += w / (one + math.exp(sigma * (mu - values[row, source[e]])))
-        for j in range(len(cm)):
-            found[row, j] = cm[j] / found[row, j]
+    return entries, {name: value for name, value in entries.items() if name not in _ENTRIES}
 
 
 def _affine(motor_map: MotorMap | nn.Module, dense: nn.Linear | None) -> tuple[Floats, Floats]:

@@ -36,6 +36,7 @@ class Standardize(nn.Module):
         mean, std: (D,), of each quantity; 0 and 1 at first.
         count: Observations behind them.
         watching: Whether `forward` takes note of what it is given.
+        seen: What it noted since the last `adapt`, each (B, D).
     """
 
     mean: Tensor
@@ -49,20 +50,20 @@ class Standardize(nn.Module):
         self.register_buffer("std", torch.ones(size))
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
         self.watching = False
-        self._seen: list[Tensor] = []
+        self.seen: list[Tensor] = []
 
     def forward(self, quantities: Tensor) -> Tensor:
         """(B, D) -> (B, D)."""
         if self.watching:
-            self._seen.append(quantities.detach().clone())
+            self.seen.append(quantities.detach().clone())
         return (quantities - self.mean) / self.std
 
     def adapt(self) -> None:
         """Take what was noted since the last call into mean and deviation (Chan, Golub and LeVeque, 1983)."""
-        if not self._seen:
+        if not self.seen:
             return
-        seen = torch.cat(self._seen).double()
-        self._seen = []
+        seen = torch.cat(self.seen).double()
+        self.seen = []
         total = self.count + len(seen)
         shift, old = seen.mean(0) - self.mean, self.std.double().square()
         spread = (

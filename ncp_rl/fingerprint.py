@@ -1,39 +1,87 @@
 """What weights mean besides their values: a fingerprint of the circuit that they are of, for its state dict.
 
 Two circuits may have equally many synapses in different places, so that the shapes of their weights tell nothing. The
-fingerprint holds a digest of the wiring, and the two settings of the solver, `elapsed_time` and `ode_unfolds`.
+fingerprint holds a digest of the wiring, `elapsed_time`, and what else decides about the meaning of the weights: the
+`ode_unfolds` of an LTC, the `mode` of a CfC.
 """
 
 from __future__ import annotations
 
 import hashlib
 import struct
-from typing import NamedTuple
+from abc import abstractmethod
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ncp_rl.wiring import Wiring
 
-_FORMAT = struct.Struct("<16sdI")
 
-
-class _Fingerprint(NamedTuple):
+class _LTCFingerprint(NamedTuple):
     wiring: bytes
     elapsed_time: float
     ode_unfolds: int
 
 
-def fingerprint(wiring: Wiring, elapsed_time: float, ode_unfolds: int) -> Tensor:
-    """The fingerprint of a circuit, (28,) float32: its bytes, a number from 0 to 255 each.
+class _CfCFingerprint(NamedTuple):
+    wiring: bytes
+    elapsed_time: float
+    mode: bytes
+
+
+_Fingerprint = _LTCFingerprint | _CfCFingerprint
+
+# Of different lengths, by which one tells them apart.
+_FORMATS: dict[type[_Fingerprint], struct.Struct] = {
+    _LTCFingerprint: struct.Struct("<16sdI"),
+    _CfCFingerprint: struct.Struct("<16sd8s"),
+}
+
+
+class Fingerprinted(nn.Module):
+    """A layer over a wiring whose state dict carries its fingerprint, and which loads no other circuit's weights."""
+
+    @abstractmethod
+    def fingerprint(self) -> Tensor:
+        """Of the circuit; see the function `fingerprint`."""
+
+    def get_extra_state(self) -> Tensor:
+        """The fingerprint of the circuit, which `state_dict` carries."""
+        return self.fingerprint()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Nothing is left to set: `load_state_dict` has compared the fingerprint already."""
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        """Refuse weights of another circuit, whose shapes may well fit; torch raises what stands in the messages."""
+        key = f"{prefix}_extra_state"
+        messages: list[str] = arguments[-1]
+        if any(name.startswith(prefix) for name in state_dict):
+            problem = mismatch(self.get_extra_state(), state_dict.get(key), key)
+            if problem is not None:
+                messages.append(problem)
+                return
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+
+def fingerprint(wiring: Wiring, elapsed_time: float, meaning: int | str) -> Tensor:
+    """The fingerprint of a circuit, (28,) or (32,) float32: its bytes, a number from 0 to 255 each.
 
     State dicts are averaged, interpolated and converted to half precision entry by entry; small whole numbers in
     floating point come through that as they were.
+
+    Args:
+        wiring: Of the circuit.
+        elapsed_time: Seconds that a step lasts.
+        meaning: The `ode_unfolds` of an LTC, or the `mode` of a CfC.
     """
     digest = hashlib.sha256(f"{wiring.units} {wiring.n_sensory} {wiring.n_command} {wiring.n_motor}".encode())
     for adjacency in (wiring.adjacency, wiring.sensory_adjacency):
         digest.update(adjacency.tobytes())
-    return torch.tensor(list(_FORMAT.pack(digest.digest()[:16], elapsed_time, ode_unfolds)), dtype=torch.float32)
+    kind = _LTCFingerprint if isinstance(meaning, int) else _CfCFingerprint
+    last = meaning if isinstance(meaning, int) else meaning.encode()
+    return torch.tensor(list(_FORMATS[kind].pack(digest.digest()[:16], elapsed_time, last)), dtype=torch.float32)
 
 
 def mismatch(own: Tensor, other: object, key: str) -> str | None:
@@ -41,9 +89,9 @@ def mismatch(own: Tensor, other: object, key: str) -> str | None:
     if other is None:
         return (
             f"The state dict must hold {key!r}, the fingerprint of the circuit that its weights are of, and has none; "
-            "it is older than fingerprints, or was put together by hand. If you are sure that wiring, elapsed_time and "
-            "ode_unfolds are those of the module it was taken from, set "
-            f"state_dict[{key!r}] = module.get_extra_state() with the LTC that is to load it."
+            "it is older than fingerprints, or was put together by hand. If you are sure that the wiring and the "
+            "layer's settings are those of the module it was taken from, set "
+            f"state_dict[{key!r}] = module.get_extra_state() with the layer that is to load it."
         )
     expected, came = _read(own), _read(other)
     assert expected is not None
@@ -52,15 +100,22 @@ def mismatch(own: Tensor, other: object, key: str) -> str | None:
             f"{key!r} must be the fingerprint of a circuit, {len(own)} whole numbers from 0 to 255, and has been "
             "changed; leave this entry of the state dict as it is when you change the others."
         )
-    differing = [name for name in _Fingerprint._fields if getattr(expected, name) != getattr(came, name)]
+    if type(came) is not type(expected):
+        return (
+            f"The weights are of another kind of neurons than the layer that loads them, by {key!r}; build the policy "
+            "with the cell that they were trained with."
+        )
+    differing = [name for name in expected._fields if getattr(expected, name) != getattr(came, name)]
     if not differing:
         return None
     listed = "; ".join(
-        f"{name} must be {_shown(getattr(expected, name))}, got {_shown(getattr(came, name))}" for name in differing
+        f"{name} must be {_shown(name, getattr(expected, name))}, got {_shown(name, getattr(came, name))}"
+        for name in differing
     )
     return (
         f"The weights are of another circuit than the one that loads them, by {key!r}: {listed}. Build the module with "
-        "the wiring (its recipe's seed included), elapsed_time and ode_unfolds that the weights were trained with."
+        f"the wiring (its recipe's seed included), elapsed_time and {expected._fields[-1]} that the weights were "
+        "trained with."
     )
 
 
@@ -69,10 +124,15 @@ def _read(tensor: object) -> _Fingerprint | None:
     if not isinstance(tensor, Tensor):
         return None
     numbers = tensor.detach().cpu().double().round()
-    if numbers.shape != (_FORMAT.size,) or not ((numbers >= 0) & (numbers <= 255)).all():
+    found = [kind for kind, form in _FORMATS.items() if numbers.shape == (form.size,)]
+    if not found or not ((numbers >= 0) & (numbers <= 255)).all():
         return None
-    return _Fingerprint(*_FORMAT.unpack(bytes(numbers.to(torch.uint8).tolist())))
+    return found[0](*_FORMATS[found[0]].unpack(bytes(numbers.to(torch.uint8).tolist())))
 
 
-def _shown(value: bytes | float) -> str:
-    return f"that with the digest {value.hex()}" if isinstance(value, bytes) else str(value)
+def _shown(name: str, value: bytes | float) -> str:
+    if not isinstance(value, bytes):
+        return str(value)
+    return (
+        repr(value.rstrip(b"\0").decode(errors="replace")) if name == "mode" else f"that with the digest {value.hex()}"
+    )

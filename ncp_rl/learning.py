@@ -16,8 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-#: Steps of `ScaledAdam`, in learning rates.
-LR_SCALE = 10.0
+from ncp_rl.ltc import LTC
+
+#: Steps of `ScaledAdam`, in learning rates: those that suit LTC neurons.
+LR_SCALE = LTC.lr_scale
 #: Of the value's gradient, beside the policy's.
 VALUE_GRADIENT = 1e-4
 

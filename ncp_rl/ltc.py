@@ -12,9 +12,11 @@ the constraint.
 
 from __future__ import annotations
 
+import math
 import operator
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -22,15 +24,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ncp_rl.fingerprint import fingerprint, mismatch
-from ncp_rl.kernels import EPSILON, Backend, HeldParams, Params, Synapses, exporting, ltc_scan, tracing
-from ncp_rl.wiring import SynapseList, Wiring
+from ncp_rl import equations
+from ncp_rl.cell import Floats, MotorMap, checked_seconds, checked_settings
+from ncp_rl.fingerprint import Fingerprinted, fingerprint
+from ncp_rl.kernels import BACKENDS, EPSILON, Backend, HeldParams, Params, Synapses, exporting, ltc_scan, tracing
+from ncp_rl.kernels.numba.vectors import WIDTHS
+from ncp_rl.synapses import SynapseList
+from ncp_rl.wiring import Wiring
 
 Range = tuple[float, float]
 
 # What `_constrain` takes, in its order, and what the scan takes of the wiring.
 _RAW = ("w", "sigma", "mu", "erev", "sensory_w", "sensory_sigma", "sensory_mu", "sensory_erev", "cm", "gleak", "vleak")
 _LISTS = tuple(f"synapse_{name}" for name in Synapses._fields)
+# What a layer is built again from, beside wiring and weights.
+_SETTINGS = ("ode_unfolds", "elapsed_time", "backend")
 
 
 @dataclass(frozen=True)
@@ -67,21 +75,6 @@ class LTCInit:
                 raise ValueError(f"{name} must be a range {kind} with low <= high, got {bounds}.")
 
 
-class MotorMap(nn.Module):
-    """The motor neurons' potentials, each with its own gain and offset."""
-
-    def __init__(self, n_motor: int) -> None:
-        """Start as the identity on `n_motor` neurons."""
-        super().__init__()
-        self.n_motor = n_motor
-        self.weight = nn.Parameter(torch.ones(n_motor))
-        self.bias = nn.Parameter(torch.zeros(n_motor))
-
-    def forward(self, potentials: Tensor) -> Tensor:
-        """Potentials (..., U) of all neurons -> motor outputs (..., M)."""
-        return torch.addcmul(self.bias, potentials[..., : self.n_motor], self.weight)
-
-
 class Packed(NamedTuple):
     """What an `LTC` hands to the scan."""
 
@@ -98,7 +91,7 @@ class _Held(NamedTuple):
     params: HeldParams
 
 
-class LTC(nn.Module):
+class LTC(Fingerprinted):
     """Liquid time-constant neurons (Hasani et al., AAAI 2021) with the wiring of a neural circuit policy.
 
     Attributes:
@@ -110,6 +103,12 @@ class LTC(nn.Module):
         motor_map: Gain and offset of each motor neuron, or the identity.
         elapsed_time: Seconds that a step lasts where no elapsed times are given.
     """
+
+    cell: ClassVar[str] = "ltc"
+    lr_scale: ClassVar[float] = 10.0
+    has_time_constants: ClassVar[bool] = True
+    scan_keeps_bits: ClassVar[bool] = True
+    unanswered: ClassVar[Mapping[str, str]] = {}
 
     def __init__(
         self,
@@ -148,7 +147,7 @@ class LTC(nn.Module):
         self.input_size, self.hidden_size, self.num_layers = wiring.n_sensory, wiring.units, 1
 
         synapses, sensory = wiring.synapses, wiring.sensory_synapses
-        for name, tensor in zip(_LISTS, (*_tensors(synapses), *_tensors(sensory)), strict=True):
+        for name, tensor in zip(_LISTS, Synapses.from_lists(synapses, sensory), strict=True):
             self.register_buffer(name, tensor, persistent=False)
 
         w = _uniform(init.w, len(synapses.source))
@@ -209,7 +208,7 @@ class LTC(nn.Module):
         if episode_starts is not None and episode_starts.dtype != torch.bool:
             episode_starts = episode_starts != 0
         if elapsed_time is not None:
-            elapsed_time = _checked_seconds(elapsed_time)
+            elapsed_time = checked_seconds(elapsed_time)
         elif self.elapsed_time != 1.0:
             elapsed_time = inputs.new_full(inputs.shape[:2], self.elapsed_time)
         packed = self.packed()
@@ -278,23 +277,52 @@ class LTC(nn.Module):
         """All but what is kept for speed: copies, in this process or another one, pack for themselves."""
         return self.__dict__ | {"_held": None, "_synapses": None}
 
-    def get_extra_state(self) -> Tensor:
-        """The fingerprint of the circuit, which `state_dict` carries; see `ncp_rl.fingerprint`."""
+    def fingerprint(self) -> Tensor:
+        """Wiring, `elapsed_time` and `ode_unfolds`; see `ncp_rl.fingerprint`."""
         return fingerprint(self.wiring, self.elapsed_time, self.ode_unfolds)
 
-    def set_extra_state(self, state: Tensor) -> None:
-        """Nothing is left to set: `load_state_dict` has compared the fingerprint already."""
+    def settings(self) -> dict[str, Any]:
+        """What a layer without an input map needs beside wiring and weights; see `RecurrentCell`."""
+        return {name: getattr(self, name) for name in _SETTINGS}
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
-        """Refuse weights of another circuit, whose shapes may well fit; torch raises what stands in the messages."""
-        key = f"{prefix}_extra_state"
-        messages: list[str] = arguments[-1]
-        if any(name.startswith(prefix) for name in state_dict):
-            problem = mismatch(self.get_extra_state(), state_dict.get(key), key)
-            if problem is not None:
-                messages.append(problem)
-                return
-        super()._load_from_state_dict(state_dict, prefix, *arguments)
+    @classmethod
+    def from_settings(cls, wiring: Wiring, settings: Mapping[str, Any]) -> LTC:
+        """The layer that `settings` describe; see `RecurrentCell`."""
+        found = checked_settings(settings, _SETTINGS)
+        unfolds, backend = found["ode_unfolds"], found["backend"]
+        if type(unfolds) is not int or not 0 < unfolds <= 1000:
+            raise ValueError(f"ode_unfolds must be an integer from 1 to 1000, got {unfolds!r}")
+        if backend not in ("auto", *BACKENDS):
+            raise ValueError(f"backend must be one of {', '.join(('auto', *BACKENDS))}, got {backend!r}")
+        # What ran on a GPU runs on the CPU here; "auto" is what it was, or would have been, chosen from.
+        found["backend"] = "auto" if backend == "triton" else backend
+        return cls(wiring, input_map=False, **found)
+
+    def equal_bits_width(self, width: int) -> int:
+        """The smallest number of sequences side by side that gives the bits of `width`: no more than the widest lane's.
+
+        Args:
+            width: Number of sequences.
+        """
+        return min(width, max(WIDTHS)) if self.backend != "reference" and self.cm.is_cpu else width
+
+    def time_constants(self, sensory: Floats, potentials: Floats) -> Floats:
+        """Seconds (..., U) in which each neuron follows its input; see `ncp_rl.equations`.
+
+        Args:
+            sensory: (..., S) float32, sensory inputs.
+            potentials: (..., U) float32.
+        """
+        between, senses = self.wiring.synapses, self.wiring.sensory_synapses
+        with torch.no_grad():
+            synaptic, sensory_rows, (cm, gleak, _) = (rows.cpu().numpy() for rows in self.packed().params)
+        source = np.concatenate([between.source, self.wiring.units + senses.source])
+        destination = np.concatenate([between.destination, senses.destination])
+        values = np.concatenate([potentials, sensory], axis=-1, dtype=np.float32)
+        rows = np.concatenate([synaptic, sensory_rows], axis=1)
+        table = values.reshape(math.prod(potentials.shape[:-1]), values.shape[-1])
+        found = equations.time_constants(table, rows, source, destination, cm, gleak)
+        return found.reshape(potentials.shape)
 
     @classmethod
     def from_ncps(cls, module: Any, *, backend: Backend = "auto") -> LTC:
@@ -383,23 +411,6 @@ def _ncps_weights(cell: Any, wiring: Wiring) -> dict[str, Tensor]:
         own["motor_map.weight"] = getattr(cell, "output_w", torch.ones(wiring.n_motor)).detach().clone()
         own["motor_map.bias"] = getattr(cell, "output_b", torch.zeros(wiring.n_motor)).detach().clone()
     return own
-
-
-def _checked_seconds(elapsed_time: Tensor) -> Tensor:
-    wrong = ~(elapsed_time >= 0) | torch.isinf(elapsed_time)
-    if elapsed_time.is_cuda or torch.compiler.is_compiling() or exporting():
-        return elapsed_time.masked_fill(wrong, float("nan"))
-    if wrong.any():
-        at = tuple(int(i) for i in wrong.nonzero()[0])
-        raise ValueError(
-            f"elapsed_time must be finite seconds, not negative, got {elapsed_time[at].item()} at (t, n) = {at}; if it "
-            "is an observation, keep it out of normalisation (VecNormalize: norm_obs_keys)."
-        )
-    return elapsed_time
-
-
-def _tensors(synapses: SynapseList) -> tuple[Tensor, Tensor]:
-    return torch.tensor(synapses.pointer), torch.tensor(synapses.source)
 
 
 def _uniform(bounds: Range, size: int) -> Tensor:

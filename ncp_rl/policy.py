@@ -2,7 +2,7 @@
 
     model = RecurrentPPO(NCPPolicy, "Pendulum-v1", policy_kwargs=dict(wiring=AutoNCP(units=32)))
 
-observation -> encoder -> S sensory neurons -> LTC neurons with NCP wiring -> M motor neurons -> gain and offset each
+observation -> encoder -> S sensory neurons -> neurons with NCP wiring -> M motor neurons -> gain and offset each
 -> action distribution. A motor neuron is an action: no dense layer stands behind it unless asked for.
 """
 
@@ -12,7 +12,7 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,8 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureC
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
+from ncp_rl.cell import MotorMap, RecurrentCell
+from ncp_rl.cores import CELLS, CellName, cell_builder, cell_class, run_cell, run_lstm
 from ncp_rl.encoder import (
     ELAPSED_TIME,
     KeyFilter,
@@ -36,7 +38,7 @@ from ncp_rl.encoder import (
 )
 from ncp_rl.kernels import Backend, exporting
 from ncp_rl.learning import VALUE_GRADIENT, ScaledAdam, SignedSquare, scale_gradient
-from ncp_rl.ltc import LTC, LTCInit, MotorMap
+from ncp_rl.ltc import LTCInit
 from ncp_rl.readings import HELD, BadInput, BadInputError, OnBadInput, find_bad, is_finite, replace_bad
 from ncp_rl.refusals import check_algorithm, check_encoder, check_spaces
 from ncp_rl.wiring import AutoNCP, Recipe, Wiring, read_recipe
@@ -44,7 +46,7 @@ from ncp_rl.wiring import AutoNCP, Recipe, Wiring, read_recipe
 #: More command neurons than in ncps, densely wired among themselves: such circuits learn to remember sooner.
 DEFAULT_WIRING = AutoNCP(units=32, command_share=0.6, recurrence=1.0)
 
-Critic = Literal["ltc", "lstm", "mlp", "shared"]
+Critic = Literal["cell", "ltc", "cfc", "lstm", "mlp", "shared"]
 LSTMStates = tuple[Tensor, Tensor]
 
 # Potentials lie from -1 to 1 or so; logits that differ by 6 make an action as good as certain.
@@ -55,7 +57,7 @@ _LSTM_ARGUMENTS = {
     "lstm_hidden_size": "wiring=AutoNCP(units=...)",
     "n_lstm_layers": "wiring, whose layers are sensory, inter, command and motor neurons",
     "shared_lstm": 'critic="shared"',
-    "enable_critic_lstm": 'critic="ltc", "lstm" or "mlp"',
+    "enable_critic_lstm": 'critic="cell", "lstm" or "mlp"',
     "lstm_kwargs": "init=LTCInit(...), ode_unfolds and elapsed_time",
 }
 
@@ -69,14 +71,15 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         wiring: The actor's built wiring.
         sensory_names: (S,), what each sensory neuron carries.
         action_names: (A,), of the action outputs.
-        lstm_actor: The actor's `LTC`, under the name that RecurrentPPO asks for.
-        lstm_critic: The critic's `LTC` or `nn.LSTM`, or None.
+        lstm_actor: The actor's `LTC`, `CfC` or other `RecurrentCell`, under the name that RecurrentPPO asks for.
+        lstm_critic: The critic's cell or `nn.LSTM`, or None.
         on_bad_input: What `predict` does with a bad reading, "raise" or "hold"; may be set at any time.
+        learned_since_rollout: Whether `Standardize` moves with the next rollout.
     """
 
     # Upstream's cores are nn.LSTM alone.
-    lstm_actor: LTC  # type: ignore[assignment]
-    lstm_critic: LTC | nn.LSTM | None  # type: ignore[assignment]
+    lstm_actor: RecurrentCell  # type: ignore[assignment]
+    lstm_critic: RecurrentCell | nn.LSTM | None  # type: ignore[assignment]
     _on_bad_input: OnBadInput = "raise"
 
     def __init__(
@@ -100,7 +103,9 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         optimizer_kwargs: dict[str, Any] | None = None,
         *,
         wiring: Recipe | Wiring | Mapping[str, Any] = DEFAULT_WIRING,
-        critic: Critic | Recipe | Wiring | Mapping[str, Any] = "ltc",
+        cell: CellName | type[RecurrentCell] = "ltc",
+        cell_kwargs: Mapping[str, Any] | None = None,
+        critic: Critic | Recipe | Wiring | Mapping[str, Any] = "cell",
         n_motor: int | None = None,
         motor_map: Literal["affine", "dense"] = "affine",
         elapsed_time: float = 1.0,
@@ -131,23 +136,27 @@ class NCPPolicy(RecurrentActorCriticPolicy):
             features_extractor_kwargs: For the encoder, such as `dict(receptors=4, names=["x", "theta"])`.
             share_features_extractor: One encoder for actor and critic.
             normalize_images: Divide uint8 images by 255.
-            optimizer_class: The optimizer. `ncp_rl.learning.ScaledAdam` takes steps of `lr_scale` learning rates, 10
-                by default, but single ones in encoders other than `Receptors` and for the actions' deviation.
+            optimizer_class: The optimizer. `ncp_rl.learning.ScaledAdam` takes steps of `lr_scale` learning rates, by
+                default those of the cell (LTC 10, CfC 3), but single ones in encoders other than `Receptors` and for
+                the actions' deviation.
             optimizer_kwargs: For the optimizer, without the learning rate, such as `dict(lr_scale=3)`; for both Adams
                 eps=1e-12 and fused=True where None: a circuit has many small parameters.
             wiring: Recipe of the actor's circuit, or a built wiring; also a mapping that names a recipe, such as
                 `{"recipe": "AutoNCP", "units": 32}`, which a yml file can hold.
-            critic: "ltc": LTC neurons wired by the actor's recipe, all of them read out; "lstm": as many LSTM units;
-                "mlp": no memory; "shared": reads the actor's potentials, without gradient; or a recipe for the
-                critic's LTC, given as for `wiring`.
+            cell: The neurons: "ltc", liquid time-constant neurons; "cfc", closed-form continuous-time ones; or a class
+                that is a `ncp_rl.cell.RecurrentCell`.
+            cell_kwargs: Further arguments of the cell, such as `dict(mode="no_gate")` for "cfc".
+            critic: "cell": neurons of the actor's kind, wired by the actor's recipe, all of them read out; "ltc",
+                "cfc": the same of that kind; "lstm": as many LSTM units; "mlp": no memory; "shared": reads the actor's
+                potentials, without gradient; or a recipe for the critic's neurons, given as for `wiring`.
             n_motor: Motor neurons; one per action (per logit for discrete actions) where None.
             motor_map: "affine": gain and offset per motor neuron; "dense": a linear layer behind them.
             elapsed_time: Seconds between observations, unless the observation has the key `elapsed_time`.
-            ode_unfolds: Solver substeps per observation.
-            init: Ranges of the initial LTC parameters; also as a mapping.
+            ode_unfolds: Solver substeps per observation, of LTC neurons.
+            init: Ranges of the initial parameters of LTC neurons; also as a mapping.
             privileged_keys: Keys of a Dict observation that the critic alone sees (asymmetric actor-critic).
             action_names: Of the action outputs (logits of discrete actions); action_0, action_1, ... where None.
-            backend: Of the scan; see `ncp_rl.kernels.ltc_scan`.
+            backend: Of the scan over LTC neurons; see `ncp_rl.kernels.ltc_scan`.
             on_bad_input: What `predict` does with a reading that is not finite: "raise" an error, or "hold" the
                 neurons and the action; see `predict`.
             **lstm_arguments: Refused, each with what stands for it here.
@@ -175,6 +184,18 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         self.n_motor, self.motor_map = n_motor, motor_map
         self.elapsed_time, self.ode_unfolds, self.backend = elapsed_time, ode_unfolds, backend
         self.init = LTCInit(**{k: tuple(v) for k, v in init.items()}) if isinstance(init, Mapping) else init
+        self.cell, self.cell_kwargs = cell, dict(cell_kwargs or {})
+        self._cell_class = cell_class(cell)
+        self._build_cell = self._build_critic = cell_builder(
+            self._cell_class,
+            elapsed_time=elapsed_time,
+            ode_unfolds=ode_unfolds,
+            init=self.init,
+            backend=backend,
+            **self.cell_kwargs,
+        )
+        if isinstance(critic, str) and CELLS.get(critic, self._cell_class) is not self._cell_class:
+            self._build_critic = cell_builder(CELLS[critic], elapsed_time=elapsed_time)
         self.privileged_keys = tuple(privileged_keys)
         n_outputs = _n_action_outputs(action_space)
         self.action_names = tuple(action_names or (f"action_{i}" for i in range(n_outputs)))
@@ -205,9 +226,10 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         self._place_cores()
         self.value_net = nn.Sequential(self.value_net, SignedSquare())  # type: ignore[assignment]
         self._standardizers = [module for module in self.modules() if isinstance(module, Standardize)]
-        self._learned_since_rollout = self._senses_fixed = False
+        self.learned_since_rollout = self._senses_fixed = False
         # Upstream has handed its own cores' parameters to the optimizer already.
-        optimizer_kwargs = dict(lr=lr_schedule(1)) | self.optimizer_kwargs
+        scale = dict(lr_scale=self._cell_class.lr_scale) if issubclass(self.optimizer_class, ScaledAdam) else {}
+        optimizer_kwargs = dict(lr=lr_schedule(1)) | scale | self.optimizer_kwargs
         self.optimizer = self.optimizer_class(self._parameter_groups(), **optimizer_kwargs)
 
     def _parameter_groups(self) -> Any:
@@ -250,9 +272,8 @@ class NCPPolicy(RecurrentActorCriticPolicy):
 
     def _place_cores(self) -> None:
         """Put the circuits where upstream has built LSTMs of size 1."""
-        units, timing = self.wiring.units, dict(elapsed_time=self.elapsed_time, ode_unfolds=self.ode_unfolds)
-        shared: dict[str, Any] = dict(input_map=False, init=self.init, backend=self.backend, **timing)
-        self.lstm_actor = LTC(self.wiring, **shared)
+        units = self.wiring.units
+        self.lstm_actor = self._build_cell(self.wiring)
         self.lstm_hidden_state_shape = (1, 1, units)
         n_critic, critic_features = _n_sensory(self.vf_features_extractor), self.vf_features_extractor.features_dim
         if self.critic_recipe == "mlp":
@@ -267,7 +288,7 @@ class NCPPolicy(RecurrentActorCriticPolicy):
                     f"The critic's recipe gives {wiring.units} neurons, the actor has {units}; RecurrentPPO keeps both "
                     "states in one shape, so they must be equal."
                 )
-            self.lstm_critic = LTC(wiring, motor_map=False, **shared)
+            self.lstm_critic = self._build_critic(wiring, motor_map=False)
         if self.motor_map == "affine":
             # The circuit's own motor map gives the action: a circuit alone then holds all from senses to action.
             self.action_net = self.lstm_actor.motor_map
@@ -409,9 +430,9 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         raise BadInputError(text)
 
     def _process_sequence(  # type: ignore[override]  # Upstream's annotation forgets that states are pairs.
-        self, features: Tensor, lstm_states: LSTMStates, episode_starts: Tensor, lstm: nn.LSTM | LTC
+        self, features: Tensor, lstm_states: LSTMStates, episode_starts: Tensor, lstm: nn.LSTM | RecurrentCell
     ) -> tuple[Tensor, LSTMStates]:
-        """Run a core over padded sequences; resets happen inside the scan, where upstream loops over time.
+        """Run a core over padded sequences.
 
         Args:
             features: (N * T, features), sequence by sequence.
@@ -422,36 +443,14 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         Returns:
             (N * T, U), the potentials of all neurons; the new h and c.
         """
-        h, c = lstm_states
-        n_sequences = h.shape[1]
-        starts = episode_starts.reshape(n_sequences, -1).swapaxes(0, 1)  # (T, N)
+        starts = episode_starts.reshape(lstm_states[0].shape[1], -1).swapaxes(0, 1)  # (T, N)
         held: Tensor | None = None
         # Nothing is held where gradients are wanted: `forward` has refused bad readings before.
         if self._on_bad_input == "hold" and not torch.is_grad_enabled():
             held, starts = starts >= HELD, starts % HELD
-        if not isinstance(lstm, LTC):
-            # RecurrentPPO cuts sequences where episodes start, so that resets stand in the first step alone: made
-            # here, they spare upstream's loop over time.
-            keep = 1.0 - starts[0].reshape(1, n_sequences, 1)
-            later = torch.cat([torch.zeros_like(starts[:1]), starts[1:]]).swapaxes(0, 1).flatten()
-            kept = keep * h, keep * c
-            output, (new_h, new_c) = RecurrentActorCriticPolicy._process_sequence(features, kept, later, lstm)
-            if held is not None and len(starts) == 1:
-                # Readings come, and are held, one step at a time: the output is the new h.
-                rows = held[0][:, None]
-                new_h, new_c = torch.where(rows, kept[0], new_h), torch.where(rows, kept[1], new_c)
-                output = new_h[0]
-            return output, (new_h, new_c)
-        sequence = features.reshape(n_sequences, -1, features.shape[-1]).swapaxes(0, 1)  # (T, N, features)
-        inputs, elapsed = sequence[..., : lstm.input_size], sequence[..., lstm.input_size :]
-        seconds = elapsed[..., 0] if elapsed.shape[-1] else None
-        if held is not None:
-            # A step of zero seconds leaves neurons as they are, by the equations: a recording of it replays as any
-            # other. The sign of the zero tells such a step from one of zero seconds that the environment tells.
-            constant = features.new_full(starts.shape, lstm.elapsed_time)
-            seconds = torch.where(held, -0.0, constant if seconds is None else seconds)
-        potentials, state = lstm(inputs, h[0], starts, seconds)
-        return potentials.swapaxes(0, 1).flatten(0, 1), (state[None], c)
+        if isinstance(lstm, nn.LSTM):
+            return run_lstm(lstm, features, lstm_states, starts, held)
+        return run_cell(lstm, features, lstm_states, starts, held)
 
     @contextmanager
     def _watching(self) -> Iterator[None]:
@@ -460,10 +459,10 @@ class NCPPolicy(RecurrentActorCriticPolicy):
             yield
             return
         for module in self._standardizers:
-            if self._learned_since_rollout:
+            if self.learned_since_rollout:
                 module.adapt()
             module.watching = True
-        self._learned_since_rollout = False
+        self.learned_since_rollout = False
         try:
             yield
         finally:
@@ -474,7 +473,7 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         self, obs: Any, actions: Tensor, lstm_states: RNNStates, episode_starts: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """As upstream, with values whose gradient is `VALUE_GRADIENT` times as large: see `ncp_rl.learning`."""
-        self._learned_since_rollout = True
+        self.learned_since_rollout = True
         # Upstream's buffer hands MultiBinary actions on as int8, which its distribution refuses.
         if isinstance(self.action_space, spaces.MultiBinary):
             actions = actions.float()
@@ -501,6 +500,8 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         return super()._get_constructor_parameters() | dict(
             share_features_extractor=self.share_features_extractor,
             wiring=self.recipe,
+            cell=self.cell,
+            cell_kwargs=self.cell_kwargs,
             critic=self.critic_recipe,
             n_motor=self.n_motor,
             motor_map=self.motor_map,
@@ -595,8 +596,9 @@ def _array(part: Tensor) -> npt.NDArray[Any]:
 
 
 def _check_arguments(critic: object, motor_map: str, net_arch: list[int] | dict[str, list[int]] | None) -> None:
-    if isinstance(critic, str) and critic not in ("ltc", "lstm", "mlp", "shared"):
-        raise ValueError(f'critic must be "ltc", "lstm", "mlp", "shared" or a recipe, got {critic!r}.')
+    if isinstance(critic, str) and critic not in get_args(Critic):
+        known = ", ".join(f'"{name}"' for name in get_args(Critic))
+        raise ValueError(f"critic must be {known} or a recipe, got {critic!r}.")
     if motor_map not in ("affine", "dense"):
         raise ValueError(f'motor_map must be "affine" or "dense", got {motor_map!r}.')
     if not net_arch or not (isinstance(net_arch, list) or net_arch.get("pi")):

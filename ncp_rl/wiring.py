@@ -15,12 +15,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import networkx as nx
 import numpy as np
 import numpy.typing as npt
+
+from ncp_rl.synapses import SynapseList, synapse_list
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,19 +34,6 @@ Adjacency = npt.NDArray[np.int8]
 _EXCITATORY = {"edge_color": "#0072B2", "style": "solid"}
 _INHIBITORY = {"edge_color": "#D55E00", "style": "dashed"}
 _LAYER_COLORS = {"sensory": "#999999", "inter": "#56B4E9", "command": "#F0E442", "motor": "#CC79A7"}
-
-
-class SynapseList(NamedTuple):
-    """Synapses sorted by destination, then source; those that end in neuron j are `pointer[j]:pointer[j + 1]`."""
-
-    pointer: npt.NDArray[np.int32]
-    """(U + 1,) int32, compressed-sparse-row pointer by destination."""
-    source: npt.NDArray[np.int32]
-    """(E,) int32, presynaptic neuron, or input for sensory synapses."""
-    destination: npt.NDArray[np.int32]
-    """(E,) int32, postsynaptic neuron."""
-    polarity: npt.NDArray[np.int8]
-    """(E,) int8, +1 excitatory, -1 inhibitory."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,12 +96,12 @@ class Wiring:
     @cached_property
     def synapses(self) -> SynapseList:
         """Synapses between neurons."""
-        return _synapse_list(self.adjacency)
+        return synapse_list(self.adjacency)
 
     @cached_property
     def sensory_synapses(self) -> SynapseList:
         """Synapses from sensory inputs to neurons."""
-        return _synapse_list(self.sensory_adjacency)
+        return synapse_list(self.sensory_adjacency)
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -472,13 +461,6 @@ def _polarities(matrix: npt.ArrayLike, name: str) -> Adjacency:
     polarities = matrix.astype(np.int8)
     polarities.setflags(write=False)
     return polarities
-
-
-def _synapse_list(adjacency: Adjacency) -> SynapseList:
-    destination, source = np.nonzero(adjacency.T)
-    pointer = np.concatenate([[0], np.cumsum(np.bincount(destination, minlength=adjacency.shape[1]))])
-    polarity = adjacency[source, destination]
-    return SynapseList(pointer.astype(np.int32), source.astype(np.int32), destination.astype(np.int32), polarity)
 
 
 def _check_sizes(n_sensory: int, n_motor: int, units: int | None = None) -> None:

@@ -11,21 +11,19 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import tyro
 from ncp_envs.disturbance import DISTURBANCES, LEVEL_UNITS, LEVELS
 from ncp_envs.disturbance import Fault as FaultWrapper
 
+from ncp_rl.audit import QUESTIONS, Fault, Plan, audit_sources, failures
+from ncp_rl.audit.audit import Questions
 from ncp_rl.audit.report import write_report
-from ncp_rl.audit.sources import Fault, Plan, audit_sources, failures
-from ncp_rl.audit.verdict import Verdict
-from ncp_rl.export import ExportError, verify_export
-from ncp_rl.recording import Recording, RecordingError, read_public_key
+from ncp_rl.export import DeployedQuestion, ExportError
+from ncp_rl.recording import RecordingError, read_public_key
 from ncp_rl.runs import RunError
 
 #: Name -> level of the faults that the monitor must find.
@@ -69,7 +67,7 @@ class Args:
     deployed: Path | None = None
     """Export of the one source's policy (scripts/export.py), which must do what was recorded: a folder with
     controller.c, or controller.json or controller.onnx."""
-    fail_on: tuple[str, ...] = ("chain", "replay", "explain", "certificate", "sensitivity", "monitor", "dynamics")
+    fail_on: tuple[str, ...] = tuple(question.name for question in QUESTIONS if question.must_pass)
     """Exit with status 1 where one of these verdicts fails, or a figure is beyond a limit: "perturbation.loss>0.3"."""
     threads: int = 1
     """Threads of torch; small circuits are fastest with one."""
@@ -83,9 +81,10 @@ def main(args: Args) -> int:
     try:
         out = args.out or Path("audits") / f"{args.sources[0].stem}__{time.time():.0f}"
         key = None if args.public_key is None else read_public_key(args.public_key)
-        told: dict[str, Any] = dict(public_key=key, deployed=deployed(args), progress_bar=args.progress_bar)
-        audit = audit_sources(args.sources, out, plan(args), **told)
-        report = write_report(audit, out / "report.html", level_units=LEVEL_UNITS)
+        audit = audit_sources(
+            args.sources, out, plan(args), public_key=key, questions=questions(args), progress_bar=args.progress_bar
+        )
+        report = write_report(audit, out / "report.html")
         failed = failures(audit, (*args.fail_on, *(["deployed"] if args.deployed else [])))
     except (ExportError, RunError, RecordingError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -97,18 +96,17 @@ def main(args: Args) -> int:
     return 1 if failed else 0
 
 
-def deployed(args: Args) -> Callable[[Recording], Verdict] | None:
-    """What asks whether the export does what was recorded.
+def questions(args: Args) -> Questions:
+    """All of them, and whether the export does what was recorded where there is one.
 
     Raises:
         ValueError: There are several sources, of which an export can be but one.
     """
-    export = args.deployed
-    if export is None:
-        return None
+    if args.deployed is None:
+        return QUESTIONS
     if len(args.sources) > 1:
         raise ValueError(f"--deployed names the export of one policy, got {len(args.sources)} sources; audit it alone.")
-    return lambda recording: verify_export(export, recording).verdict()
+    return (*QUESTIONS, DeployedQuestion(args.deployed))
 
 
 def plan(args: Args) -> Plan:
@@ -132,6 +130,7 @@ def plan(args: Args) -> Plan:
             for name in args.faults
         },
         disturbances={name: (DISTURBANCES[name], LEVELS[name]) for name in args.disturbances},
+        level_units=LEVEL_UNITS,
         n_perturb_episodes=args.perturb_episodes,
         n_processes=args.processes,
         max_loss=args.max_loss,

@@ -51,8 +51,10 @@ from torch import Tensor, nn
 from ncp_rl import LTC, NCP, AutoNCP, NCPPolicy
 from ncp_rl.export import Controller, to_c, to_onnx
 from ncp_rl.export.toolchain import build_cortex_m4, missing_cross_tools
-from ncp_rl.kernels import fused, numba_cpu
-from ncp_rl.kernels.numba_forward import forward_kernel
+from ncp_rl.kernels.backends import choose
+from ncp_rl.kernels.contract import Operands
+from ncp_rl.kernels.numba import backend as numba_backend
+from ncp_rl.kernels.numba.forward import forward_kernel
 from ncp_rl.policy import DEFAULT_WIRING
 from ncp_rl.recording import NeuronRecorder
 
@@ -223,7 +225,7 @@ def scan(args: Args) -> list[Group]:
 def of_ceiling(shape: str, ltc: nn.Module, inputs: Tensor, forwards: Group, both: Group) -> Group:
     """How much of a GPU's special-function throughput the sigmoids alone would take in the measured times."""
     # Triton is optional, and here only with CUDA.
-    from ncp_rl.kernels.triton_gpu import synapse_evaluations
+    from ncp_rl.kernels.triton.backend import synapse_evaluations
 
     assert isinstance(ltc, LTC)
     gpu = torch.cuda.get_device_properties()
@@ -267,10 +269,13 @@ def step(args: Args) -> list[Group]:
     assert isinstance(ltc, LTC)
     with torch.no_grad():
         params, synapses, *_ = ltc.packed()
-    backend = fused.load_backend("numba" if args.device == "cpu" else "triton")
+    operands = Operands(params, synapses, inputs, state, None, None, ltc.ode_unfolds)
+    load = choose("auto", inputs.dtype, args.device).load
+    assert load is not None
+    backend = load()
 
     def raw() -> Tensor:
-        return backend.forward(params, synapses, inputs, state, None, None, ode_unfolds=6, save=False)[0]
+        return backend.forward(operands, save=False)[0]
 
     h = state[None]
     contenders: dict[str, Run] = {
@@ -288,10 +293,10 @@ def compiled_kernel(run: Callable[[], Tensor]) -> Run:
     """The call of compiled code within `run`, with the same arguments again and again."""
     calls: list[Run] = []
 
-    def kernel_that_tells(width: int) -> Callable[..., None]:
+    def recording_kernel(width: int) -> Callable[..., None]:
         return lambda *arguments: calls.append(functools.partial(forward_kernel(width), *arguments))
 
-    with mock.patch.object(numba_cpu, "forward_kernel", kernel_that_tells):
+    with mock.patch.object(numba_backend, "forward_kernel", recording_kernel):
         potentials = run()
 
     def again() -> Tensor:

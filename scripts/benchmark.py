@@ -6,8 +6,9 @@
 
 A training ends in rows of results/benchmark.csv: its learning curve (20 deterministic episodes at ten points), and the
 returns of its last and of its best model over 20 fresh episodes whose seeds nothing else has used, of the best one in
-disturbed worlds too. What stands in the table is not trained again, so that an interrupted benchmark goes on where it
-was. Each training has a core and a thread of its own.
+disturbed worlds too. What stands in the table is not trained again, and unfinished trainings are kept beside it, in
+results/benchmark_runs/, so that an interrupted benchmark goes on where it was. Each training has a core and a thread of
+its own.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from __future__ import annotations
 import csv
 import multiprocessing
 import os
+import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, fields
@@ -37,12 +38,26 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from tqdm import tqdm
 
 from ncp_rl import NCPPolicy
-from ncp_rl.runs import GENERAL, RunConfig, evaluate, load_run, make_envs, make_model, read_hyperparams, train
+from ncp_rl.runs import (
+    GENERAL,
+    RunConfig,
+    evaluate,
+    load_run,
+    make_envs,
+    make_model,
+    read_config,
+    read_hyperparams,
+    resume,
+    train,
+)
+from ncp_rl.runs.checkpoint import CHECKPOINT
 
 ROOT = Path(__file__).parents[1]
 #: Seeds of the fresh episodes lie beyond those of training, of periodic evaluation and of what train.py ends with.
 FRESH_SEED = 30_000
 N_EPISODES = 20
+#: Of a training: one that is cut loses a hundredth at most.
+N_CHECKPOINTS = 100
 #: Under what the best model of each training is evaluated.
 WORLDS: dict[str, dict[str, Any]] = {
     "undisturbed": {},
@@ -145,7 +160,7 @@ class Args:
     seeds: tuple[int, ...] | None = None
     """Default: as many as the suite says, from 0 on."""
     table: Path = ROOT / "results" / "benchmark.csv"
-    """Read, and extended by each training that ends."""
+    """Read, and extended by each training that ends; unfinished ones are in a folder beside it, TABLE_runs."""
     processes: int = len(os.sched_getaffinity(0))
     """Trainings side by side, each on a core of its own."""
     timesteps: int | None = None
@@ -199,11 +214,12 @@ def run_jobs(jobs: Sequence[Job], args: Args) -> None:
     for core in sorted(os.sched_getaffinity(0)):
         cores.put(core)
     with ProcessPoolExecutor(args.processes, context, initializer=_take_core, initargs=(cores,)) as pool:
-        futures = [pool.submit(run_job, job, args.timesteps) for job in jobs]
+        futures = {pool.submit(run_job, job, args.timesteps, folder(args, job)): job for job in jobs}
         try:
             for future in tqdm(as_completed(futures), total=len(futures), unit="training"):
                 rows = future.result()
                 append(args.table, rows)
+                shutil.rmtree(folder(args, futures[future]))
                 best = rows[-1]
                 tqdm.write(f"{best.task} {best.contender} {best.seed}: {best.mean_return:.1f} after {best.cpu_s:.0f} s")
         except BaseException:
@@ -216,25 +232,47 @@ def _take_core(cores: Queue[int]) -> None:
     torch.set_num_threads(1)
 
 
-def run_job(job: Job, timesteps: int | None) -> list[Row]:
-    """One training, from the environment to its rows; the best model's comes last."""
+def folder(args: Args, job: Job) -> Path:
+    """The run folder of a training whose rows are not in the table yet."""
+    return args.table.with_name(f"{args.table.stem}_runs") / "_".join(map(str, job))
+
+
+def run_job(job: Job, timesteps: int | None, run: Path) -> list[Row]:
+    """One training, from the environment or from where `run` was left, to its rows; the best model's comes last."""
     import ncp_envs  # noqa: F401  (registers ncp/ environments in this process)
 
     task, contender, seed = SUITE[job[0]], CONTENDERS[job[1]], job[2]
     config = RunConfig(task.env, hyperparams(task, contender, timesteps), seed=seed)
-    with tempfile.TemporaryDirectory() as folder:
-        run = Path(folder) / "run"
-        actor, total = count_parameters(train(config, run, progress_bar=False, n_eval_episodes=N_EPISODES))
-        common: dict[str, Any] = dict(task=job[0], contender=job[1], seed=seed, settings=source(task, contender))
-        common |= dict(actor_parameters=actor, parameters=total)
-        curve = list(read_curve(run))
-        learned_in = "disturbed" if contender.disturbed else "undisturbed"
-        rows = [Row(model="curve", world=learned_in, **point, **common) for point in curve]
-        end = curve[-1] | common
-        rows.append(Row(model="last", world="undisturbed", **(end | fresh_returns(run, "last", "undisturbed"))))
-        for world in reversed(WORLDS):
-            rows.append(Row(model="best", world=world, **(end | fresh_returns(run, "best", world))))
+    actor, total = count_parameters(trained(config, run))
+    common: dict[str, Any] = dict(task=job[0], contender=job[1], seed=seed, settings=source(task, contender))
+    common |= dict(actor_parameters=actor, parameters=total)
+    curve = list(read_curve(run))
+    learned_in = "disturbed" if contender.disturbed else "undisturbed"
+    rows = [Row(model="curve", world=learned_in, **point, **common) for point in curve]
+    end = curve[-1] | common
+    rows.append(Row(model="last", world="undisturbed", **(end | fresh_returns(run, "last", "undisturbed"))))
+    for world in reversed(WORLDS):
+        rows.append(Row(model="best", world=world, **(end | fresh_returns(run, "best", world))))
     return rows
+
+
+def trained(config: RunConfig, run: Path) -> OnPolicyAlgorithm:
+    """The trained model: of a training that was finished, that goes on, or that begins, also where settings changed."""
+    if not unfinished(config, run):
+        shutil.rmtree(run, ignore_errors=True)
+        return train(config, run, progress_bar=False, n_eval_episodes=N_EPISODES, n_checkpoints=N_CHECKPOINTS)
+    if (run / "last" / "model.zip").exists():
+        return load_run(run, which="last")[0]
+    return resume(run, progress_bar=False)
+
+
+def unfinished(config: RunConfig, run: Path) -> bool:
+    """Whether a folder holds a training of these settings and versions that can go on."""
+    if not (run / CHECKPOINT).exists():
+        return False
+    found = read_config(run)
+    same_length = found.n_timesteps == config.n_timesteps
+    return same_length and found.versions == config.versions and not config.differences(found)
 
 
 def fresh_returns(run: Path, which: Literal["best", "last"], world: str) -> dict[str, float]:

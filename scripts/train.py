@@ -3,6 +3,8 @@
     python scripts/train.py --env ncp/PendulumNoVel-v1
     python scripts/train.py --env my_module:MyEnv-v0 --units 48 --timesteps 500000
     python scripts/train.py --disturb observation_delay=0..2 sensor_noise=0.05
+    python scripts/train.py --resume runs/mine
+    python scripts/train.py --init runs/taught
 
 Hyperparameters come from --hyperparams where it names the environment; arguments given here come before them.
 """
@@ -11,7 +13,7 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +21,8 @@ import torch
 import tyro
 from ncp_envs import read_levels
 
-from ncp_rl.policy import DEFAULT_WIRING
+from ncp_rl.cores import CellName
+from ncp_rl.policy import DEFAULT_WIRING, Critic
 from ncp_rl.runs import (
     GENERAL,
     Evaluation,
@@ -28,13 +31,17 @@ from ncp_rl.runs import (
     evaluate,
     is_circuit,
     load_run,
+    read_config,
     read_hyperparams,
+    resume,
     train,
 )
-from ncp_rl.settings import named
+from ncp_rl.runs.settings import named
 
 #: The wrapper that disturbs, as `env_wrapper` of the hyperparameters names it.
 DISTURBANCES = "ncp_envs.RandomDisturbances"
+#: Arguments that a training which goes on may be given anew.
+ANEW = {"resume", "timesteps", "device", "threads", "final_episodes", "progress_bar"}
 HYPERPARAMS = Path(__file__).parents[1] / "hyperparams" / "ncp_ppo.yml"
 
 
@@ -53,8 +60,10 @@ class Args:
     """Neurons of the actor. Default: 32."""
     sparsity: float | None = None
     """Share of synapses left out. Default: the recipe's."""
-    critic: Literal["ltc", "lstm", "mlp", "shared"] | None = None
-    """Recurrent core of the critic. Default: ltc."""
+    cell: CellName | None = None
+    """Neurons of the actor. Default: ltc."""
+    critic: Critic | None = None
+    """Recurrent core of the critic. Default: cell, neurons of the actor's kind."""
     timesteps: int | None = None
     """Environment steps in all. Default: 200,000."""
     n_envs: int | None = None
@@ -79,6 +88,15 @@ class Args:
     """Cut the episodes of evaluations, recordings and audits after so many steps, for tasks that go on without end."""
     eval_episodes: int = 20
     """Episodes of each periodic evaluation."""
+    checkpoints: int = 20
+    """How often all that --resume needs is kept, in the place of the last: a killed training loses what came since."""
+    init: Path | None = None
+    """Begin with the best policy of this run folder, such as a taught one (scripts/teach.py), on its environment and
+    with its settings, but for those given here; its files are unpickled."""
+    resume: Path | None = None
+    """Go on with the killed or interrupted training of this run folder, from its last checkpoint; its files are
+    unpickled. The run's settings hold; --timesteps gives it more or fewer steps in all, so that a finished one goes on
+    too."""
     final_episodes: int = 100
     """Episodes of the evaluation at the end."""
     progress_bar: bool = True
@@ -89,18 +107,26 @@ def main(args: Args) -> int:
     """Train, evaluate the best model, print where it lies."""
     torch.set_num_threads(args.threads)
     name = args.env.replace("/", "_").replace(":", "_")
-    folder = args.out or Path("runs") / f"{name}__{args.seed}__{time.time():.0f}"
+    folder = args.resume or args.out or Path("runs") / f"{name}__{args.seed}__{time.time():.0f}"
     try:
+        if args.init is not None and args.env == Args.env:
+            args = replace(args, env=read_config(args.init).env)
         config = RunConfig(args.env, hyperparams(args), seed=args.seed, max_episode_steps=args.max_episode_steps)
-        train(
-            config,
-            folder,
-            device=args.device,
-            n_eval_episodes=args.eval_episodes,
-            progress_bar=args.progress_bar,
-        )
-        evaluation = final(args, folder, disturbed=False)
-        disturbed = final(args, folder, disturbed=True) if is_disturbed(config) else None
+        if args.resume is None:
+            train(
+                config,
+                folder,
+                device=args.device,
+                n_eval_episodes=args.eval_episodes,
+                n_checkpoints=args.checkpoints,
+                init=args.init,
+                progress_bar=args.progress_bar,
+            )
+        else:
+            config = resumed(args, config, folder)
+            resume(folder, n_timesteps=args.timesteps, device=args.device, progress_bar=args.progress_bar)
+        evaluation = final(args, config, folder, disturbed=False)
+        disturbed = final(args, config, folder, disturbed=True) if is_disturbed(config) else None
     except RunError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -109,10 +135,34 @@ def main(args: Args) -> int:
     return 0
 
 
-def final(args: Args, folder: Path, *, disturbed: bool) -> Evaluation:
+def resumed(args: Args, given: RunConfig, folder: Path) -> RunConfig:
+    """The configuration of the run that goes on.
+
+    Raises:
+        RunError: The command line asks for another run, or `folder` holds none.
+    """
+    config = read_config(folder)
+    named = {f.name for f in fields(Args) if getattr(args, f.name) != f.default} - ANEW
+    if args.out == folder:
+        named -= {"out"}
+    unknown = named & {
+        "out",
+        "eval_episodes",
+        "checkpoints",
+        "init",
+    }  # config.json does not say whether they are the run's.
+    differences = given.differences(config) if named - unknown else []
+    if differences or unknown:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(named))
+        told = f": {'; '.join(differences)} ({folder})" if differences else ""
+        raise RunError(f"A training goes on with the settings of its run; leave out {options}{told}.")
+    return config
+
+
+def final(args: Args, config: RunConfig, folder: Path, *, disturbed: bool) -> Evaluation:
     """The best model over fresh episodes, disturbed as in training or not."""
     model, venv = load_run(folder, n_envs=10, device=args.device, training_wrappers=disturbed)
-    evaluation = evaluate(model, venv, n_episodes=args.final_episodes, seed=args.seed + 20_000)
+    evaluation = evaluate(model, venv, n_episodes=args.final_episodes, seed=config.seed + 20_000)
     venv.close()
     return evaluation
 
@@ -120,7 +170,8 @@ def final(args: Args, folder: Path, *, disturbed: bool) -> Evaluation:
 def hyperparams(args: Args) -> dict[str, Any]:
     """Those of the file, with what the command line says in their place."""
     general: dict[str, Any] = GENERAL if is_circuit(args.policy) else dict(n_envs=8, normalize=True)
-    found: dict[str, Any] = dict(n_timesteps=200_000) | (read_hyperparams(args.hyperparams, args.env) or general)
+    file = read_hyperparams(args.hyperparams, args.env) if args.init is None else read_config(args.init).hyperparams
+    found: dict[str, Any] = dict(n_timesteps=200_000) | (file or general)
     policy_kwargs = dict(found.get("policy_kwargs") or {})
     if args.policy not in (None, found.get("policy")):
         both_circuits = is_circuit(args.policy) and is_circuit(found.get("policy"))
@@ -138,7 +189,7 @@ def circuit(args: Args, policy_kwargs: dict[str, Any]) -> dict[str, Any]:
     if args.recipe is not None and args.recipe != wiring.get("recipe", "AutoNCP"):
         wiring = {"units": wiring.get("units", 32)}  # The other entries belong to their own recipe.
     given = dict(recipe=args.recipe, units=args.units, sparsity=args.sparsity)
-    return policy_kwargs | dict(wiring=wiring | _given(given)) | _given(dict(critic=args.critic))
+    return policy_kwargs | dict(wiring=wiring | _given(given)) | _given(dict(cell=args.cell, critic=args.critic))
 
 
 def disturbed(args: Args, found: dict[str, Any]) -> dict[str, Any]:

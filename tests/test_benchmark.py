@@ -8,16 +8,18 @@ from pathlib import Path
 
 import ncp_envs  # noqa: F401  (registers ncp/ environments)
 import pytest
+from stable_baselines3.common.callbacks import BaseCallback
 
+from ncp_rl.runs import RunConfig, make_envs, make_model, train
 from scripts import benchmark
 from scripts.benchmark import CONTENDERS, SUITE, Args, Row
 
 
 @pytest.fixture(scope="module")
-def rows() -> list[Row]:
+def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(benchmark, "N_EPISODES", 2)
-        return benchmark.run_job(("Pendulum", "ncp", 3), timesteps=2048)
+        return benchmark.run_job(("Pendulum", "ncp", 3), 2048, tmp_path_factory.mktemp("runs") / "run")
 
 
 def row(
@@ -50,9 +52,47 @@ def test_the_table_keeps_rows_and_what_it_holds_is_not_trained_again(rows: list[
     assert set(everything) - set(benchmark.missing(args, found)) == {("Pendulum", "ncp", 3), ("Pendulum", "stack", 1)}
 
 
+def test_an_interrupted_benchmark_goes_on_with_its_trainings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "N_EPISODES", 2)
+    job, rollout = ("Pendulum", "mlp", 0), 4 * 1024
+    args = Args(tasks=job[:1], contenders=job[1:2], seeds=(0,), table=tmp_path / "t.csv", timesteps=rollout)
+    run = benchmark.folder(args, job)
+    assert run == tmp_path / "t_runs" / "Pendulum_mlp_0"
+    settings = benchmark.hyperparams(SUITE["Pendulum"], CONTENDERS["mlp"], 3 * rollout)
+    config = RunConfig(SUITE["Pendulum"].env, settings, seed=0)
+    with pytest.raises(Killed):
+        train(config, run, progress_bar=False, n_eval_episodes=2, callback=Kill(2 * rollout + 4))
+    (run / "last" / "model.zip").unlink()  # As after a kill.
+    rows = benchmark.run_job(job, 3 * rollout, run)
+    assert (run / "resumed.log").read_text() == f"At step {2 * rollout:,} the training goes on where it was.\n"
+    assert [r.model for r in rows] == ["curve"] * 10 + ["last", "best", "best", "best"]
+    # A finished one, whose rows were not written, is not trained again.
+    assert benchmark.run_job(job, 3 * rollout, run) == rows
+    assert len((run / "resumed.log").read_text().splitlines()) == 1
+    # Other settings begin anew; once rows are written, the folder goes.
+    assert not benchmark.unfinished(replace(config, seed=1), run) and benchmark.unfinished(config, run)
+    benchmark.run_jobs([job], replace(args, processes=1))
+    assert not run.exists() and benchmark.missing(args, benchmark.read_table(args.table)) == []
+    assert benchmark.read_table(args.table)[0].step == rollout // 10 // 4 * 4
+
+
+class Killed(BaseException):
+    """Ends a training as a kill would."""
+
+
+class Kill(BaseCallback):
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.step = step
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps >= self.step:
+            raise Killed
+        return True
+
+
 def test_controls_have_as_many_neurons_and_synapses_as_the_ncp() -> None:
     from ncp_rl import NCPPolicy
-    from ncp_rl.runs import RunConfig, make_envs, make_model
 
     counts = []
     for name in ("ncp", "ncp-random", "ncp-full"):

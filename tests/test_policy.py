@@ -17,6 +17,7 @@ from stable_baselines3.common.callbacks import EvalCallback, StopTrainingOnRewar
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import FakeImageEnv
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.preprocessing import get_flattened_obs_dim
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor
 from stable_baselines3.common.utils import LinearSchedule, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
@@ -82,9 +83,18 @@ def test_learns_under_every_critic(env: str, kwargs: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("kwargs", CRITICS)
 def test_dict_observations(kwargs: dict[str, Any]) -> None:
-    venv = make_vec_env("CartPole-v1", n_envs=1, wrapper_class=ToDict)
-    model: Any = RecurrentPPO(MultiInputNCPPolicy, venv, n_steps=32, policy_kwargs=kwargs).learn(64)
-    evaluate_policy(model, venv, warn=False)
+    """A vector under a key teaches what the vector alone does, number by number."""
+
+    def learned(policy: type[NCPPolicy], wrapper: Any) -> Any:
+        venv = make_vec_env("CartPole-v1", n_envs=1, seed=0, wrapper_class=wrapper)
+        return RecurrentPPO(policy, venv, n_steps=32, seed=0, policy_kwargs=kwargs).learn(64)
+
+    model, plain = learned(MultiInputNCPPolicy, ToDict), learned(NCPPolicy, None)
+    assert model.policy.sensory_names[:8] == tuple(f"obs_0_{r}" for r in range(8))
+    pairs = zip(model.policy.parameters(), plain.policy.parameters(), strict=True)
+    assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
+    mean, _ = evaluate_policy(model, model.get_env(), warn=False)
+    assert isinstance(mean, float) and 8 <= mean <= 500
 
 
 @pytest.mark.parametrize(
@@ -104,7 +114,18 @@ def test_action_spaces(action_space: spaces.Space[Any]) -> None:
     "observation_space", [box(4), box(2, 3), spaces.Discrete(5), spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(4)]
 )
 def test_vector_observation_spaces(observation_space: spaces.Space[Any]) -> None:
-    make_model(observation_space, box(1)).learn(48)
+    """Each quantity has its receptors, all of them learn, and another observation is another action."""
+    model = make_model(observation_space, box(1))
+    encoder = model.policy.pi_features_extractor
+    assert model.policy.wiring.n_sensory == 8 * get_flattened_obs_dim(observation_space) == len(encoder.gain)
+    before = encoder.gain.detach().clone()
+    model.learn(48)
+    assert (encoder.gain != before).all()
+    observation_space.seed(0)
+    observations = np.stack([observation_space.sample() for _ in range(16)])
+    actions, _ = model.predict(observations, deterministic=True)
+    different = np.unique(observations.reshape(16, -1), axis=0)
+    assert len(np.unique(actions, axis=0)) == len(different) > 1
 
 
 @pytest.mark.parametrize("squash_output", [False, True])
@@ -393,14 +414,14 @@ def test_layers_of_pi_beside_the_critics_are_left_out_with_a_warning() -> None:
     [
         (dict(net_arch=[64, 64]), ValueError, "puts layers behind the motor neurons"),
         (dict(net_arch=dict(pi=[8])), ValueError, "puts layers behind the motor neurons"),
-        (dict(critic="gru"), ValueError, 'critic must be "ltc", "lstm", "mlp", "shared" or a recipe'),
+        (dict(critic="gru"), ValueError, 'critic must be "cell", "ltc", "cfc", .* or a recipe, got '),
         (dict(motor_map="linear"), ValueError, 'motor_map must be "affine" or "dense"'),
         (dict(n_motor=5), ValueError, "5 motor neurons cannot be mapped one to one on 2 action outputs"),
         (dict(critic=FullyConnected(7)), ValueError, "critic's recipe gives 7 neurons, the actor has 12"),
         (dict(wiring=AutoNCP(4)), ValueError, "n_motor must be from 1 to units - 3 = 1, got 2"),
         (dict(privileged_keys=("x",)), ValueError, "must be keys of the observation"),
         (dict(lstm_hidden_size=64), TypeError, r"use wiring=AutoNCP\(units=...\)"),
-        (dict(enable_critic_lstm=False), TypeError, 'use critic="ltc"'),
+        (dict(enable_critic_lstm=False), TypeError, 'use critic="cell"'),
         (dict(nonsense=1), TypeError, "NCPPolicy has no argument 'nonsense'"),
         (dict(share_features_extractor=False, critic="shared"), AssertionError, "cannot be shared"),
         (dict(features_extractor_kwargs=dict(receptors=0)), ValueError, "receptors must be at least 1"),

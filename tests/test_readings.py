@@ -21,6 +21,7 @@ from ncp_rl import AutoNCP, CnnNCPPolicy, MultiInputNCPPolicy, NCPPolicy
 from ncp_rl.audit.audit import Audit, audit_recording
 from ncp_rl.audit.envelope import fit_box
 from ncp_rl.audit.monitor import MonitoredModel, watch
+from ncp_rl.audit.plan import Plan
 from ncp_rl.audit.report import write_report
 from ncp_rl.audit.sensitivity import observation_moves
 from ncp_rl.readings import BadInputError
@@ -356,16 +357,16 @@ def test_an_audit_of_a_recording_with_held_steps(tmp_path: Path) -> None:
     model = pendulum_model(venv)
     model.policy.on_bad_input = "hold"
     path = record_rollouts(model, venv, tmp_path / "held.mcap", n_episodes=6, progress_bar=False)
-    subject = audit_recording(Recording.open(path), "held", alpha=0.5)
-    assert subject.monitor is not None and subject.trees is not None and subject.sensitivities
+    subject = audit_recording(Recording.open(path), "held", Plan(alpha=0.5))
+    assert not subject.skipped
     # Bounds, ranges and rules are those of what was seen.
     moves, _ = observation_moves(subject.recording.circuit, subject.episodes, 0.01)
     ranges = [
         np.nanmax(column) - np.nanmin(column) for column in np.concatenate([e.observation for e in subject.episodes]).T
     ]
     np.testing.assert_allclose(np.abs(moves).max(axis=1), 0.01 * np.array(ranges), rtol=1e-4)
-    assert all(sensitivity.bound.min() > 0 for sensitivity in subject.sensitivities)
-    assert subject.certificate.min_elapsed_time == np.float32(0.05)
+    assert all(sensitivity.bound.min() > 0 for sensitivity in subject.answers["sensitivity"].bounds)
+    assert subject.answers["certificate"].certificate.min_elapsed_time == np.float32(0.05)
     write_report(Audit((subject,)), tmp_path / "report.html")
 
 

@@ -6,21 +6,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
-import gymnasium as gym
 import ncp_envs  # noqa: F401  (registers ncp/ environments)
 import numpy as np
 import pytest
 import torch
-from gymnasium import spaces
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.vec_env import VecNormalize
 
-from ncp_rl import CnnNCPPolicy, NCPPolicy
-from ncp_rl.runs import RunConfig, RunError, evaluate, load_run, make_envs, make_model, read_hyperparams
-from ncp_rl.runs import train as run_training
-from tests.random_env import TIMED, RandomEnv, box
+from ncp_rl import NCPPolicy
+from ncp_rl.runs import evaluate, load_run
 
 ROOT = Path(__file__).parents[1]
 ENV = "ncp/PendulumNoVel-v1"
@@ -102,33 +95,6 @@ def test_an_environment_that_no_one_here_wrote(tmp_path: Path) -> None:
     assert config["env"] == "highway_env:lane-keeping-v0"
 
 
-def test_a_grid_of_floats_is_a_vector() -> None:
-    """As highway_env's racetrack-v0 observes: no image, though it has the shape of one."""
-    space = spaces.Box(-np.inf, np.inf, (2, 6, 6), np.float32)
-    gym.register("Grid-v0", "tests.random_env:RandomEnv", kwargs=dict(observation_space=space, action_space=box(1)))
-    config = RunConfig("Grid-v0", dict(normalize=True, n_steps=8, batch_size=8))
-    venv = make_envs(config, 1)
-    del gym.registry["Grid-v0"]
-    model = make_model(config, venv)
-    assert isinstance(venv, VecNormalize) and venv.norm_obs
-    assert isinstance(model.policy, NCPPolicy) and not isinstance(model.policy, CnnNCPPolicy)
-    assert model.policy.wiring.n_sensory == 8 * 2 * 6 * 6
-    model.learn(8)
-
-
-def test_names_must_fit_the_observation(tmp_path: Path) -> None:
-    gym.register("Misnamed-v0", lambda **kwargs: Misnamed(box(2), box(1), **kwargs))
-    config = RunConfig("Misnamed-v0", {})
-    venv = make_envs(config, 1)
-    del gym.registry["Misnamed-v0"]
-    with pytest.raises(RunError, match="observation_names must be names, by key where the observation is a Dict"):
-        make_model(config, venv)
-
-
-class Misnamed(RandomEnv):
-    observation_names = {"x": ("a", "b")}  # noqa: RUF012
-
-
 def one_line(result: subprocess.CompletedProcess[str]) -> str:
     assert result.returncode != 0
     lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
@@ -159,68 +125,11 @@ def test_train_leaves_an_existing_folder_alone(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["mine"]
 
 
-@pytest.mark.parametrize("part", ["best/model.zip", "best/vecnormalize.pkl", "config.json"])
-@pytest.mark.parametrize("damage", ["cut", "garbage", "gone"])
-def test_damaged_runs_are_named(run: Path, tmp_path: Path, part: str, damage: str) -> None:
-    for source in (path for path in run.rglob("*") if path.is_file()):
-        target = tmp_path / source.relative_to(run)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(source.read_bytes())
-    victim = tmp_path / part
-    whole = victim.read_bytes()
-    if damage == "gone":
-        victim.unlink()
-    else:
-        victim.write_bytes(whole[: len(whole) // 2] if damage == "cut" else b"\x00garbage" * 99)
-    with pytest.raises(RunError, match=part.rpartition("/")[2]):
-        load_run(tmp_path)
-
-
 def test_evaluate_refuses_in_one_line(run: Path, tmp_path: Path) -> None:
     assert "is no run folder" in one_line(script("evaluate", str(tmp_path), cwd=tmp_path))
     (tmp_path / "videos").mkdir()
     result = script("evaluate", str(run), "--video", "videos", cwd=tmp_path)
     assert "exists and is left as it is" in one_line(result)
-
-
-def test_an_interrupted_training_keeps_what_it_learned(tmp_path: Path) -> None:
-    class Interrupt(BaseCallback):
-        def _on_step(self) -> bool:
-            raise KeyboardInterrupt
-
-    config = RunConfig("CartPole-v1", dict(n_steps=16, n_timesteps=64, policy_kwargs=dict(wiring=dict(units=8))))
-    with pytest.raises(RunError, match="interrupted; the model so far is in"):
-        run_training(config, tmp_path / "run", progress_bar=False, callback=Interrupt())
-    load_run(tmp_path / "run", which="last")
-
-
-@pytest.mark.parametrize(
-    ("space", "keys"),
-    [(TIMED, ["x"]), (TIMED["image"], None), (spaces.Discrete(3), None)],
-    ids=["dict", "image", "discrete"],
-)
-def test_normalises_vectors_alone(space: spaces.Space[Any], keys: list[str] | None) -> None:
-    gym.register("Any-v0", "tests.random_env:RandomEnv", kwargs=dict(observation_space=space, action_space=box(1)))
-    venv = make_envs(RunConfig("Any-v0", dict(normalize=True)), 2)
-    del gym.registry["Any-v0"]
-    assert isinstance(venv, VecNormalize)
-    assert venv.norm_obs == bool(keys) and venv.norm_obs_keys == keys
-
-
-def test_hyperparams_are_read_and_never_run(tmp_path: Path) -> None:
-    path = tmp_path / "hyperparams.yml"
-    path.write_text('A-v0:\n  normalize: "dict(norm_obs=True, clip_obs=5.0)"\n  learning_rate: lin_3e-4\n')
-    assert read_hyperparams(path, "my_module:A-v0") == {
-        "normalize": {"norm_obs": True, "clip_obs": 5.0},
-        "learning_rate": "lin_3e-4",
-    }
-    assert read_hyperparams(path, "B-v0") == {}
-    path.write_text("A-v0:\n  normalize: \"dict(norm_obs=__import__('os').getcwd())\"\n")
-    with pytest.raises(RunError, match="must be a dict"):
-        read_hyperparams(path, "A-v0")
-    path.write_text("- A-v0")
-    with pytest.raises(RunError, match="must map environment ids"):
-        read_hyperparams(path, "A-v0")
 
 
 @pytest.mark.parametrize("name", ["train", "evaluate"])

@@ -25,7 +25,6 @@ from torch.nn.utils import parametrize, prune
 from torch.optim.swa_utils import AveragedModel
 
 from ncp_rl import LTC, AutoNCP, NCPPolicy
-from ncp_rl.circuit import Circuit
 from ncp_rl.kernels import HeldParams
 from tests.random_env import RandomEnv, box
 
@@ -41,6 +40,11 @@ def new_policy(seed: int = 0, **kwargs: Any) -> NCPPolicy:
     policy = NCPPolicy(box(3), ACTIONS, lambda _: 3e-2, **arguments)
     policy.set_training_mode(False)
     return policy
+
+
+def actor(policy: NCPPolicy) -> LTC:
+    assert isinstance(policy.lstm_actor, LTC)
+    return policy.lstm_actor
 
 
 def act(policy: Any, observations: Floats = OBSERVATIONS) -> Floats:
@@ -87,18 +91,18 @@ def edit_in_numpy(policy: NCPPolicy) -> None:
 
 
 def edit_one_ulp_times_many(policy: NCPPolicy) -> None:
-    policy.lstm_actor.cm.data[-1] += 1e-3
+    actor(policy).cm.data[-1] += 1e-3
 
 
 def new_parameters(policy: NCPPolicy) -> None:
-    ltc = policy.lstm_actor
+    ltc = actor(policy)
     for name, parameter in list(ltc.named_parameters(recurse=False)):
         setattr(ltc, name, nn.Parameter(parameter.detach() + 0.2))
 
 
 def swap_neurons_parameters(policy: NCPPolicy) -> None:
     """The same tensors in each other's place: neither versions nor the set of addresses tell."""
-    ltc = policy.lstm_actor
+    ltc = actor(policy)
     ltc.vleak, ltc.cm = ltc.cm, ltc.vleak
 
 
@@ -200,7 +204,7 @@ def test_copies_act_alike_and_leave_the_original_as_it_is(copied: Callable[[NCPP
         np.testing.assert_array_equal(act(other), before)
         np.testing.assert_array_equal(act(policy), before)
         del other
-    held = policy.lstm_actor._held
+    held = actor(policy)._held
     assert held is not None and held.params.derived
     if copied is not copy.copy:
         other = copied(policy)
@@ -212,11 +216,11 @@ def test_copies_act_alike_and_leave_the_original_as_it_is(copied: Callable[[NCPP
 
 def test_what_is_kept_for_speed_does_not_travel() -> None:
     policy = new_policy()
-    before = len(pickle.dumps(policy.lstm_actor))
+    before = len(pickle.dumps(actor(policy)))
     act(policy)
-    assert policy.lstm_actor._held is not None
-    assert len(pickle.dumps(policy.lstm_actor)) == before
-    assert copy.deepcopy(policy).lstm_actor._held is None
+    assert actor(policy)._held is not None
+    assert len(pickle.dumps(actor(policy))) == before
+    assert actor(copy.deepcopy(policy))._held is None
 
 
 def predict_elsewhere(policy: NCPPolicy) -> Floats:
@@ -236,7 +240,7 @@ def test_the_parent_of_a_pool_of_processes_keeps_its_policy() -> None:
 
 
 def test_packed_parameters_that_are_sent_away_leave_the_kernel_its_own_memory() -> None:
-    ltc = new_policy().lstm_actor
+    ltc = actor(new_policy())
     inputs = torch.randn(5, 1, ltc.input_size)
     with torch.no_grad():
         before = ltc(inputs)[0]
@@ -263,20 +267,20 @@ def test_parametrised_weights_are_followed() -> None:
     act(policy)
     shift = Shifted()
     for name in ("vleak", "sigma", "sensory_w"):
-        parametrize.register_parametrization(policy.lstm_actor, name, shift)
+        parametrize.register_parametrization(actor(policy), name, shift)
     expected = new_policy()
     for by in (0.0, 0.4, -0.3):
         shift.by = by
         for name in ("vleak", "sigma", "sensory_w"):
-            expected.lstm_actor.get_parameter(name).data.copy_(getattr(policy.lstm_actor, name))
+            actor(expected).get_parameter(name).data.copy_(getattr(actor(policy), name))
         np.testing.assert_array_equal(act(policy), act(expected))
     copied = copy.deepcopy(policy)
     np.testing.assert_array_equal(act(copied), act(policy))
-    original: Any = policy.lstm_actor.parametrizations
+    original: Any = actor(policy).parametrizations
     original.vleak.original.data.add_(0.5)
     assert not np.array_equal(act(policy), act(copied))
     for name in ("vleak", "sigma", "sensory_w"):
-        parametrize.remove_parametrizations(policy.lstm_actor, name)
+        parametrize.remove_parametrizations(actor(policy), name)
     fresh = new_policy(1)
     fresh.load_state_dict(policy.state_dict())
     np.testing.assert_array_equal(act(policy), act(fresh))
@@ -285,10 +289,10 @@ def test_parametrised_weights_are_followed() -> None:
 def test_pruned_weights_are_followed() -> None:
     policy = new_policy()
     before = act(policy)
-    prune.random_unstructured(policy.lstm_actor, "erev", amount=0.5)
+    prune.random_unstructured(actor(policy), "erev", amount=0.5)
     pruned = act(policy)
     assert not np.array_equal(pruned, before)
-    prune.remove(policy.lstm_actor, "erev")
+    prune.remove(actor(policy), "erev")
     fresh = new_policy(1)
     fresh.load_state_dict(policy.state_dict())
     np.testing.assert_array_equal(pruned, act(fresh))
@@ -312,7 +316,7 @@ def test_averaged_weights_are_followed(use_buffers: bool) -> None:
 
 
 def test_functional_calls_take_the_weights_they_are_given() -> None:
-    ltc, other = new_policy().lstm_actor, new_policy(1).lstm_actor
+    ltc, other = actor(new_policy()), actor(new_policy(1))
     inputs = torch.randn(5, 2, ltc.input_size)
     with torch.no_grad():
         before, expected = ltc(inputs)[0], other(inputs)[0]
@@ -323,7 +327,7 @@ def test_functional_calls_take_the_weights_they_are_given() -> None:
 
 
 def test_double_precision_is_followed_without_gradients() -> None:
-    ltc = new_policy().lstm_actor
+    ltc = actor(new_policy())
     inputs = torch.randn(5, 2, ltc.input_size)
     with torch.no_grad():
         before = ltc(inputs)[0]
@@ -362,10 +366,10 @@ def test_weights_of_another_circuit_are_refused(kwargs: dict[str, Any], message:
     state, policy = new_policy(wiring=AutoNCP(20)).state_dict(), new_policy(1, **kwargs)
     shapes = {name: tensor.shape for name, tensor in state.items()}
     assert shapes == {name: tensor.shape for name, tensor in policy.state_dict().items()}
-    before = policy.lstm_actor.sigma.detach().clone()
+    before = actor(policy).sigma.detach().clone()
     with pytest.raises(RuntimeError, match=rf"another circuit .* by 'lstm_actor._extra_state': {message}"):
         policy.load_state_dict(state, strict=strict)
-    assert torch.equal(policy.lstm_actor.sigma, before)
+    assert torch.equal(actor(policy).sigma, before)
     new_policy(1, wiring=AutoNCP(20)).load_state_dict(state)
 
 
@@ -394,7 +398,7 @@ def test_weights_without_a_fingerprint_are_refused_with_the_way_out() -> None:
             RuntimeError, match=r"must hold 'lstm_actor._extra_state', the fingerprint .*get_extra_state"
         ):
             policy.load_state_dict(state, strict=strict)
-    state["lstm_actor._extra_state"] = policy.lstm_actor.get_extra_state()
+    state["lstm_actor._extra_state"] = actor(policy).get_extra_state()
     policy.load_state_dict(state)
     # What holds nothing of the circuit is none of its business.
     encoder = {name: tensor for name, tensor in state.items() if name.startswith("features_extractor")}
@@ -428,18 +432,9 @@ def test_a_fingerprint_is_no_parameter_and_no_buffer() -> None:
     policy = new_policy()
     assert not any("_extra_state" in name for name, _ in [*policy.named_parameters(), *policy.named_buffers()])
     assert len(policy.parameters_to_vector()) == sum(p.numel() for p in policy.parameters())
-    own = policy.lstm_actor.state_dict()["_extra_state"]
+    own = actor(policy).state_dict()["_extra_state"]
     same = LTC(policy.wiring, input_map=False)
     assert torch.equal(own, same.get_extra_state())
-
-
-def test_circuits_are_saved_as_before_and_keep_their_fingerprint() -> None:
-    circuit = Circuit.from_policy(new_policy())
-    tensors, settings = circuit.save()
-    assert b"_extra_state" not in tensors
-    loaded = Circuit.load(tensors, settings)
-    assert torch.equal(loaded.ltc.get_extra_state(), circuit.ltc.get_extra_state())
-    loaded.ltc.load_state_dict(circuit.ltc.state_dict())
 
 
 def test_discrete_spaces_act_alike() -> None:

@@ -26,6 +26,7 @@ from ncp_rl.circuit import Circuit
 from ncp_rl.ltc import LTC, inverse_softplus
 from ncp_rl.policy import NCPPolicy
 from ncp_rl.recording import Episode
+from ncp_rl.wiring import Wiring
 
 # softplus gives exactly 0 here in float32.
 _SHUT = -200.0
@@ -81,14 +82,14 @@ def ablate(circuit: Circuit, ablation: Ablation) -> Circuit:
     """
     ltc = copy.deepcopy(circuit.ltc)
     _apply(ltc, ablation, circuit.sensory_names)
-    motor = _motor(ltc, ablation)
+    motor = _motor(ltc.wiring, ablation)
     if motor is None:
-        return replace(circuit, ltc=ltc)
+        return replace(circuit, core=ltc)
     assert isinstance(ablation, Clamp)
     readout, bias = circuit.readout.copy(), circuit.bias + circuit.readout[:, motor] * np.float32(ablation.potential)
     readout[:, motor] = 0.0
     # The dense layer, where there is one, is in readout and bias: it could not leave a motor neuron out.
-    return replace(circuit, ltc=ltc, readout=readout, bias=bias, dense=None)
+    return replace(circuit, core=ltc, readout=readout, bias=bias, dense=None)
 
 
 @contextmanager
@@ -101,7 +102,7 @@ def ablated(policy: NCPPolicy, ablation: Ablation | None) -> Iterator[NCPPolicy]
     state = copy.deepcopy(policy.lstm_actor.state_dict())
     try:
         if ablation is not None:
-            _apply(policy.lstm_actor, ablation, policy.sensory_names)
+            _apply(Circuit.from_policy(policy).ltc, ablation, policy.sensory_names)
             _clamp_motor_map(policy, ablation)
         yield policy
     finally:
@@ -166,16 +167,16 @@ def _apply(ltc: LTC, ablation: Ablation, sensory_names: Sequence[str]) -> None:
         ltc.w[gone] = _SHUT
 
 
-def _motor(ltc: LTC, ablation: Ablation) -> int | None:
+def _motor(wiring: Wiring, ablation: Ablation) -> int | None:
     """The motor neuron that is clamped, if any."""
     if not isinstance(ablation, Clamp):
         return None
-    neuron = ltc.wiring.names.index(ablation.neuron)
-    return neuron if neuron < ltc.wiring.n_motor else None
+    neuron = wiring.names.index(ablation.neuron)
+    return neuron if neuron < wiring.n_motor else None
 
 
 def _clamp_motor_map(policy: NCPPolicy, ablation: Ablation) -> None:
-    motor, motor_map = _motor(policy.lstm_actor, ablation), policy.lstm_actor.motor_map
+    motor, motor_map = _motor(policy.lstm_actor.wiring, ablation), policy.lstm_actor.motor_map
     if motor is None:
         return
     assert isinstance(ablation, Clamp) and not isinstance(motor_map, nn.Identity)

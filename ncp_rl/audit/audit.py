@@ -1,42 +1,35 @@
-"""The whole audit of recordings and runs: every question asked, a verdict a line, `audit.json`."""
+"""`Audit`: the answers to every question on recordings and runs, a verdict a line, and what audit.json holds."""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
-import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from tqdm import tqdm
 
-from ncp_rl.audit.ablate import Effect, effects, every_neuron
-from ncp_rl.audit.cell import Array
-from ncp_rl.audit.certify import Certificate, certify, provoke
-from ncp_rl.audit.dynamics import Dynamics, audit_dynamics
-from ncp_rl.audit.explain import Explanation, explain
-from ncp_rl.audit.intervals import Range
-from ncp_rl.audit.monitor import MonitorAudit, audit_monitor
-from ncp_rl.audit.perturb import Perturbation
-from ncp_rl.audit.sensitivity import Sensitivity, observation_moves, sensitivity
-from ncp_rl.audit.trees import TreeAudit, audit_trees
+from ncp_rl.audit.measurable import check_measurable
+from ncp_rl.audit.plan import Plan
+from ncp_rl.audit.question import Asked, Evidence, Question, RecordingQuestion, Runs, RunsQuestion, ask
+from ncp_rl.audit.questions import QUESTIONS
 from ncp_rl.audit.verdict import Verdict
-from ncp_rl.circuit import Circuit
 from ncp_rl.recording import Episode, Recording
 
-#: Of audit.json's form; a change that breaks readers raises it.
+#: Of audit.json's form; a change that breaks readers raises it. A question that comes adds a key, which breaks none.
 FORMAT_VERSION = 1
 
-# Contributions add up exactly to what the solver gives in float64; what float32 gave, on whatever platform, is near.
-_MAX_RESIDUAL = 1e-5
-# Bounds on moves are of exact arithmetic; what an attack finds comes from float32.
-_MAX_ROUNDING = 1e-4
 _VERSIONS_OF = ("ncp-rl", "torch", "numpy", "gymnasium", "stable-baselines3", "sb3-contrib")
+_NOTHING_ASKED = Asked({}, (), {})
+
+Questions = Sequence[Question[Any, Any]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Subject:
     """One recording, and all that the audit found in it.
 
@@ -44,51 +37,37 @@ class Subject:
         name: Of the recording.
         recording: The recording, for its circuit, manifest and images.
         episodes: Its episodes.
-        explanations: Of each episode.
-        certificate: Of the circuit.
-        provoked: Range of each action mean that an attack reached.
-        sensitivities: Bounds on the actions when every sensory input moves a little, at some steps.
-        dynamics: How the neurons behaved.
-        monitor: Envelopes of the command neurons; None where there are too few episodes.
-        trees: Rules of the command neurons; None where there are too few episodes.
-        effects: Of clamping each neuron, over the first episode.
+        answers: By name of the question; those that were not asked are not there.
         verdicts: A line each.
-        skipped: What was not asked, and why.
+        skipped: What was not asked, and why, by name of the question.
     """
 
     name: str
     recording: Recording
     episodes: tuple[Episode, ...]
-    explanations: tuple[Explanation, ...]
-    certificate: Certificate
-    provoked: Range
-    sensitivities: tuple[Sensitivity, ...]
-    dynamics: Dynamics
-    monitor: MonitorAudit | None
-    trees: TreeAudit | None
-    effects: tuple[Effect, ...]
+    answers: Mapping[str, Any]
     verdicts: tuple[Verdict, ...]
-    skipped: Mapping[str, str] = field(default_factory=dict)
+    skipped: Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class Audit:
-    """The audit of one or several recordings.
+    """The audit of one or several recordings, and of the runs that they are of.
 
     Attributes:
         subjects: The recordings.
-        perturbation: Sweeps of all policies side by side; None where no run folder was given.
-        perturbation_verdicts: One for each policy.
+        of_runs: What was asked of all runs side by side; nothing where no run folder was given.
+        questions: All that were asked, or were to be; they say what JSON and report show of the answers.
     """
 
     subjects: tuple[Subject, ...]
-    perturbation: Perturbation | None = None
-    perturbation_verdicts: tuple[Verdict, ...] = ()
+    of_runs: Asked = _NOTHING_ASKED
+    questions: Questions = QUESTIONS
 
     @property
     def verdicts(self) -> tuple[Verdict, ...]:
         """All of them."""
-        return (*chain.from_iterable(subject.verdicts for subject in self.subjects), *self.perturbation_verdicts)
+        return (*chain.from_iterable(subject.verdicts for subject in self.subjects), *self.of_runs.verdicts)
 
     @property
     def passed(self) -> bool:
@@ -101,172 +80,119 @@ class Audit:
         for subject in self.subjects:
             lines += [f"{subject.name}: {len(subject.episodes)} episodes", *map(str, subject.verdicts)]
             lines += [f"skip  {check:<12}  {why}" for check, why in subject.skipped.items()]
-        return lines + [str(verdict) for verdict in self.perturbation_verdicts]
+        return lines + [str(verdict) for verdict in self.of_runs.verdicts]
 
     def to_dict(self) -> dict[str, Any]:
-        """What audit.json holds; its JSON Schema is `audit.schema.json` beside this file."""
-        return {
+        """What audit.json holds; `ncp_rl.audit.schema` has its JSON Schema."""
+        found = {
             "format_version": FORMAT_VERSION,
             "passed": self.passed,
             "versions": {name: version(name) for name in _VERSIONS_OF} | {"python": platform.python_version()},
-            "subjects": [_subject_dict(subject) for subject in self.subjects],
-            "perturbation": None if self.perturbation is None else self.perturbation.to_dict(),
-            "perturbation_verdicts": [_verdict_dict(verdict) for verdict in self.perturbation_verdicts],
+            "subjects": [self._subject_dict(subject) for subject in self.subjects],
         }
+        for question in on_runs(self.questions):
+            own = self.of_runs.verdicts_on(question)
+            found |= _entries(question, self.of_runs.answers)
+            found[f"{question.name}_verdicts"] = [_verdict_dict(verdict) for verdict in own]
+        return found
+
+    def _subject_dict(self, subject: Subject) -> dict[str, Any]:
+        circuit = subject.recording.circuit
+        wiring = circuit.wiring
+        found = {
+            "name": subject.name,
+            "n_episodes": len(subject.episodes),
+            "n_steps": sum(map(len, subject.episodes)),
+            "circuit": {
+                "cell": circuit.cell,
+                "neurons": list(wiring.names),
+                "sensory": list(circuit.sensory_names),
+                "actions": list(circuit.action_names),
+                "n_synapses": len(wiring.synapses.source) + len(wiring.sensory_synapses.source),
+            },
+            "manifest": dict(subject.recording.manifest),
+            "verdicts": [_verdict_dict(verdict) for verdict in subject.verdicts],
+            "skipped": dict(subject.skipped),
+        }
+        for question in on_recordings(self.questions):
+            found |= _entries(question, subject.answers)
+        return found
 
 
 def audit_recording(
     recording: Recording,
     name: str,
+    plan: Plan = Plan(),  # noqa: B008  (a frozen value)
     *,
-    alpha: float = 0.1,
-    epsilon: float = 0.01,
-    n_steps: int = 20,
-    truth: Sequence[Verdict] = (),
-    faults: dict[str, tuple[Sequence[Episode], Sequence[int]]] | None = None,
+    run: Path | None = None,
+    faults: Mapping[str, tuple[Sequence[Episode], Sequence[int]]] | None = None,
+    public_key: Ed25519PublicKey | None = None,
+    questions: Questions = QUESTIONS,
     progress_bar: bool = False,
 ) -> Subject:
-    """Ask a recording all that it can answer by itself.
+    """Ask a recording all that it can answer; questions on runs are left out.
 
     Args:
         recording: The recording.
         name: What to call it.
-        alpha: False-alarm rate per episode that the monitor promises.
-        epsilon: By which share of its range each observation moves, for the bound on how far the action can move.
-        n_steps: Steps over which observations move.
-        truth: Verdicts on the file itself, from `ncp_rl.recording.verify` and `replay`.
+        plan: What to ask, and how much of it.
+        run: Folder of the run that was recorded, whose model and environments the replay then compares too.
         faults: By name, for the monitor: episodes with a fault, and the step at which it begins in each.
+        public_key: That must have signed the recording.
+        questions: What to ask, in this order.
         progress_bar: Show progress.
 
     Raises:
         ncp_rl.recording.RecordingError: The file is damaged, or holds numbers that are not finite.
         ValueError: It holds no whole episode.
     """
-    circuit = recording.circuit
-    with tqdm(total=len(recording) + 6, desc=f"audit {name}", disable=not progress_bar) as progress:
-
-        def done(answer: Any) -> Any:
-            progress.update()
-            return answer
-
-        episodes = tuple(recording)
-        if not episodes:
-            raise ValueError(f"The recording {recording.path} holds no episodes.")
-        explanations = tuple(done(explain(circuit, episode)) for episode in episodes)
-        # Neurons that are held stay in whatever range they are in.
-        seconds = np.concatenate([episode.elapsed_time[~episode.held] for episode in episodes])
-        shortest = float(seconds.min()) if len(seconds) else 0.0
-        certificate: Certificate = done(certify(circuit, min_elapsed_time=shortest or None))
-        provoked: Range = done(provoke(circuit))
-        moves, moved = observation_moves(circuit, episodes, epsilon)
-        sensitivities: tuple[Sensitivity, ...] = done(
-            tuple(_sensitivities(circuit, episodes[0], moves, n_steps, certificate))
-        )
-        dynamics: Dynamics = done(audit_dynamics(circuit, episodes))
-        skipped: dict[str, str] = {}
-        monitor = trees = None
-        try:
-            monitor = audit_monitor(circuit, episodes, alpha=alpha, faults=faults)
-        except ValueError as error:
-            skipped["monitor"] = str(error)
-        done(monitor)
-        if len(episodes) > 1:
-            trees = audit_trees(circuit, episodes)
-        else:
-            skipped["trees"] = "Trees need two episodes, one to grow on and one to be scored on."
-        clamped: tuple[Effect, ...] = done(tuple(effects(circuit, episodes[0], every_neuron(circuit, episodes))))
-    verdicts = [*truth, _explained(explanations), _certified(certificate, provoked, episodes)]
-    verdicts += [_sensitive(sensitivities, moved, epsilon)] if sensitivities else []
-    verdicts += [part.verdict() for part in (monitor, dynamics, trees) if part is not None]
+    episodes = tuple(recording)
+    if not episodes:
+        raise ValueError(f"The recording {recording.path} holds no episodes.")
+    check_measurable(recording.circuit, episodes)
+    evidence = Evidence(recording, episodes, run, faults or {}, public_key)
+    own = on_recordings(questions)
+    asked = ask(tqdm(own, f"audit {name}", disable=not progress_bar), evidence, plan)
     return Subject(
-        name,
-        recording,
-        episodes,
-        explanations,
-        certificate,
-        provoked,
-        sensitivities,
-        dynamics,
-        monitor,
-        trees,
-        clamped,
-        tuple(verdicts),
-        skipped,
+        name=name,
+        recording=recording,
+        episodes=episodes,
+        answers=asked.answers,
+        verdicts=asked.verdicts,
+        skipped=asked.skipped,
     )
 
 
-def _sensitivities(
-    circuit: Circuit, episode: Episode, moves: Array, n_steps: int, certificate: Certificate
-) -> Iterator[Sensitivity]:
-    """At three steps spread over the episode; none where parameters are broken."""
-    if certificate.violations:
-        return
-    for step in np.unique(np.linspace(0, max(len(episode) - n_steps, 0), 3).astype(int)):
-        yield sensitivity(circuit, episode, moves, step=int(step), n_steps=n_steps)
+def audit_runs(
+    folders: Mapping[str, Path], plan: Plan, *, questions: Questions = QUESTIONS, progress_bar: bool = False
+) -> Asked:
+    """Ask what is asked of all runs side by side.
+
+    Args:
+        folders: Run folders by name, NCPs and baselines.
+        plan: What to ask, and how much of it.
+        questions: What to ask, in this order; questions on recordings are left out.
+        progress_bar: Show progress.
+
+    Raises:
+        ncp_rl.runs.RunError: A run folder is missing or damaged, or an episode does not end.
+    """
+    return ask(on_runs(questions), Runs(folders, progress_bar), plan)
 
 
-def _explained(explanations: Sequence[Explanation]) -> Verdict:
-    residual = max(explanation.residual() for explanation in explanations)
-    first = explanations[0]
-    step = int(np.abs(first.episode.action_mean[:, 0] - first.episode.action_mean[:, 0].mean()).argmax())
-    sentence = f"Contributions add up to every potential within {residual:.1g}. {first.sentence(step)}."
-    return Verdict("explain", residual < _MAX_RESIDUAL, sentence, {"residual": residual})
+def on_recordings(questions: Questions) -> list[RecordingQuestion[Any]]:
+    """The questions that are asked of each recording."""
+    return [question for question in questions if isinstance(question, RecordingQuestion)]
 
 
-def _certified(certificate: Certificate, provoked: Range, episodes: Sequence[Episode]) -> Verdict:
-    """The certificate's verdict, with how much of it an attack reached; fails where a recording left it."""
-    verdict = certificate.verdict()
-    if certificate.violations:
-        return verdict
-    inside = all(certificate.holds(episode.potentials) for episode in episodes)
-    reached = np.maximum(provoked.high - provoked.low, np.finfo(np.float32).tiny)  # An action may never move.
-    ratio = float(np.max((certificate.action.high - certificate.action.low) / reached))
-    sentence = f"{verdict.sentence} An attack reached ranges {ratio:.3g} times narrower."
-    if not inside:
-        sentence += " The recording left it: it is not of this circuit."
-    return Verdict(verdict.check, inside, sentence, {**verdict.figures, "ratio": ratio})
+def on_runs(questions: Questions) -> list[RunsQuestion[Any]]:
+    """The questions that are asked of all runs side by side."""
+    return [question for question in questions if isinstance(question, RunsQuestion)]
 
 
-def _sensitive(sensitivities: Sequence[Sensitivity], moved: str, epsilon: float) -> Verdict:
-    """How far actions can move; passes where the attack stayed within the bound, but for float32's rounding."""
-    bound = max(float(told.bound.max()) for told in sensitivities)
-    found = max(float(told.found.max()) for told in sensitivities)
-    ratio = max(float(told.ratio().max()) for told in sensitivities)
-    sound = all((told.found <= told.bound + _MAX_ROUNDING).all() for told in sensitivities)
-    sentence = (
-        f"Where every {moved} moves by {epsilon:.1%} of its range, no action mean moves by more than {bound:.3g} "
-        f"within {len(sensitivities[0].bound)} steps; an attack moved one by {found:.3g}."
-    )
-    return Verdict("sensitivity", sound, sentence, {"bound": bound, "found": found, "ratio": ratio})
-
-
-def _subject_dict(subject: Subject) -> dict[str, Any]:
-    wiring, circuit = subject.recording.circuit.wiring, subject.recording.circuit
-    return {
-        "name": subject.name,
-        "n_episodes": len(subject.episodes),
-        "n_steps": sum(map(len, subject.episodes)),
-        "circuit": {
-            "neurons": list(wiring.names),
-            "sensory": list(circuit.sensory_names),
-            "actions": list(circuit.action_names),
-            "n_synapses": len(wiring.synapses.source) + len(wiring.sensory_synapses.source),
-        },
-        "manifest": dict(subject.recording.manifest),
-        "verdicts": [_verdict_dict(verdict) for verdict in subject.verdicts],
-        "skipped": dict(subject.skipped),
-        "explain": {"residual": max(explanation.residual() for explanation in subject.explanations)},
-        "certificate": subject.certificate.to_dict(),
-        "provoked": dict(zip(circuit.action_names, np.stack(subject.provoked, 1).tolist(), strict=True)),
-        "sensitivity": [told.to_dict() for told in subject.sensitivities],
-        "dynamics": subject.dynamics.to_dict(),
-        "monitor": None if subject.monitor is None else subject.monitor.to_dict(),
-        "trees": None if subject.trees is None else subject.trees.to_dict(),
-        "ablation": [
-            {"ablation": str(effect.ablation), "rms": effect.rms.tolist(), "largest": effect.largest.tolist()}
-            for effect in subject.effects
-        ],
-    }
+def _entries(question: Question[Any, Any], answers: Mapping[str, Any]) -> dict[str, Any]:
+    asked = question.name in answers
+    return dict(question.entries(answers[question.name])) if asked else question.entries_unasked()
 
 
 def _verdict_dict(verdict: Verdict) -> dict[str, Any]:

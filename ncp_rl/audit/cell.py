@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ncp_rl import equations
 from ncp_rl.circuit import Circuit
-from ncp_rl.kernels import EPSILON
-from ncp_rl.wiring import SynapseList
+from ncp_rl.synapses import SynapseList
 
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
@@ -28,9 +28,8 @@ class Connections(NamedTuple):
     erev: Array
 
     def openness(self, potentials: Array) -> Array:
-        """How open each synapse is, sigmoid(sigma (v - mu)) in (0, 1): potentials (..., I) of sources -> (..., E)."""
-        drive = self.sigma * (potentials[..., self.source] - self.mu)
-        return 0.5 * (1.0 + np.tanh(0.5 * drive))
+        """How open each synapse is, in (0, 1): potentials (..., I) of sources -> (..., E)."""
+        return equations.openness(potentials[..., self.source], self.sigma, self.mu)
 
     def total(self, values: Array, n: int) -> Array:
         """Sum (..., n) of values (..., E) over the synapses that end in each of n neurons."""
@@ -88,8 +87,7 @@ class Cell:
         """Leak and synapses together, (..., U), these open by `opened` (..., E) and `sensory_opened` (..., E_s)."""
         between = self.synapses.total(self.synapses.w * opened, self.units)
         from_senses = self.sensory.total(self.sensory.w * sensory_opened, self.units)
-        total: Array = self.gleak + between + from_senses + EPSILON
-        return total
+        return equations.conductance(self.gleak, between + from_senses)
 
 
 def _connections(synapses: SynapseList, rows: Array) -> Connections:

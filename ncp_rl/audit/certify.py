@@ -38,7 +38,7 @@ _SIGMOID_ERROR = 1e-6
 _MAX_ROUNDS = 200
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Certificate:
     """Ranges of a circuit's potentials and action means, float32 rounding included.
 
@@ -107,18 +107,36 @@ def certify(circuit: Circuit, *, min_elapsed_time: float | None = None) -> Certi
     if not seconds > 0:
         raise ValueError(f"min_elapsed_time must be positive seconds, got {min_elapsed_time}.")
     cell = Cell.of(circuit)
-    violations = _violations(circuit, cell)
-    if violations:
+    found = violations(circuit)
+    if found:
         nowhere, no_action = (Range(*np.full((2, n), np.nan)) for n in (cell.units, len(circuit.bias)))
-        return Certificate(circuit, violations, nowhere, nowhere, no_action, nowhere.low, seconds)
+        return Certificate(
+            circuit=circuit,
+            violations=found,
+            box=nowhere,
+            range=nowhere,
+            action=no_action,
+            rounding=nowhere.low,
+            min_elapsed_time=seconds,
+        )
     box = invariant_box(cell)
     rounding = _rounding(cell, box, seconds)
     inside = _invariant(cell, box, rounding)
-    return Certificate(circuit, (), _widened(box, rounding), inside, _action(circuit, inside), rounding, seconds)
+    return Certificate(
+        circuit=circuit,
+        violations=(),
+        box=_widened(box, rounding),
+        range=inside,
+        action=_action(circuit, inside),
+        rounding=rounding,
+        min_elapsed_time=seconds,
+    )
 
 
-def provoke(circuit: Circuit, *, n_steps: int = 40, n_starts: int = 64, rounds: int = 60, seed: int = 0) -> Range:
-    """The widest range of each action mean that gradient ascent finds: how much of a certificate can happen.
+def attack_actions(
+    circuit: Circuit, *, n_steps: int = 40, n_starts: int = 64, rounds: int = 60, seed: int = 0
+) -> Range:
+    """The widest range of each action mean that gradient ascent reaches: how much of a certificate can happen.
 
     Constant inputs, a vector a start, are pushed by Adam to drive every action mean up and down after `n_steps` steps.
 
@@ -145,6 +163,23 @@ def provoke(circuit: Circuit, *, n_steps: int = 40, n_starts: int = 64, rounds: 
         (-(means[-1] * directions).sum()).backward(inputs=[inputs])
         optimizer.step()
     return Range(*(bound.double().cpu().numpy() for bound in (low, high)))
+
+
+def violations(circuit: Circuit) -> tuple[str, ...]:
+    """Parameters that are not finite, or negative where they must not be, each in a clause with its name."""
+    wiring, cell = circuit.wiring, Cell.of(circuit)
+    found = [
+        _violation(name, wiring.names[j], value, name != "vleak")
+        for name in ("cm", "gleak", "vleak")
+        for j, value in enumerate(getattr(cell, name))
+    ]
+    for synapses, sources in ((cell.synapses, wiring.names), (cell.sensory, circuit.sensory_names)):
+        for name in ("w", "sigma", "mu", "erev"):
+            for i, j, value in zip(synapses.source, synapses.destination, getattr(synapses, name), strict=True):
+                found.append(_violation(name, f"{sources[i]} -> {wiring.names[j]}", value, name == "w"))
+    found += [_violation("readout", circuit.action_names[i], v, False) for (i, _), v in np.ndenumerate(circuit.readout)]
+    found += [_violation("bias", circuit.action_names[i], value, False) for i, value in enumerate(circuit.bias)]
+    return tuple(violation for violation in found if violation)
 
 
 def invariant_box(cell: Cell) -> Range:
@@ -187,23 +222,6 @@ def _action(circuit: Circuit, inside: Range) -> Range:
     ends = np.stack([weight * inside.low[motor], weight * inside.high[motor]])
     margin = (len(weight.T) + 2) * _ROUNDOFF * (np.abs(ends).max(0).sum(1) + np.abs(bias))
     return Range(ends.min(0).sum(1) + bias - margin, ends.max(0).sum(1) + bias + margin)
-
-
-def _violations(circuit: Circuit, cell: Cell) -> tuple[str, ...]:
-    """Parameters that are not finite, or negative where they must not be, by name."""
-    wiring = circuit.wiring
-    found = [
-        _violation(name, wiring.names[j], value, name != "vleak")
-        for name in ("cm", "gleak", "vleak")
-        for j, value in enumerate(getattr(cell, name))
-    ]
-    for synapses, sources in ((cell.synapses, wiring.names), (cell.sensory, circuit.sensory_names)):
-        for name in ("w", "sigma", "mu", "erev"):
-            for i, j, value in zip(synapses.source, synapses.destination, getattr(synapses, name), strict=True):
-                found.append(_violation(name, f"{sources[i]} -> {wiring.names[j]}", value, name == "w"))
-    found += [_violation("readout", circuit.action_names[i], v, False) for (i, _), v in np.ndenumerate(circuit.readout)]
-    found += [_violation("bias", circuit.action_names[i], value, False) for i, value in enumerate(circuit.bias)]
-    return tuple(violation for violation in found if violation)
 
 
 def _violation(name: str, place: str, value: float | np.floating[Any], not_negative: bool) -> str:

@@ -2,13 +2,7 @@
 
     dynamics = audit_dynamics(circuit, episodes)
 
-The cell is that of Hasani et al., "Liquid Time-constant Networks" (AAAI 2021); its equations stand in
-`ncp_rl.kernels.reference`. With s_ij = sigmoid(sigma_ij (v_i - mu_ij)) the time constant of neuron j is
-
-    tau_j = cm_j / (gleak_j + sum_i w_ij s_ij + epsilon),   sums over sensory synapses included,
-
-and, since 0 < s < 1, lies between cm_j / (gleak_j + sum_i w_ij + epsilon) and cm_j / (gleak_j + epsilon), whatever the
-input.
+`ncp_rl.equations` says what a time constant is, and that it lies between two bounds whatever the input.
 """
 
 from __future__ import annotations
@@ -23,11 +17,13 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.decomposition import PCA
 
+from ncp_rl import equations
 from ncp_rl.audit.cell import Array, Cell
 from ncp_rl.audit.certify import invariant_box
 from ncp_rl.audit.intervals import Range
-from ncp_rl.audit.neurons import Watched, listed
+from ncp_rl.audit.json_values import listed
 from ncp_rl.audit.verdict import Verdict
+from ncp_rl.audit.watched import Watched
 from ncp_rl.circuit import Circuit
 from ncp_rl.recording.episode import Episode
 from ncp_rl.wiring import Wiring
@@ -43,12 +39,12 @@ _ROUNDING = 1e-5
 
 
 def tau_bounds(circuit: Circuit) -> Range:
-    """(U,) seconds, least and greatest time constant for any input; formula in the module's docstring."""
+    """(U,) seconds, least and greatest time constant for any input: all synapses open, and all shut."""
     cell = Cell.of(circuit)
     shut, opened = (
         cell.conductance(np.full(len(cell.synapses.w), s), np.full(len(cell.sensory.w), s)) for s in (0.0, 1.0)
     )
-    return Range(cell.cm / opened, cell.cm / shut)
+    return Range(equations.time_constant(cell.cm, opened), equations.time_constant(cell.cm, shut))
 
 
 def disconnected(wiring: Wiring) -> npt.NDArray[np.bool_]:
@@ -77,7 +73,7 @@ def saturation(circuit: Circuit, episodes: Sequence[Episode]) -> Array:
     return share
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Components:
     """Principal components of the watched neurons' potentials over all steps (scikit-learn's `PCA`).
 
@@ -87,6 +83,7 @@ class Components:
         axes: (K, C), unit vectors of the first K = min(3, C) components.
         projections: (steps, K), potentials less their mean, along these.
         episode: (steps,), number of the episode of each row.
+        step: (steps,), step of that episode.
         action_mean: (steps, A), action means at each row, to colour by.
     """
 
@@ -95,6 +92,7 @@ class Components:
     axes: Array
     projections: Array
     episode: npt.NDArray[np.int64]
+    step: npt.NDArray[np.int64]
     action_mean: Array
 
     @property
@@ -115,9 +113,15 @@ def principal_components(circuit: Circuit, episodes: Sequence[Episode]) -> Compo
         pca = PCA(n_components, svd_solver="covariance_eigh").fit(potentials)
         explained[:] = 0.0
         explained[:n_components], axes = pca.explained_variance_ratio_, pca.components_[:n_kept]
-    numbers = np.repeat([episode.index for episode in episodes], [len(episode) for episode in episodes])
-    projections = (potentials - potentials.mean(axis=0)) @ axes.T
-    return Components(watched, explained, axes, projections, numbers, _action_means(episodes))
+    return Components(
+        watched=watched,
+        explained=explained,
+        axes=axes,
+        projections=(potentials - potentials.mean(axis=0)) @ axes.T,
+        episode=np.repeat([episode.index for episode in episodes], [len(episode) for episode in episodes]),
+        step=np.concatenate([np.arange(len(episode)) for episode in episodes]),
+        action_mean=_action_means(episodes),
+    )
 
 
 @dataclass(frozen=True)
@@ -150,7 +154,7 @@ def action_slopes(circuit: Circuit, episodes: Sequence[Episode]) -> Slopes:
     return Slopes(watched, circuit.action_names, covariance / var_v, covariance**2 / (var_v * var_a[:, None]))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Dynamics:
     """How the U neurons behaved in a recording.
 
@@ -257,21 +261,21 @@ def audit_dynamics(circuit: Circuit, episodes: Sequence[Episode]) -> Dynamics:
     box = invariant_box(Cell.of(circuit))
     std = potentials.std(axis=0)
     return Dynamics(
-        circuit.wiring.names,
-        tau_bounds(circuit),
-        tau.min(axis=0),
-        np.median(tau, axis=0),
-        tau.max(axis=0),
-        box,
-        potentials.mean(axis=0),
-        std,
-        potentials.min(axis=0),
-        potentials.max(axis=0),
-        saturation(circuit, episodes),
-        std < SILENT * (box.high - box.low),
-        disconnected(circuit.wiring),
-        components,
-        action_slopes(circuit, episodes),
+        names=circuit.wiring.names,
+        tau_bounds=tau_bounds(circuit),
+        tau_low=tau.min(axis=0),
+        tau_median=np.median(tau, axis=0),
+        tau_high=tau.max(axis=0),
+        box=box,
+        mean=potentials.mean(axis=0),
+        std=std,
+        low=potentials.min(axis=0),
+        high=potentials.max(axis=0),
+        saturation=saturation(circuit, episodes),
+        silent=std < SILENT * (box.high - box.low),
+        disconnected=disconnected(circuit.wiring),
+        components=components,
+        slopes=action_slopes(circuit, episodes),
     )
 
 

@@ -40,7 +40,9 @@ import numpy.typing as npt
 from sklearn.covariance import LedoitWolf
 
 from ncp_rl.audit.cell import Array
-from ncp_rl.audit.neurons import Watched, finite, listed, split_episodes
+from ncp_rl.audit.episode_split import split_episodes
+from ncp_rl.audit.json_values import finite, listed
+from ncp_rl.audit.watched import Watched
 from ncp_rl.circuit import Circuit
 from ncp_rl.recording import Episode
 
@@ -90,7 +92,7 @@ class Alarm:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Envelope:
     """Known territory of the watched neurons, and how far outside is an alarm.
 
@@ -106,7 +108,7 @@ class Envelope:
         alpha: Promised false-alarm rate per episode; None where nothing is promised.
         n_fit, n_calibration: Episodes that gave the score, and the threshold; no calibration, no promise.
         calibration: (n_calibration,), largest score of each calibration episode, ascending.
-        elapsed_time: Seconds per step, where a live run is not told.
+        elapsed_time: Seconds per step, where a live run does not say.
     """
 
     watched: Watched
@@ -266,9 +268,20 @@ def _fit(circuit: Circuit, episodes: Sequence[Episode], score: Score) -> Envelop
         estimate = LedoitWolf().fit(potentials)
         centre = estimate.location_
         precision = np.linalg.inv(estimate.covariance_ + _SMALLEST_MOVE**2 * np.eye(len(centre)))
-    seconds, flat = circuit.ltc.elapsed_time, np.ones(1)
     return Envelope(
-        watched, score, centre, low, high, precision, flat, np.inf, None, len(episodes), 0, np.empty(0), seconds
+        watched=watched,
+        score=score,
+        centre=centre,
+        low=low,
+        high=high,
+        precision=precision,
+        profile=np.ones(1),
+        threshold=np.inf,
+        alpha=None,
+        n_fit=len(episodes),
+        n_calibration=0,
+        calibration=np.empty(0),
+        elapsed_time=circuit.core.elapsed_time,
     )
 
 

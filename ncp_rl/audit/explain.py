@@ -82,7 +82,7 @@ class History:
         return float(self.sensory.sum() + self.rest.sum() + self.before + self.offset)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Explanation:
     """Contributions over an episode of T steps.
 
@@ -247,7 +247,16 @@ def explain(circuit: Circuit, episode: Episode) -> Explanation:
         synaptic = synaptic * kept[:, cell.synapses.destination] + substep.synaptic
         sensory = sensory * kept[:, cell.sensory.destination] + substep.sensory
         leak, retention = leak * kept + substep.leak, retention * kept
-    return Explanation(circuit, episode, cell, synaptic, sensory, leak, retention * previous, retention)
+    return Explanation(
+        circuit=circuit,
+        episode=episode,
+        cell=cell,
+        synaptic=synaptic,
+        sensory=sensory,
+        leak=leak,
+        memory=retention * previous,
+        retention=retention,
+    )
 
 
 @dataclass(frozen=True)

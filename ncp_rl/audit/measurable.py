@@ -28,8 +28,9 @@ def check_measurable(circuit: Circuit, episodes: Sequence[Episode]) -> None:
         wrong = np.flatnonzero(~(np.abs(values) <= LARGEST))
         if len(wrong):
             raise RecordingError(f"{name}[{wrong[0]}] of the circuit must be {_WANTED}, got {values.flat[wrong[0]]}.")
+    quantities = [name for name in _QUANTITIES if name != "tau" or circuit.core.has_time_constants]
     for episode in episodes:
-        for name in _QUANTITIES:
+        for name in quantities:
             values = np.asarray(getattr(episode, name))
             if name == "observation":
                 values = np.where(episode.held[:, None], 0.0, values)  # Nothing was computed from what was held.

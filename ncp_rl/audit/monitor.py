@@ -31,7 +31,8 @@ from ncp_rl.audit.envelope import (
     fit_conformal,
     fit_mahalanobis,
 )
-from ncp_rl.audit.neurons import finite, split_episodes
+from ncp_rl.audit.episode_split import split_episodes
+from ncp_rl.audit.json_values import finite
 from ncp_rl.audit.verdict import Verdict
 from ncp_rl.circuit import Circuit
 from ncp_rl.encoder import ELAPSED_TIME
@@ -72,13 +73,21 @@ def watch(envelope: Envelope, episodes: Sequence[Episode]) -> list[Watch]:
 
 
 def _alarm(envelope: Envelope, episode: Episode, step: int, score: float) -> Alarm:
-    neuron = envelope.blame(episode.potentials[step])
-    seconds, bad_input = float(episode.time[step]), ""
+    bad_input = ""
     if episode.held[step]:
         readings = zip(episode.observation_names, episode.observation[step], strict=True)
         bad = next((f"{name!r} is {value:g}" for name, value in readings if not np.isfinite(value)), "a reading is bad")
         bad_input = f"the observation {bad}"
-    return Alarm(episode.index, episode.env_index, step, seconds, neuron, score, envelope.threshold, bad_input)
+    return Alarm(
+        episode=episode.index,
+        env_index=episode.env_index,
+        step=step,
+        time=float(episode.time[step]),
+        neuron=envelope.blame(episode.potentials[step]),
+        score=score,
+        threshold=envelope.threshold,
+        bad_input=bad_input,
+    )
 
 
 def _first(flags: npt.NDArray[np.bool_]) -> int | None:
@@ -156,10 +165,15 @@ class LiveMonitor:
         self._alarmed[starts] = self._held[starts] = False
 
     def _alarm(self, env: int, potentials: npt.NDArray[Any]) -> Alarm:
-        step, seconds = int(self._step[env]), float(self._time[env])
-        score, episode = float(self.scores[env]), int(self._episode[env])
-        neuron = self.envelope.blame(potentials)
-        return Alarm(episode, env, step, seconds, neuron, score, self.envelope.threshold)
+        return Alarm(
+            episode=int(self._episode[env]),
+            env_index=env,
+            step=int(self._step[env]),
+            time=float(self._time[env]),
+            neuron=self.envelope.blame(potentials),
+            score=float(self.scores[env]),
+            threshold=self.envelope.threshold,
+        )
 
 
 class MonitoredModel:
@@ -321,7 +335,7 @@ def detect(
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MonitorAudit:
     """Whether the false-alarm rate is what was promised, and what the envelopes find.
 
@@ -403,27 +417,41 @@ def audit_monitor(
     Raises:
         ValueError: Too few episodes for alpha; the message says how many are needed.
     """
-    n_held_out = max(len(clean) // 4, 1)
-    needed = episodes_needed(alpha) + 1
-    if len(clean) - n_held_out < needed:
-        most = next(n for n in range(needed, 2 * needed + 2) if n - max(n // 4, 1) >= needed)
-        raise ValueError(
-            f"An audit of a false-alarm rate of alpha = {alpha:g} needs {most} clean episodes, got {len(clean)}: a "
-            f"quarter held out, {needed - 1} to calibrate, one to fit; record more, or take a larger alpha."
-        )
-    known, held_out = ([clean[i] for i in part] for part in split_episodes(len(clean), n_held_out, seed))
+    if (missing := missing_episodes(len(clean), alpha)) is not None:
+        raise ValueError(missing)
+    known, held_out = ([clean[i] for i in part] for part in split_episodes(len(clean), _n_held_out(len(clean)), seed))
     conformal = fit_conformal(circuit, known, alpha=alpha, score=score, seed=seed + 1)
     box, mahalanobis = fit_box(circuit, known), fit_mahalanobis(circuit, known)
     return MonitorAudit(
-        conformal,
-        box,
-        mahalanobis,
-        tuple(watch(conformal, held_out)),
-        false_alarms(conformal, held_out),
-        false_alarms(box, held_out),
-        false_alarms(mahalanobis, held_out),
-        {name: detect(conformal, *fault) for name, fault in (faults or {}).items()},
+        conformal=conformal,
+        box=box,
+        mahalanobis=mahalanobis,
+        held_out=tuple(watch(conformal, held_out)),
+        false_alarms=false_alarms(conformal, held_out),
+        box_false_alarms=false_alarms(box, held_out),
+        mahalanobis_false_alarms=false_alarms(mahalanobis, held_out),
+        detection={name: detect(conformal, *fault) for name, fault in (faults or {}).items()},
     )
+
+
+def missing_episodes(n_clean: int, alpha: float) -> str | None:
+    """How many clean episodes `audit_monitor` needs, in a sentence, where it has too few; else None.
+
+    Raises:
+        ValueError: alpha is not between 0 and 1.
+    """
+    needed = episodes_needed(alpha) + 1
+    if n_clean - _n_held_out(n_clean) >= needed:
+        return None
+    most = next(n for n in range(needed, 2 * needed + 2) if n - _n_held_out(n) >= needed)
+    return (
+        f"An audit of a false-alarm rate of alpha = {alpha:g} needs {most} clean episodes, got {n_clean}: a quarter "
+        f"held out, {needed - 1} to calibrate, one to fit; record more, or take a larger alpha."
+    )
+
+
+def _n_held_out(n_clean: int) -> int:
+    return max(n_clean // 4, 1)
 
 
 def _median(values: Array) -> float:

@@ -182,7 +182,16 @@ def perturb(
     conditions += [(str(ablation), 0.0, None, ablation) for ablation in ablations]
     keys = [(policy, *condition) for policy in runs for condition in conditions]
     trials = [
-        Trial(runs[policy], which, n_episodes, seed, wrap, level, ablation, max_episode_steps)
+        Trial(
+            runs[policy],
+            which,
+            n_episodes,
+            seed=seed,
+            disturbance=wrap,
+            level=level,
+            ablation=ablation,
+            max_episode_steps=max_episode_steps,
+        )
         for policy, _, level, wrap, ablation in keys
     ]
     outcomes = dict(
@@ -201,11 +210,11 @@ def perturb(
         if 0.0 in levels
     ]
     return Perturbation(
-        {policy: points.pop((policy, "nominal", 0.0)) for policy in runs},
-        tuple(points.values()),
-        all(at_zero) if at_zero else None,
-        n_episodes,
-        seed,
+        nominal={policy: points.pop((policy, "nominal", 0.0)) for policy in runs},
+        points=tuple(points.values()),
+        level_zero_is_nominal=all(at_zero) if at_zero else None,
+        n_episodes=n_episodes,
+        seed=seed,
     )
 
 
@@ -274,13 +283,13 @@ def _point(policy: str, condition: str, level: float, outcome: Outcome, nominal:
         pairs = zip(outcome.command, nominal.command, strict=True)
         deviation = _interval(np.array([_rms_difference(*pair) for pair in pairs]))
     return Point(
-        policy,
-        condition,
-        level,
-        _interval(outcome.returns),
-        _interval(outcome.returns - nominal.returns),
-        _interval(outcome.failed),
-        deviation,
+        policy=policy,
+        condition=condition,
+        level=level,
+        mean_return=_interval(outcome.returns),
+        return_change=_interval(outcome.returns - nominal.returns),
+        failure_rate=_interval(outcome.failed),
+        command_deviation=deviation,
     )
 
 

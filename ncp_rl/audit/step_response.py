@@ -14,11 +14,11 @@ import numpy.typing as npt
 import torch
 
 from ncp_rl.audit.cell import Array
-from ncp_rl.audit.neurons import finite, listed
+from ncp_rl.audit.json_values import finite, listed
 from ncp_rl.circuit import Circuit
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StepResponse:
     """What a step of one sensory input does to all neurons, from rest.
 
@@ -92,7 +92,7 @@ def step_response(
     inputs = np.zeros(len(names)) if base is None else np.asarray(base, np.float64)
     if inputs.shape != (len(names),):
         raise ValueError(f"base must be (S,) = ({len(names)},), got {inputs.shape}.")
-    seconds = circuit.ltc.elapsed_time if elapsed_time is None else elapsed_time
+    seconds = circuit.core.elapsed_time if elapsed_time is None else elapsed_time
     before = _held(circuit, inputs, np.zeros(circuit.wiring.units), seconds, n_steps)
     stepped = inputs + amount * (np.arange(len(names)) == number)
     potentials = _held(circuit, stepped, before[-1], seconds, n_steps)
@@ -101,9 +101,17 @@ def step_response(
     change = potentials[-1] - rest
     rise_time, overshoot = _rise(np.concatenate([rest[None], potentials]), np.concatenate([[0.0], time]))
     settled = bool(max(_last_move(before), _last_move(potentials)) < 1e-5)
-    mode = _slowest_mode(circuit, stepped, potentials[-1], seconds)
     return StepResponse(
-        names[number], float(amount), time, rest, potentials, settled, change, rise_time, overshoot, mode
+        sensory=names[number],
+        amount=float(amount),
+        time=time,
+        rest=rest,
+        potentials=potentials,
+        settled=settled,
+        change=change,
+        rise_time=rise_time,
+        overshoot=overshoot,
+        slowest_mode=_slowest_mode(circuit, stepped, potentials[-1], seconds),
     )
 
 
@@ -133,13 +141,13 @@ def _last_move(potentials: Array) -> float:
 
 
 def _slowest_mode(circuit: Circuit, inputs: Array, potentials: Array, seconds: float) -> float:
-    device = circuit.ltc.cm.device
+    device = circuit.device
     sensory, state, elapsed = (
         torch.tensor(array, dtype=torch.float32, device=device) for array in (inputs, potentials, [[seconds]])
     )
 
     def step(v: torch.Tensor) -> torch.Tensor:
-        after: torch.Tensor = circuit.ltc(sensory[None, None], v[None], None, elapsed)[1][0]
+        after: torch.Tensor = circuit.core(sensory[None, None], v[None], None, elapsed)[1][0]
         return after
 
     jacobian = torch.autograd.functional.jacobian(step, state)

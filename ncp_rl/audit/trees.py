@@ -39,8 +39,10 @@ import numpy.typing as npt
 from sklearn.tree import DecisionTreeRegressor
 
 from ncp_rl.audit.cell import Array
-from ncp_rl.audit.neurons import Watched, finite, listed, split_episodes
+from ncp_rl.audit.episode_split import split_episodes
+from ncp_rl.audit.json_values import finite, listed
 from ncp_rl.audit.verdict import Verdict
+from ncp_rl.audit.watched import Watched
 from ncp_rl.circuit import Circuit
 from ncp_rl.encoder import ELAPSED_TIME
 from ncp_rl.recording import Episode
@@ -139,7 +141,7 @@ class Rule:
         return f"{self.neuron} is {self.level} ({value:.2f}) {when}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class NeuronTree:
     """The decision tree of one neuron; its K nodes as arrays, the root first, as scikit-learn numbers them.
 
@@ -176,7 +178,7 @@ class NeuronTree:
         return {"neuron": self.neuron, "n_leaves": len(self.rules), "rules": rules} | figures
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TreeAudit:
     """Trees of the watched neurons and how well the neurons keep their logics apart.
 
@@ -282,8 +284,15 @@ def audit_trees(
         trees.append(_neuron_tree(name, quantities[0].names, regressor.tree_, z[:, neuron], z_new[:, neuron], path))
         paths.append(path)
     information, entropy = _mutual_information(z_new, paths)
-    gap, modularity = mutual_information_gap(information, entropy), modularity_score(information)
-    return TreeAudit(watched, tuple(trees), len(fitting), n_held_out, information, gap, modularity)
+    return TreeAudit(
+        watched=watched,
+        trees=tuple(trees),
+        n_fit=len(fitting),
+        n_held_out=n_held_out,
+        mutual_information=information,
+        mutual_information_gap=mutual_information_gap(information, entropy),
+        modularity=modularity_score(information),
+    )
 
 
 def _neuron_tree(
@@ -293,18 +302,25 @@ def _neuron_tree(
     variance = float(z_new.var()) if np.ptp(z_new) > 0 else math.nan
     within = sum(z_new[path == leaf].var() * np.mean(path == leaf) for leaf in np.unique(path))
     rules = [
-        Rule(name, _level(value[leaf], z), float(value[leaf]), float(np.mean(path == leaf)), leaf, conditions)
+        Rule(
+            neuron=name,
+            level=_level(value[leaf], z),
+            value=float(value[leaf]),
+            share=float(np.mean(path == leaf)),
+            leaf=leaf,
+            conditions=conditions,
+        )
         for leaf, conditions in _paths(tree, quantities)
     ]
     return NeuronTree(
-        name,
-        quantities,
-        tree.children_left,
-        tree.children_right,
-        tree.feature,
-        tree.threshold,
-        value,
-        tuple(sorted(rules, key=lambda rule: -rule.share)),
+        neuron=name,
+        quantities=quantities,
+        left=tree.children_left,
+        right=tree.children_right,
+        feature=tree.feature,
+        threshold=tree.threshold,
+        value=value,
+        rules=tuple(sorted(rules, key=lambda rule: -rule.share)),
         r2=1 - float(np.mean((z_new - value[path]) ** 2)) / variance,
         response_variance=float(within) / variance,
     )

@@ -1,4 +1,4 @@
-"""`Verdict`: what a part of the audit says in a sentence, with its figures."""
+"""`Verdict`: what an audit says on a question in a sentence, with its figures."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Verdict:
-    """One answer of the audit.
+    """A verdict on the answer to a question.
 
     Attributes:
-        check: What was asked, one word: "chain", "replay", "explain", "certificate", "perturbation", "monitor", ...
+        check: What was asked, one word, the question's name: "chain", "replay", "explain", "certificate", ...
         passed: Whether the answer is as it should be.
         sentence: The answer, for people, with its most important figure.
         figures: The figures behind it by name, for thresholds; plain finite numbers.
@@ -25,3 +25,9 @@ class Verdict:
     def __str__(self) -> str:
         """A line: pass or FAIL, the check and its sentence."""
         return f"{'pass' if self.passed else 'FAIL'}  {self.check:<12}  {self.sentence}"
+
+
+def sentence_of(answer: object) -> str:
+    """What an answer says of itself, as a sentence: with a capital and a full stop."""
+    text = str(answer).rstrip(".")
+    return f"{text[0].upper()}{text[1:]}."

@@ -5,6 +5,7 @@ from ncp_rl.export.controller import Controller, ControllerError, Monitor
 from ncp_rl.export.monitor import monitor_to_c, monitor_to_json
 from ncp_rl.export.numpy_source import to_numpy, write_runtime
 from ncp_rl.export.onnx_graph import to_onnx
+from ncp_rl.export.question import DeployedQuestion
 from ncp_rl.export.recorder import ControllerRecorder
 from ncp_rl.export.spec import ExportError
 from ncp_rl.export.verify import ExportCheck, verify_export
@@ -13,6 +14,7 @@ __all__ = [
     "Controller",
     "ControllerError",
     "ControllerRecorder",
+    "DeployedQuestion",
     "ExportCheck",
     "ExportError",
     "Monitor",

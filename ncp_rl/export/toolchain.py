@@ -45,7 +45,8 @@ class Outcome(NamedTuple):
     @property
     def held(self) -> npt.NDArray[np.bool_]:
         """(T,), where a step was refused."""
-        return np.asarray(self.status != 0)
+        refused: npt.NDArray[np.bool_] = self.status != 0
+        return refused
 
 
 @dataclass(frozen=True)

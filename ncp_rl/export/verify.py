@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ncp_rl.audit.verdict import Verdict
 from ncp_rl.encoder import ELAPSED_TIME
 from ncp_rl.export.controller import Controller, ControllerError
 from ncp_rl.export.spec import ExportError
@@ -99,10 +98,6 @@ class ExportCheck:
             f"The {self.form} controller does what was recorded: {len(self.episodes)} episodes, {n_steps} steps, "
             f"largest difference {self.largest:.1e}."
         )
-
-    def verdict(self) -> Verdict:
-        """For the audit."""
-        return Verdict("deployed", self.passed, str(self), {"max_difference": min(self.largest, 1e30)})
 
     def to_dict(self) -> dict[str, Any]:
         """All attributes and `passed`, for JSON."""

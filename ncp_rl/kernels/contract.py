@@ -6,12 +6,15 @@ Letters: T time steps, N sequences, S sensory inputs, U neurons, E synapses betw
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from ncp_rl.synapses import SynapseList, synapse_list
 
 #: Keeps the solver's denominator away from zero; `epsilon` of ncps' `LTCCell`.
 EPSILON = 1e-8
@@ -58,11 +61,58 @@ class Synapses(NamedTuple):
     @classmethod
     def from_adjacency(cls, adjacency: npt.NDArray[np.int8], sensory_adjacency: npt.NDArray[np.int8]) -> Synapses:
         """Synapse lists of `adjacency` (U, U) and `sensory_adjacency` (S, U), [source, destination], 0 for none."""
-        return cls(*_compress(adjacency), *_compress(sensory_adjacency))
+        return cls.from_lists(synapse_list(adjacency), synapse_list(sensory_adjacency))
+
+    @classmethod
+    def from_lists(cls, between: SynapseList, sensory: SynapseList) -> Synapses:
+        """Copies of the lists of synapses between neurons and from sensory inputs, as tensors on the CPU."""
+        return cls(*(torch.tensor(array) for synapses in (between, sensory) for array in synapses[:2]))
 
     def to(self, device: torch.device | str) -> Synapses:
         """The same lists on `device`."""
         return Synapses(*(tensor.to(device) for tensor in self))
+
+
+class Operands(NamedTuple):
+    """All that the scan computes with. What backends get is contiguous, on one device, and fits together."""
+
+    params: Params
+    """Constrained parameters, of the dtype of the computation"""
+    synapses: Synapses
+    inputs: Tensor
+    """(T, N, S), sensory inputs"""
+    state: Tensor
+    """(N, U), membrane potentials before the first step"""
+    episode_starts: Tensor | None
+    """(T, N) bool; True sets a sequence's potentials to zero before that step"""
+    elapsed_time: Tensor | None
+    """(T, N), seconds that each step lasts; 1 second where None"""
+    ode_unfolds: int
+    """Solver substeps per step"""
+
+    @property
+    def values(self) -> tuple[Tensor | None, ...]:
+        """Everything but synapses and substeps, in the order of `VALUES`; so autograd and graphs take it."""
+        return *self.params, self.inputs, self.state, self.episode_starts, self.elapsed_time
+
+    @classmethod
+    def from_values(cls, values: Sequence[Any], synapses: Synapses, ode_unfolds: int) -> Operands:
+        """The operands that have these `values`."""
+        synaptic, sensory, neuronal, inputs, state, episode_starts, elapsed_time = values
+        params = Params(synaptic, sensory, neuronal)
+        return cls(params, synapses, inputs, state, episode_starts, elapsed_time, ode_unfolds)
+
+
+#: Names of `Operands.values`, each with its type in the schema of a PyTorch operator.
+VALUES = {
+    "synaptic": "Tensor",
+    "sensory": "Tensor",
+    "neuronal": "Tensor",
+    "inputs": "Tensor",
+    "state": "Tensor",
+    "episode_starts": "Tensor?",
+    "elapsed_time": "Tensor?",
+}
 
 
 class Gradients(NamedTuple):
@@ -71,7 +121,12 @@ class Gradients(NamedTuple):
     params: Params
     inputs: Tensor
     state: Tensor
-    elapsed_time: Tensor | None
+    elapsed_time: Tensor | None = None
+
+    @property
+    def values(self) -> tuple[Tensor | None, ...]:
+        """As `Operands.values`; None for those that have no gradient."""
+        return *self.params, self.inputs, self.state, None, self.elapsed_time
 
 
 def tracing() -> bool:
@@ -82,10 +137,3 @@ def tracing() -> bool:
 def exporting() -> bool:
     """Whether a graph is captured that runs without this library: by torch.export, torch.onnx or torch.jit.trace."""
     return torch.compiler.is_exporting() or tracing()
-
-
-def _compress(adjacency: npt.NDArray[np.int8]) -> tuple[Tensor, Tensor]:
-    destination, source = np.nonzero(adjacency.T)
-    fan_in = np.bincount(destination, minlength=adjacency.shape[1])
-    pointer = np.concatenate([[0], np.cumsum(fan_in)])
-    return torch.tensor(pointer, dtype=torch.int32), torch.tensor(source, dtype=torch.int32)

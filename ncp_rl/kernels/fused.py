@@ -1,228 +1,114 @@
 """What the fused backends share: how autograd and `torch.compile` see a hand-written scan.
 
-A fused backend is a module with the functions of `FusedBackend`. Eager mode takes the cheapest way in: the kernel
-itself where no gradient is wanted, an `autograd.Function` where one is. While `torch.compile` captures a graph, a
-registered operator stands in for it, because a graph can hold nothing but operators. A graph that is exported holds the
-reference instead: it runs without this library.
+Eager mode takes the cheapest way in: the kernel itself where no gradient is wanted, an `autograd.Function` where one
+is. While `torch.compile` captures a graph, a registered operator stands in for it, because a graph can hold nothing but
+operators. A graph that is exported holds the reference instead: it runs without this library.
 """
 
 # mypy: allow-untyped-decorators, allow-untyped-calls
 
 from __future__ import annotations
 
-import functools
-import importlib
-from typing import Any, Protocol, cast
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ncp_rl.kernels import numba_cpu
-from ncp_rl.kernels.contract import Gradients, Params, Synapses
+from ncp_rl.kernels.backends import BackendEntry, FusedBackend, load_backend
+from ncp_rl.kernels.contract import VALUES, Gradients, Operands, Params, Synapses
 
 
-class FusedBackend(Protocol):
-    """What a module offers to be a fused backend. All tensors that it gets are contiguous, on one device."""
-
-    def forward(
-        self,
-        params: Params,
-        synapses: Synapses,
-        inputs: Tensor,
-        state: Tensor,
-        episode_starts: Tensor | None,
-        elapsed_time: Tensor | None,
-        *,
-        ode_unfolds: int,
-        save: bool,
-    ) -> tuple[Tensor, Any]:
-        """Potentials (T, N, U), and what `backward` can use if `save`: of any kind, None if nothing."""
-
-    def backward(
-        self,
-        grad: Tensor,
-        potentials: Tensor,
-        saved: Any,
-        params: Params,
-        synapses: Synapses,
-        inputs: Tensor,
-        state: Tensor,
-        episode_starts: Tensor | None,
-        elapsed_time: Tensor | None,
-        *,
-        ode_unfolds: int,
-    ) -> Gradients:
-        """Gradients for `grad` (T, N, U) of the potentials; `saved` may be None."""
-
-
-@functools.cache
-def load_backend(name: str) -> FusedBackend:
-    """The module behind "numba" or "triton"."""
-    if name == "numba":
-        return numba_cpu
-    try:
-        return cast(FusedBackend, importlib.import_module("ncp_rl.kernels.triton_gpu"))
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "The scan on CUDA needs triton, which is not installed; "
-            "run `pip install 'ncp-rl[triton]'`, or use the slower backend=\"reference\"."
-        ) from error
-
-
-def scan(
-    name: str,
-    params: Params,
-    synapses: Synapses,
-    inputs: Tensor,
-    state: Tensor,
-    episode_starts: Tensor | None,
-    elapsed_time: Tensor | None,
-    *,
-    ode_unfolds: int,
-) -> Tensor:
-    """Run the scan of the backend `name`; shapes as in `ncp_rl.kernels.ltc_scan`."""
-    rest = (inputs, state, episode_starts, elapsed_time)
+def scan(backend: BackendEntry, operands: Operands) -> Tensor:
+    """Run the scan of a fused backend; potentials (T, N, U)."""
     if torch.compiler.is_compiling():
-        potentials: Tensor = _scan_operator(*params, *synapses, *rest, ode_unfolds, name)
+        potentials: Tensor = _scan_operator(*operands.values, *operands.synapses, operands.ode_unfolds, backend.name)
         return potentials
-    if torch.is_grad_enabled() and _wants_gradient(params, inputs, state, elapsed_time):
-        potentials = _Scan.apply(name, ode_unfolds, synapses, *params, *rest)
+    assert backend.load is not None
+    module = backend.load()
+    if torch.is_grad_enabled() and _wants_gradient(operands):
+        potentials = _Scan.apply(module, operands.ode_unfolds, operands.synapses, *operands.values)
         return potentials
-    return load_backend(name).forward(
-        params, synapses, inputs, state, episode_starts, elapsed_time, ode_unfolds=ode_unfolds, save=False
-    )[0]
+    return module.forward(operands, save=False)[0]
 
 
-def _wants_gradient(params: Params, inputs: Tensor, state: Tensor, elapsed_time: Tensor | None) -> bool:
-    synaptic, sensory, neuronal = params
+def _wants_gradient(operands: Operands) -> bool:
+    synaptic, sensory, neuronal = operands.params
     return (
         neuronal.requires_grad
         or synaptic.requires_grad
         or sensory.requires_grad
-        or inputs.requires_grad
-        or state.requires_grad
-        or (elapsed_time is not None and elapsed_time.requires_grad)
+        or operands.inputs.requires_grad
+        or operands.state.requires_grad
+        or (operands.elapsed_time is not None and operands.elapsed_time.requires_grad)
     )
 
 
 class _Scan(torch.autograd.Function):
-    """Operands: 3 parameters, inputs, state, episode_starts, elapsed_time."""
-
     @staticmethod
-    def forward(ctx: Any, name: str, ode_unfolds: int, synapses: Synapses, *operands: Any) -> Tensor:
-        params, rest = Params(*operands[:3]), operands[3:]
-        potentials, saved = load_backend(name).forward(params, synapses, *rest, ode_unfolds=ode_unfolds, save=True)
-        ctx.name, ctx.ode_unfolds, ctx.synapses, ctx.saved = name, ode_unfolds, synapses, saved
-        ctx.save_for_backward(potentials, *operands)
+    def forward(ctx: Any, backend: FusedBackend, ode_unfolds: int, synapses: Synapses, *values: Any) -> Tensor:
+        operands = Operands.from_values(values, synapses, ode_unfolds)
+        potentials, ctx.saved = backend.forward(operands, save=True)
+        ctx.backend, ctx.ode_unfolds, ctx.synapses = backend, ode_unfolds, synapses
+        ctx.save_for_backward(potentials, *values)
         return potentials
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        potentials, *operands = ctx.saved_tensors
-        gradients = load_backend(ctx.name).backward(
-            grad.contiguous(),
-            potentials,
-            ctx.saved,
-            Params(*operands[:3]),
-            ctx.synapses,
-            *operands[3:],
-            ode_unfolds=ctx.ode_unfolds,
-        )
-        params, inputs, state, elapsed_time = gradients
-        return None, None, None, *params, inputs, state, None, elapsed_time
+        potentials, *values = ctx.saved_tensors
+        operands = Operands.from_values(values, ctx.synapses, ctx.ode_unfolds)
+        gradients = ctx.backend.backward(grad.contiguous(), potentials, ctx.saved, operands)
+        return None, None, None, *gradients.values
 
 
-@torch.library.custom_op("ncp_rl::ltc_scan", mutates_args=())
-def _scan_operator(
-    synaptic: Tensor,
-    sensory: Tensor,
-    neuronal: Tensor,
-    pointer: Tensor,
-    source: Tensor,
-    sensory_pointer: Tensor,
-    sensory_source: Tensor,
-    inputs: Tensor,
-    state: Tensor,
-    episode_starts: Tensor | None,
-    elapsed_time: Tensor | None,
-    ode_unfolds: int,
-    backend: str,
-) -> Tensor:
-    return load_backend(backend).forward(
-        Params(synaptic, sensory, neuronal),
-        Synapses(pointer, source, sensory_pointer, sensory_source),
-        inputs,
-        state,
-        episode_starts,
-        elapsed_time,
-        ode_unfolds=ode_unfolds,
-        save=False,
-    )[0]
+# What a graph's operator takes: `Operands.values`, the synapse lists, then what is no tensor.
+_KINDS = VALUES | dict.fromkeys(Synapses._fields, "Tensor") | {"ode_unfolds": "int", "backend": "str"}
+_ARGUMENTS = ", ".join(f"{kind} {name}" for name, kind in _KINDS.items())
+
+
+def _operands(arguments: Sequence[Any]) -> Operands:
+    """The operands among the arguments of an operator."""
+    *tensors, ode_unfolds, _ = arguments
+    return Operands.from_values(tensors[: len(VALUES)], Synapses(*tensors[len(VALUES) :]), ode_unfolds)
+
+
+@torch.library.custom_op("ncp_rl::ltc_scan", mutates_args=(), schema=f"({_ARGUMENTS}) -> Tensor")
+def _scan_operator(*arguments: Any) -> Tensor:
+    return load_backend(arguments[-1]).forward(_operands(arguments), save=False)[0]
 
 
 @_scan_operator.register_fake
-def _scan_shape(*operands: Any) -> Tensor:
-    inputs: Tensor = operands[7]
-    state: Tensor = operands[8]
-    return inputs.new_empty(inputs.shape[0], inputs.shape[1], state.shape[1])
+def _scan_shape(*arguments: Any) -> Tensor:
+    operands = _operands(arguments)
+    return operands.inputs.new_empty(*operands.inputs.shape[:2], operands.state.shape[1])
 
 
-@torch.library.custom_op("ncp_rl::ltc_scan_backward", mutates_args=())
-def _backward_operator(
-    grad: Tensor,
-    potentials: Tensor,
-    synaptic: Tensor,
-    sensory: Tensor,
-    neuronal: Tensor,
-    pointer: Tensor,
-    source: Tensor,
-    sensory_pointer: Tensor,
-    sensory_source: Tensor,
-    inputs: Tensor,
-    state: Tensor,
-    episode_starts: Tensor | None,
-    elapsed_time: Tensor | None,
-    ode_unfolds: int,
-    backend: str,
-) -> list[Tensor]:
-    gradients = load_backend(backend).backward(
-        grad.contiguous(),
-        potentials,
-        None,
-        Params(synaptic, sensory, neuronal),
-        Synapses(pointer, source, sensory_pointer, sensory_source),
-        inputs,
-        state,
-        episode_starts,
-        elapsed_time,
-        ode_unfolds=ode_unfolds,
-    )
-    # An operator cannot return None.
-    elapsed_gradient = grad.new_empty(0) if gradients.elapsed_time is None else gradients.elapsed_time
-    return [*gradients.params, gradients.inputs, gradients.state, elapsed_gradient]
+@torch.library.custom_op(
+    "ncp_rl::ltc_scan_backward", mutates_args=(), schema=f"(Tensor grad, Tensor potentials, {_ARGUMENTS}) -> Tensor[]"
+)
+def _backward_operator(grad: Tensor, potentials: Tensor, *arguments: Any) -> list[Tensor]:
+    """The gradients that there are, in the order of the values."""
+    gradients = load_backend(arguments[-1]).backward(grad.contiguous(), potentials, None, _operands(arguments))
+    return [gradient for gradient in gradients.values if gradient is not None]
 
 
 @_backward_operator.register_fake
-def _backward_shapes(*operands: Any) -> list[Tensor]:
-    grad, params, (inputs, state, _, elapsed_time) = operands[0], operands[2:5], operands[9:13]
-    elapsed_gradient = grad.new_empty(0) if elapsed_time is None else torch.empty_like(elapsed_time)
-    return [*map(torch.empty_like, params), torch.empty_like(inputs), torch.empty_like(state), elapsed_gradient]
+def _backward_shapes(grad: Tensor, potentials: Tensor, *arguments: Any) -> list[Tensor]:
+    operands = _operands(arguments)
+    differentiable = (*operands.params, operands.inputs, operands.state, operands.elapsed_time)
+    return [torch.empty_like(value) for value in differentiable if value is not None]
 
 
 def _save_operands(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *operands, ctx.ode_unfolds, ctx.backend = inputs
-    ctx.save_for_backward(output, *operands)
+    *tensors, ctx.ode_unfolds, ctx.backend = inputs
+    ctx.save_for_backward(output, *tensors)
 
 
 def _operator_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    elapsed_time = ctx.saved_tensors[-1]
-    *params, inputs, state, elapsed_gradient = _backward_operator(
-        grad, *ctx.saved_tensors, ctx.ode_unfolds, ctx.backend
-    )
-    # Synapse lists, episode starts, the number of unfolds and the backend have none.
-    no_lists = [None] * len(Synapses._fields)
-    return *params, *no_lists, inputs, state, None, None if elapsed_time is None else elapsed_gradient, None, None
+    synaptic, sensory, neuronal, *rest = _backward_operator(grad, *ctx.saved_tensors, ctx.ode_unfolds, ctx.backend)
+    gradients = Gradients(Params(synaptic, sensory, neuronal), *rest)
+    return *gradients.values, *(None for _ in (*Synapses._fields, "ode_unfolds", "backend"))
 
 
 _scan_operator.register_autograd(_operator_gradients, setup_context=_save_operands)

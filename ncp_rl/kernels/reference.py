@@ -18,20 +18,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ncp_rl.kernels.contract import EPSILON, Params, Synapses, exporting
+from ncp_rl.kernels.contract import EPSILON, Operands, exporting
 
 
-def scan(
-    params: Params,
-    synapses: Synapses,
-    inputs: Tensor,
-    state: Tensor,
-    episode_starts: Tensor | None,
-    elapsed_time: Tensor | None,
-    *,
-    ode_unfolds: int,
-) -> Tensor:
-    """Run the cell over whole sequences; shapes as in `ncp_rl.kernels.ltc_scan`."""
+def scan(operands: Operands) -> Tensor:
+    """Run the cell over whole sequences; potentials (T, N, U) after each step."""
+    params, synapses, inputs, state, episode_starts, elapsed_time, ode_unfolds = operands
     cm, gleak, vleak = params.neuronal.unbind()
     between = _destinations(synapses.pointer, synapses.source, n_sources=state.shape[1])
     senses = _destinations(synapses.sensory_pointer, synapses.sensory_source, n_sources=inputs.shape[2])

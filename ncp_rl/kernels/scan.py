@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from ncp_rl.kernels import fused, reference
-from ncp_rl.kernels.contract import HeldParams, Params, Synapses, exporting, tracing
-
-Backend = Literal["auto", "reference", "numba", "triton"]
-
-_BACKENDS = get_args(Backend)
-_DEVICE_OF = {"numba": "cpu", "triton": "cuda"}
+from ncp_rl.kernels.backends import Backend, choose
+from ncp_rl.kernels.contract import HeldParams, Operands, Params, Synapses, tracing
 
 
 def ltc_scan(
@@ -40,10 +35,10 @@ def ltc_scan(
         episode_starts: (T, N) bool; True sets a sequence's potentials to zero before that step.
         elapsed_time: (T, N), seconds that each step lasts, not negative; 1 second where None.
         ode_unfolds: Solver substeps per step.
-        backend: "numba" (CPU, float32), "triton" (CUDA, float32), "reference" (any), or "auto", which takes the
-            fused backend of the device for float32 and the reference for other dtypes. Whatever the backend, a graph
-            for others (torch.export, torch.onnx, torch.jit.trace) is that of the reference, in operations of PyTorch's
-            own.
+        backend: A name in `BACKENDS`: "numba" (CPU, float32), "triton" (CUDA, float32), "reference" (any); or "auto",
+            which takes the fused backend of the device for float32 and the reference for other dtypes. Whatever the
+            backend, a graph for others (torch.export, torch.onnx, torch.jit.trace) is that of the reference, in
+            operations of PyTorch's own.
 
     Returns:
         (T, N, U), potentials after each step, differentiable in every floating-point operand.
@@ -53,7 +48,7 @@ def ltc_scan(
         ModuleNotFoundError: The backend of this device is not installed.
     """
     if tracing():
-        return reference.scan(params, synapses, inputs, state, episode_starts, elapsed_time, ode_unfolds=ode_unfolds)
+        return reference.scan(Operands(params, synapses, inputs, state, episode_starts, elapsed_time, ode_unfolds))
     shape = inputs.shape
     if len(shape) != 3 or 0 in shape[:2]:
         raise ValueError(f"inputs must be (T, N, S) with T, N >= 1, got {tuple(shape)}.")
@@ -67,27 +62,11 @@ def ltc_scan(
         episode_starts = _fit_starts(episode_starts, (n_steps, n_sequences), inputs)
     if elapsed_time is not None:
         elapsed_time = _fit("elapsed_time", elapsed_time, (n_steps, n_sequences), inputs)
-    operands = params, sizes.synapses, inputs.contiguous(), state, episode_starts, elapsed_time
-    chosen = _choose(backend, inputs)
-    if chosen == "reference" or exporting():
-        return reference.scan(*operands, ode_unfolds=ode_unfolds)
-    return fused.scan(chosen, *operands, ode_unfolds=ode_unfolds)
-
-
-def _choose(backend: Backend, inputs: Tensor) -> Backend:
-    """The backend that runs; one that is named runs or raises."""
-    if backend == "auto":
-        if inputs.dtype is not torch.float32:
-            return "reference"
-        return "numba" if inputs.is_cpu else "triton" if inputs.is_cuda else "reference"
-    if backend not in _BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(_BACKENDS)}, got {backend!r}.")
-    if backend != "reference" and (inputs.dtype is not torch.float32 or inputs.device.type != _DEVICE_OF[backend]):
-        raise ValueError(
-            f'backend="{backend}" runs torch.float32 on {_DEVICE_OF[backend]}, got {inputs.dtype} on {inputs.device}; '
-            f'convert the operands, or use backend="auto".'
-        )
-    return backend
+    operands = Operands(params, sizes.synapses, inputs.contiguous(), state, episode_starts, elapsed_time, ode_unfolds)
+    chosen = choose(backend, inputs.dtype, sizes.device_type)
+    if chosen.load is None or torch.compiler.is_exporting():
+        return reference.scan(operands)
+    return fused.scan(chosen, operands)
 
 
 @dataclass
@@ -99,6 +78,7 @@ class _Sizes:
     original: Synapses
     """The object that the caller passed"""
     device: torch.device
+    device_type: str
     n_neurons: int
     n_synapses: int
     n_sensory_synapses: int
@@ -147,7 +127,8 @@ def _measure(synapses: Synapses, n_inputs: int) -> _Sizes:
         )
     whole = all(tensor.is_contiguous() for tensor in synapses)
     contiguous = synapses if whole else Synapses(*(tensor.contiguous() for tensor in synapses))
-    return _Sizes(contiguous, synapses, pointer.device, len(pointer) - 1, len(source), len(sensory_source), n_inputs)
+    device, counts = pointer.device, (len(pointer) - 1, len(source), len(sensory_source))
+    return _Sizes(contiguous, synapses, device, device.type, *counts, n_inputs)
 
 
 def _check_synapses(synapses: Synapses) -> _Sizes:

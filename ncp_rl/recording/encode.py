@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ncp_rl.kernels.numba_cache import inlined, kernel
+from ncp_rl.jit import inlined, kernel
 from ncp_rl.recording.layout import Kind, Layout, Topic, nan_bits
 
 Floats64 = npt.NDArray[np.float64]

@@ -27,7 +27,7 @@ class Episode:
         sensory: (T, S) float32, inputs of the circuit.
         start: (U,) float32, potentials before the first step.
         potentials: (T, U) float32, after each step; motor, command and inter neurons by the wiring's slices.
-        tau: (T, U) float32, seconds, time constants at the end of each step.
+        tau: (T, U) float32, seconds, time constants at the end of each step; NaN where the neurons have none.
         value: (T,) float32, the critic's.
         action_mean: (T, A) float32, of the distribution; logits where actions are discrete.
         action_std: (T, A) float32, of the distribution; NaN where actions are discrete.

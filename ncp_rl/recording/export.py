@@ -134,7 +134,7 @@ def _columns(recording: Recording, episode: Episode) -> dict[str, Array]:
         ("action_std", circuit.action_names, episode.action_std),
         ("sensory", circuit.sensory_names, episode.sensory),
         ("potential", circuit.wiring.names, episode.potentials),
-        ("tau", circuit.wiring.names, episode.tau),
+        ("tau", circuit.wiring.names if circuit.core.has_time_constants else (), episode.tau),
     )
     for prefix, names, values in groups:
         found |= {f"{prefix}.{name}": values[:, i] for i, name in enumerate(names)}

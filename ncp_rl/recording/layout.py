@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal
 
+from ncp_rl.cores import CELLS
+from ncp_rl.ltc import LTC
 from ncp_rl.recording.errors import RecordingError
 
 Kind = Literal["float32", "float64", "integer", "boolean"]
@@ -200,9 +202,16 @@ class Layout:
     n_motor: int
     n_command: int
     n_inter: int
+    cell: str = LTC.cell
+    """The kind of neurons; recordings that do not say are of LTC neurons."""
 
     def __post_init__(self) -> None:
-        """Refuse sizes that no recording has."""
+        """Refuse sizes that no recording has, and neurons that this version does not know."""
+        if self.cell not in CELLS:
+            raise RecordingError(
+                f"The recording must be of neurons that this version knows, {', '.join(CELLS)}, got {self.cell!r:.40}; "
+                "read it with the version of ncp_rl that wrote it."
+            )
         for name, size in vars(self).items():
             least = 0 if name in ("n_command", "n_inter") else 1
             if name.startswith("n_") and not least <= size < _MAX_SIZE:
@@ -247,7 +256,7 @@ class Layout:
         neurons = (
             Field("sensory", size=self.n_sensory),
             *(Field(f"potentials.{layer}", size=size) for layer, size in layers),
-            *(Field(f"tau.{layer}", size=size) for layer, size in layers),
+            *(Field(f"tau.{layer}", size=size) for layer, size in layers if CELLS[self.cell].has_time_constants),
         )
         policy = (
             Field("value"),
@@ -305,11 +314,16 @@ class Layout:
             entries = dict(description)
             observed = tuple(_observed(part) for part in entries.pop("observed"))
             for name, value in entries.items():
-                if type(value) is not (bool if name == "discrete" else int):
-                    raise ValueError(f"{name} must be {'true or false' if name == 'discrete' else 'an integer'}")
+                expected, described = _TYPES.get(name, (int, "an integer"))
+                if type(value) is not expected:
+                    raise ValueError(f"{name} must be {described}")
             return cls(observed=observed, **entries)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise RecordingError(f"The manifest's layout is damaged: {error!r}.") from error
+
+
+# Of entries other than numbers.
+_TYPES: dict[str, tuple[type, str]] = {"discrete": (bool, "true or false"), "cell": (str, "a text")}
 
 
 def _observed(described: Mapping[str, Any]) -> Observed:

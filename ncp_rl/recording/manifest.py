@@ -22,7 +22,9 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize, unwrap_vec_normalize
 
-from ncp_rl.kernels.numba_cache import compiled_for, sources_digest
+from ncp_rl.cores import CELLS
+from ncp_rl.jit import compiled_for
+from ncp_rl.kernels.numba.sources import DIGEST
 from ncp_rl.policy import NCPPolicy
 from ncp_rl.recording.errors import RecordingError
 from ncp_rl.recording.layout import Layout, Observed, load_json
@@ -52,7 +54,13 @@ def ncp_policy(model: OnPolicyAlgorithm) -> NCPPolicy:
 
 
 def make_layout(policy: NCPPolicy, env: VecEnv) -> Layout:
-    """Sizes and names of what `policy` does in `env`."""
+    """Sizes and names of what `policy` does in `env`.
+
+    Raises:
+        RecordingError: Its neurons are of a class of its user's, which nobody who reads the recording could build.
+    """
+    if type(policy.lstm_actor) not in CELLS.values():
+        raise RecordingError(f"Neurons that are recorded are {', '.join(CELLS)}, got {type(policy.lstm_actor)}.")
     wiring, space = policy.wiring, policy.action_space
     n_outputs = int(policy.action_net(torch.zeros(1, wiring.units, device=policy.device)).shape[-1])
     return Layout(
@@ -65,6 +73,7 @@ def make_layout(policy: NCPPolicy, env: VecEnv) -> Layout:
         n_motor=wiring.n_motor,
         n_command=wiring.n_command,
         n_inter=wiring.units - wiring.n_command - wiring.n_motor,
+        cell=policy.lstm_actor.cell,
     )
 
 
@@ -192,7 +201,7 @@ def _machine() -> dict[str, Any]:
         "numba_cpu": numba_cpu,
         "numba_features": _digest(numba_features),
         "numpy_cpu": np.show_config(mode="dicts")["SIMD Extensions"],
-        "kernels": sources_digest(),
+        "kernels": DIGEST,
         "variables": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
         **{name: version(name) for name in ("torch", "numpy", "numba", "llvmlite")},
     }

@@ -249,10 +249,17 @@ class Recording:
                 f"Elapsed times must be finite seconds, not negative, got {elapsed[wrong[0]]} in step {wrong[0]} of "
                 f"episode {index}; see verify."
             )
-        layers = [name for name in ("motor", "command", "inter") if f"tau.{name}" in fields]
-        potentials, tau = (
-            np.concatenate([fields[f"{kind}.{layer}"] for layer in layers], axis=1) for kind in ("potentials", "tau")
-        )
+        layers = [name for name in ("motor", "command", "inter") if f"potentials.{name}" in fields]
+        potentials = np.concatenate([fields[f"potentials.{layer}"] for layer in layers], axis=1)
+        if not self.circuit.core.has_time_constants:
+            tau = np.full_like(potentials, np.nan)
+        elif self.has_time_constants:
+            tau = np.concatenate([fields[f"tau.{layer}"] for layer in layers], axis=1)
+        else:
+            operands = dict(sensory=fields["sensory"], potentials=potentials)
+            tau = self.circuit.time_constants(
+                *(_cast(values, np.float32, name, index) for name, values in operands.items())
+            )
         start = rows[EPISODE_CHANNEL][0, topics[EPISODE_CHANNEL].slices["start"]]
         ends = rows[END_CHANNEL]
         final = ends[0, topics[END_CHANNEL].slices["observation"]] if len(ends) else ends
@@ -279,8 +286,21 @@ class Recording:
             **{name: _cast(values, np.float32, name, index) for name, values in several.items()},
         )
 
+    @property
+    def has_time_constants(self) -> bool:
+        """Whether time constants are read from the file.
+
+        Recordings that do not name their kind of neurons are older than that, and have time constants without epsilon
+        in the conductance; theirs are computed anew. CfC neurons have none.
+        """
+        return self.circuit.core.has_time_constants and "cell" in self.manifest["layout"]
+
     def _check_circuit(self) -> None:
         wiring, layout = self.circuit.wiring, self.layout
+        if self.circuit.cell != layout.cell:
+            raise RecordingError(
+                f"Manifest and circuit of {self.path} do not fit: neurons are {layout.cell} and {self.circuit.cell}."
+            )
         found = (wiring.n_sensory, wiring.n_motor, wiring.n_command, wiring.units, len(self.circuit.bias))
         expected = (layout.n_sensory, layout.n_motor, layout.n_command, layout.units, layout.n_outputs)
         if found != expected:

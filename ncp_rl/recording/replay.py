@@ -187,12 +187,16 @@ def _replay_circuit(recording: Recording, episode: Episode, tally: Tally) -> Non
     circuit, width = recording.circuit, recording.layout.n_envs
     if tally.exact:
         # The kernels' order of additions follows from how many sequences run side by side: as many as in the rollout.
-        potentials = circuit.run(episode.sensory, episode.start, episode.elapsed_time, width=width)
+        at = dict(width=width, row=episode.env_index)
+        potentials = circuit.run(episode.sensory, episode.start, episode.elapsed_time, **at)
     else:
         potentials = circuit.step(episode.sensory, _before(episode), episode.elapsed_time)
     means = circuit.action_means(episode.potentials, width=width, row=episode.env_index)
     tally.add(episode, "potentials", episode.potentials, potentials, circuit.wiring.names)
     tally.add(episode, "action means", episode.action_mean, means, circuit.action_names)
+    if recording.has_time_constants:
+        tau = circuit.time_constants(episode.sensory, episode.potentials)
+        tally.add(episode, "time constants", episode.tau, tau, circuit.wiring.names)
 
 
 def _before(episode: Episode) -> Array:

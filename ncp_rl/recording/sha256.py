@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ncp_rl.kernels.numba_cache import inlined, kernel
+from ncp_rl.jit import inlined, kernel
 
 DIGEST_BYTES = 32
 _BLOCK_BYTES = 64

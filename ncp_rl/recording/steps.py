@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from ncp_rl.circuit import Circuit
-from ncp_rl.kernels.numba_cache import kernel
+from ncp_rl.jit import kernel
 from ncp_rl.recording.container import END_CHANNEL, EPISODE_CHANNEL, IMAGE_CHANNEL, STEP_CHANNELS
 from ncp_rl.recording.encode import Messages, RowEncoder, message_text
 from ncp_rl.recording.layout import Layout, Observed
@@ -155,7 +155,8 @@ class StepEncoder:
         # Kernels are compiled before the first step, not while steps wait to be written.
         no_steps = np.empty((0, layout.n_envs), np.float32)
         self._count(no_steps != 0, no_steps != 0, no_steps)
-        circuit.time_constants(np.empty((0, layout.n_sensory), np.float32), np.empty((0, layout.units), np.float32))
+        if circuit.core.has_time_constants:
+            circuit.time_constants(np.empty((0, layout.n_sensory), np.float32), np.empty((0, layout.units), np.float32))
         self._rows.encode(np.empty((0, layout.width)), np.empty(0, np.int64), 0)
 
     def encode(self, block: Block, sequence: int) -> EncodedSteps | None:
@@ -166,8 +167,10 @@ class StepEncoder:
         times, places, spans = self._count(starts, keep, elapsed)
         if not spans:
             return None
-        tau = self._circuit.time_constants(steps["sensory"][:, 0], steps["potentials"][:, 0])
-        values = self._values(steps, elapsed_time=elapsed, tau=tau, places=places)
+        more = dict(elapsed_time=elapsed, places=places)
+        if self._circuit.core.has_time_constants:
+            more["tau"] = self._circuit.time_constants(steps["sensory"][:, 0], steps["potentials"][:, 0])
+        values = self._values(steps, **more)
         parts = self._episode_messages(spans, starts, block.before, times, sequence)
         rows, row_times = values.reshape(keep.size, -1), times.ravel()
         if not keep.all():
@@ -181,7 +184,7 @@ class StepEncoder:
         """(K, N) seconds."""
         if "elapsed_time" in (steps.dtype.names or ()):
             return steps["elapsed_time"][:, 0].copy()
-        return np.full((len(steps), self._layout.n_envs), self._circuit.ltc.elapsed_time, np.float32)
+        return np.full((len(steps), self._layout.n_envs), self._circuit.core.elapsed_time, np.float32)
 
     def _values(self, steps: Array, **more: Array) -> npt.NDArray[np.float64]:
         """(K, N, C), numbers of the steps, and of `more` fields of theirs, by the layout's columns."""

@@ -28,7 +28,8 @@ class NeuronTrace:
         inter: (T, N, I) float32, potentials after each step.
         command: (T, N, C) float32, the same.
         motor: (T, N, M) float32, the same.
-        tau: (T, N, U) float32, seconds, time constants at the end of each step, by the wiring's order of neurons.
+        tau: (T, N, U) float32, seconds, time constants at the end of each step, by the wiring's order of neurons; None
+            where the neurons have none.
         names: Names by layer: "sensory", "inter", "command", "motor"; and those of `tau`'s neurons, "neurons".
     """
 
@@ -36,7 +37,7 @@ class NeuronTrace:
     inter: Floats
     command: Floats
     motor: Floats
-    tau: Floats
+    tau: Floats | None
     names: dict[str, tuple[str, ...]]
 
 
@@ -70,7 +71,7 @@ def _neuron_trace(circuit: Circuit, sensory: Floats, potentials: Floats) -> Neur
     return NeuronTrace(
         sensory=sensory,
         **{name: potentials[..., where] for name, where in layers.items()},
-        tau=circuit.time_constants(sensory, potentials),
+        tau=circuit.time_constants(sensory, potentials) if circuit.core.has_time_constants else None,
         names={"sensory": circuit.sensory_names, **names, "neurons": wiring.names},
     )
 
@@ -111,8 +112,9 @@ class PolicyTap:
         self._core: tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]
         self._mean: Tensor | None = None
         self._listening = ExitStack()
+        core: Any = policy.lstm_actor
         for module, hear in (
-            (policy.lstm_actor, self._on_core),
+            (core, self._on_core),
             (policy.action_net, self._on_mean),
             (policy, self._on_forward),
         ):

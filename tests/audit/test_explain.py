@@ -26,17 +26,17 @@ def one_neuron(*, unfolds: int = 1) -> Circuit:
 
 def test_by_hand() -> None:
     # cm = 1.5, gleak = 0.5, w s = 2 / 2 = 1, delta = 1: the denominator is 3.
-    told = explain(one_neuron(), recorded(one_neuron(), *arrays([[0.0], [0.0]], [0.6], [1.0, 1.0])))
-    np.testing.assert_allclose(told.retention[0], 0.5)
-    np.testing.assert_allclose(told.memory[0], 0.3)
-    np.testing.assert_allclose(told.sensory[0], 1 / 3, rtol=1e-7)
-    np.testing.assert_allclose(told.leak[0], -0.2 / 3, rtol=1e-6)
-    action = told.of_action(0)
+    explanation = explain(one_neuron(), recorded(one_neuron(), *arrays([[0.0], [0.0]], [0.6], [1.0, 1.0])))
+    np.testing.assert_allclose(explanation.retention[0], 0.5)
+    np.testing.assert_allclose(explanation.memory[0], 0.3)
+    np.testing.assert_allclose(explanation.sensory[0], 1 / 3, rtol=1e-7)
+    np.testing.assert_allclose(explanation.leak[0], -0.2 / 3, rtol=1e-6)
+    action = explanation.of_action(0)
     np.testing.assert_allclose(action.sensory[0], 2 / 3, rtol=1e-7)
     np.testing.assert_allclose(action.total()[0], 2 * (0.3 + 1 / 3 - 0.2 / 3) + 0.1, rtol=1e-6)
-    assert told.sentence(0) == "torque 1.23 at 1.00 s: theta +0.67, memory +0.60, leak -0.13, offset +0.10"
+    assert explanation.sentence(0) == "torque 1.23 at 1.00 s: theta +0.67, memory +0.60, leak -0.13, offset +0.10"
     # A step later half of what came in is left.
-    past = told.history(1, n_steps=2, neuron=0)
+    past = explanation.history(1, n_steps=2, neuron=0)
     np.testing.assert_allclose(past.sensory[:, 0], [1 / 3, 1 / 6], rtol=1e-6)
     np.testing.assert_allclose(past.rest, [-0.2 / 3, -0.1 / 3], rtol=1e-6)
     np.testing.assert_allclose(past.before, 0.15, rtol=1e-6)
@@ -48,56 +48,58 @@ def arrays(*lists: list[list[float]] | list[float]) -> tuple[Any, ...]:
 
 def test_unfolds_by_hand() -> None:
     # delta = 1/2: each substep keeps 1.5 / (1.5 + 0.75) = 2/3.
-    told = explain(one_neuron(unfolds=2), recorded(one_neuron(unfolds=2), *arrays([[0.0]], [0.6], [1.0])))
-    np.testing.assert_allclose(told.retention[0], 4 / 9, rtol=1e-6)
-    np.testing.assert_allclose(told.sensory[0], 0.5 / 2.25 * (1 + 2 / 3), rtol=1e-6)
+    explanation = explain(one_neuron(unfolds=2), recorded(one_neuron(unfolds=2), *arrays([[0.0]], [0.6], [1.0])))
+    np.testing.assert_allclose(explanation.retention[0], 4 / 9, rtol=1e-6)
+    np.testing.assert_allclose(explanation.sensory[0], 0.5 / 2.25 * (1 + 2 / 3), rtol=1e-6)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_contributions_add_up_to_the_potentials(recipe: AutoNCP, seed: int) -> None:
     net = circuit(recipe, seed=seed)
-    told = explain(net, episode(net, seed=seed))
-    assert told.residual() < 1e-6
-    np.testing.assert_allclose(sum(told.by_layer().values()), told.potentials(), atol=1e-12)
+    explanation = explain(net, episode(net, seed=seed))
+    assert explanation.residual() < 1e-6
+    np.testing.assert_allclose(sum(explanation.by_layer().values()), explanation.potentials(), atol=1e-12)
     for action in range(2):
-        np.testing.assert_allclose(told.of_action(action).total(), told.episode.action_mean[:, action], atol=5e-6)
-    np.testing.assert_allclose(told.of_neuron(5).total(), told.potentials()[:, 5], atol=1e-12)
+        np.testing.assert_allclose(
+            explanation.of_action(action).total(), explanation.episode.action_mean[:, action], atol=5e-6
+        )
+    np.testing.assert_allclose(explanation.of_neuron(5).total(), explanation.potentials()[:, 5], atol=1e-12)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_history_adds_up(recipe: AutoNCP) -> None:
     net = circuit(recipe)
-    told = explain(net, episode(net))
+    explanation = explain(net, episode(net))
     for n_steps in (1, 7, 1000):
-        past = told.history(30, n_steps=n_steps, action=1)
+        past = explanation.history(30, n_steps=n_steps, action=1)
         assert len(past.rest) == min(n_steps, 31)
-        np.testing.assert_allclose(past.total(), told.episode.action_mean[30, 1], atol=2e-5)
+        np.testing.assert_allclose(past.total(), explanation.episode.action_mean[30, 1], atol=2e-5)
         np.testing.assert_allclose(past.paths.sum(), past.sensory.sum(), rtol=1e-9)
 
 
 def test_steps_are_counted_from_the_end_too() -> None:
     net = circuit(AutoNCP(12))
-    told = explain(net, episode(net))
-    last = len(told.episode) - 1
+    explanation = explain(net, episode(net))
+    last = len(explanation.episode) - 1
     for back in (-1, -3, -1 - last):
         step = last + 1 + back
-        assert told.sentence(back) == told.sentence(step)
-        ours, theirs = (told.history(at, n_steps=4, action=1) for at in (back, step))
+        assert explanation.sentence(back) == explanation.sentence(step)
+        ours, theirs = (explanation.history(at, n_steps=4, action=1) for at in (back, step))
         assert ours.total() == theirs.total() and len(ours.rest) == min(4, step + 1)
         np.testing.assert_array_equal(ours.paths, theirs.paths)
-        np.testing.assert_allclose(ours.total(), told.episode.action_mean[step, 1], atol=2e-5)
+        np.testing.assert_allclose(ours.total(), explanation.episode.action_mean[step, 1], atol=2e-5)
     for beyond in (last + 1, -2 - last):
         with pytest.raises(IndexError, match=f"from {-1 - last} to {last}, got {beyond}"):
-            told.history(beyond, n_steps=1, action=0)
+            explanation.history(beyond, n_steps=1, action=0)
         with pytest.raises(IndexError, match=f"from {-1 - last} to {last}, got {beyond}"):
-            told.sentence(beyond)
+            explanation.sentence(beyond)
 
 
 def test_paths_run_along_synapses() -> None:
     net = circuit(AutoNCP(20, sparsity=0.3))
-    told = explain(net, episode(net))
-    paths = told.history(30, n_steps=40, neuron=0).paths
+    explanation = explain(net, episode(net))
+    paths = explanation.history(30, n_steps=40, neuron=0).paths
     adjacency = net.wiring.adjacency
     assert not paths[:, 20].any()  # No sense reaches a motor neuron directly in a circuit of four layers.
     assert set(np.nonzero(paths.any(0))[0]) == set(np.nonzero(adjacency[:, 0])[0])
@@ -119,20 +121,23 @@ def test_a_closed_synapse_contributes_nothing() -> None:
     net = circuit()
     with torch.no_grad():
         net.ltc.w[3] = -200.0  # softplus gives 0
-    told = explain(net, episode(net))
-    assert not told.synaptic[:, 3].any()
-    assert told.cell.synapses.w[3] < EPSILON
+    explanation = explain(net, episode(net))
+    assert not explanation.synaptic[:, 3].any()
+    assert explanation.cell.synapses.w[3] < EPSILON
 
 
 def test_sentence_names_the_strongest() -> None:
     net = circuit()
-    told = explain(net, episode(net))
-    drivers = told.of_action(0)
+    explanation = explain(net, episode(net))
+    drivers = explanation.of_action(0)
     strongest = net.wiring.names[int(np.abs(drivers.neurons[10]).argmax())]
-    sentence = told.sentence(10)
-    assert sentence.startswith(f"action_0 {told.episode.action_mean[10, 0]:.2f} at {told.episode.time[10]:.2f} s: ")
+    sentence = explanation.sentence(10)
+    assert sentence.startswith(
+        f"action_0 {explanation.episode.action_mean[10, 0]:.2f} at {explanation.episode.time[10]:.2f} s: "
+    )
     assert (
-        f"{strongest} ({told.episode.potentials[10, net.wiring.names.index(strongest)]:.2f}) was driven by" in sentence
+        f"{strongest} ({explanation.episode.potentials[10, net.wiring.names.index(strongest)]:.2f}) was driven by"
+        in sentence
     )
 
 

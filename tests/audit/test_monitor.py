@@ -18,8 +18,8 @@ from stable_baselines3.common.evaluation import evaluate_policy
 
 from ncp_rl import AutoNCP, FullyConnected, MultiInputNCPPolicy
 from ncp_rl.audit.envelope import Alarm, Envelope, calibrate, episodes_needed, fit_box, fit_conformal, fit_mahalanobis
+from ncp_rl.audit.episode_split import split_episodes
 from ncp_rl.audit.monitor import LiveMonitor, MonitoredModel, audit_monitor, detect, false_alarms, watch
-from ncp_rl.audit.neurons import split_episodes
 from ncp_rl.circuit import Circuit
 from ncp_rl.encoder import ELAPSED_TIME
 from ncp_rl.recording import Episode, Recording, record_rollouts

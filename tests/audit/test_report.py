@@ -17,11 +17,20 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.env_util import make_vec_env
 
-from ncp_rl import AutoNCP, NCPPolicy
+from ncp_rl import AutoNCP, NCPPolicy, equations
 from ncp_rl.audit.audit import Audit, Subject, audit_recording
+from ncp_rl.audit.explain import Explanation
 from ncp_rl.audit.intervals import Range
 from ncp_rl.audit.perturb import Interval, Perturbation, Point
+from ncp_rl.audit.plan import Plan
+from ncp_rl.audit.question import Asked
+from ncp_rl.audit.questions.certificate import Certified
+from ncp_rl.audit.questions.explain import ExplainQuestion
+from ncp_rl.audit.questions.monitor import MonitorQuestion
+from ncp_rl.audit.questions.perturbation import PerturbationQuestion, Sweep
 from ncp_rl.audit.report import write_report
+from ncp_rl.circuit import Circuit
+from ncp_rl.kernels import EPSILON
 from ncp_rl.recording import Recording, record_rollouts
 from tests.audit.episodes import pendulum, small_model
 
@@ -58,6 +67,12 @@ class Hostile(gym.Env[Any, Any]):
         return SCRIPT + ATTACK
 
 
+def swept() -> Asked:
+    """Disturbances of two policies, as if they had been swept."""
+    answer = Sweep(perturbation(), level_units={"sensor_noise": "share"})
+    return Asked({"perturbation": answer}, tuple(PerturbationQuestion().verdicts(answer)), {})
+
+
 def perturbation() -> Perturbation:
     def point(policy: str, condition: str, level: float) -> Point:
         mean = -100.0 * (1 + level)
@@ -88,16 +103,15 @@ def audit(tmp_path_factory: pytest.TempPathFactory) -> Audit:
     model = RecurrentPPO(NCPPolicy, hostile, seed=0, policy_kwargs=kwargs)
     other = record_rollouts(model, hostile, folder / "b.mcap", n_episodes=2, progress_bar=False)
     subjects = (
-        audit_recording(Recording.open(path), "pendulum", alpha=0.5),
-        audit_recording(Recording.open(other), f"hostile{SCRIPT}", alpha=0.5),
+        audit_recording(Recording.open(path), "pendulum", Plan(alpha=0.5)),
+        audit_recording(Recording.open(other), f"hostile{SCRIPT}", Plan(alpha=0.5)),
     )
-    found = perturbation()
-    return Audit(subjects, found, tuple(found.verdict(policy) for policy in found.nominal))
+    return Audit(subjects, swept())
 
 
 @pytest.fixture(scope="module")
 def report(audit: Audit, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_report(audit, tmp_path_factory.mktemp("report") / "report.html", level_units={"sensor_noise": "share"})
+    return write_report(audit, tmp_path_factory.mktemp("report") / "report.html")
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +214,7 @@ def test_verdicts_come_first_each_with_its_sentence_and_a_link(tab: Tab, report:
 def test_contributions_and_sentences_are_those_of_python(tab: Tab, report: Path, audit: Audit) -> None:
     page = tab.open(report)
     for r, subject in enumerate(audit.subjects):
-        for e, explanation in enumerate(subject.explanations):
+        for e, explanation in enumerate(subject.answers["explain"]):
             for t in (0, 1, 17, N_STEPS - 1):
                 page.evaluate("([r, e, t]) => { Object.assign(state, {r, e, t}); return arrange(); }", [r, e, t])
                 found = page.evaluate(PANE)
@@ -211,6 +225,23 @@ def test_contributions_and_sentences_are_those_of_python(tab: Tab, report: Path,
                 sentences = [explanation.sentence(t, a) for a in range(len(explanation.circuit.action_names))]
                 assert found["sentences"] == sentences
                 assert page.locator(".why").inner_text() == sentences[0] + "."
+
+
+def test_the_page_has_the_equations_of_python(tab: Tab, report: Path) -> None:
+    """Wide open, shut, and with next to no leak, where epsilon is most of a neuron's conductance."""
+    rng = np.random.default_rng(0)
+    source, destination = np.arange(6), np.arange(6) // 2
+    w, mu, v = rng.uniform(0, 1, 6), rng.normal(size=6), np.array([-1e4, 1e4, *rng.normal(size=4)])
+    w[4:], sigma, gleak, cm = 0.0, rng.uniform(3, 8, 6), np.array([0.4, 0.0, 1e-9]), rng.uniform(0.1, 1, 3)
+    synapses = dict(source=source, destination=destination, w=w, sigma=sigma, mu=mu)
+    synapses = {name: values.tolist() for name, values in synapses.items()}
+    cell = dict(synapses=synapses, sensory=synapses, cm=cm.tolist(), gleak=gleak.tolist(), epsilon=EPSILON)
+    computed = "([cell, v]) => [[...openness(cell.synapses, v)], [...timeConstants(cell, v, v)]]"
+    opened, tau = tab.open(report).evaluate(computed, [cell, v.tolist()])
+    expected = equations.openness(v, sigma, mu)
+    np.testing.assert_allclose(opened, expected, rtol=0, atol=1e-15)
+    total = equations.conductance(gleak, np.bincount(destination, 2 * w * expected).astype(float))
+    np.testing.assert_allclose(tau, equations.time_constant(cm, total), rtol=1e-12)
 
 
 def test_halves_are_rounded_as_python_does(tab: Tab, report: Path) -> None:
@@ -269,13 +300,13 @@ DO_ANYTHING = """([which, how]) => {
     const shown = (element) => element.getClientRects().length > 0;
     const things = [...document.querySelectorAll(
         "button, select, input, summary, .node, .row svg, .trace svg, .verdicts a, nav a, body")].filter(shown);
-    const thing = things[which % things.length], told = (type) => thing.dispatchEvent(new Event(type, {bubbles: true}));
+    const thing = things[which % things.length], fire = (type) => thing.dispatchEvent(new Event(type, {bubbles: true}));
     if (thing.tagName === "SELECT") {
         thing.selectedIndex = how % thing.options.length;
-        told("change");
+        fire("change");
     } else if (thing.tagName === "INPUT") {
         thing.value = how % (Number(thing.max) + 1);
-        told("input");
+        fire("input");
     } else if (thing.tagName === "BODY") {
         const key = ["ArrowRight", "ArrowLeft", " ", "Home", "End", "ArrowDown", "Enter"][how % 7];
         (document.activeElement || thing).dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true}));
@@ -353,23 +384,23 @@ def test_an_instant_can_be_linked_to(tab: Tab, report: Path) -> None:
 def test_a_neuron_tells_its_time_constant_contributions_and_rule(tab: Tab, report: Path, audit: Audit) -> None:
     subject = audit.subjects[0]
     page = tab.open(report, "#r=0&e=0&t=9")
-    name = subject.dynamics.names[subject.certificate.circuit.wiring.command][0]
+    wiring = subject.recording.circuit.wiring
+    name = wiring.names[wiring.command][0]
     page.locator(".node", has_text=name).first.locator(".target").click()
     assert page.locator(".neuron h3").inner_text() == (
         f"{name}, command neuron: potential {subject.episodes[0].potentials[9, 1]:.2f}"
     )
     said = page.locator(".tau p").inner_text().split()
-    low, high = (bound[1] for bound in subject.dynamics.tau_bounds)
+    low, high = (bound[1] for bound in subject.answers["dynamics"].tau_bounds)
     np.testing.assert_allclose(
         [float(said[i]) for i in (2, 5, 7)], [subject.episodes[0].tau[9, 1], low, high], rtol=6e-3
     )
-    explanation = subject.explanations[0]
+    explanation: Explanation = subject.answers["explain"][0]
     own = np.flatnonzero(explanation.cell.synapses.destination == 1)
     strongest = max(np.abs(explanation.synaptic[9, own]).max(initial=0), np.abs(explanation.sensory[9]).max())
     shown = [float(cell.inner_text()) for cell in page.locator(".receives .number").all()]
     assert 0 < max(map(abs, shown)) <= strongest + abs(explanation.memory[9, 1]) + 0.005
-    assert subject.trees is not None
-    assert page.locator(".rules li").count() >= len(subject.trees.trees[0].rules)
+    assert page.locator(".rules li").count() >= len(subject.answers["trees"].trees[0].rules)
     assert page.locator(".neuron .rules [aria-current]").count() == 1
     page.locator(".node.selected").focus()
     page.keyboard.press("ArrowDown")
@@ -456,12 +487,39 @@ def test_the_policy_lets_no_other_script_run(chromium: Browser, report: Path) ->
 
 def test_where_nothing_is_certified_the_page_says_why(tab: Tab, audit: Audit, tmp_path: Path) -> None:
     subject = audit.subjects[0]
-    nowhere = Range(*np.full((2, subject.certificate.circuit.wiring.units), np.nan))
-    broken = replace(subject.certificate, violations=("w of a -> b is negative",), box=nowhere, range=nowhere)
-    page = tab.open(write_report(Audit((replace(subject, certificate=broken),)), tmp_path / "broken.html"))
+    answer: Certified = subject.answers["certificate"]
+    nowhere = Range(*np.full((2, subject.recording.circuit.wiring.units), np.nan))
+    broken = replace(answer.certificate, violations=("w of a -> b is negative",), box=nowhere, range=nowhere)
+    answers = {**subject.answers, "certificate": replace(answer, certificate=broken)}
+    page = tab.open(write_report(Audit((replace(subject, answers=answers),)), tmp_path / "broken.html"))
     assert "Nothing is certified: w of a -> b is negative" in page.locator("#certificate").inner_text()
     page.keyboard.press("ArrowRight")
     assert clock(page).startswith("step 1 ")
+
+
+class Unexplained(ExplainQuestion):
+    def not_for(self, circuit: Circuit) -> str | None:
+        return None if ATTACK in circuit.action_names else "Attribution is for other cells."
+
+
+def test_a_recording_that_is_not_explained_is_shown_without_the_player(tab: Tab, audit: Audit, tmp_path: Path) -> None:
+    questions = (Unexplained(), MonitorQuestion())
+    subjects = tuple(
+        audit_recording(subject.recording, subject.name, Plan(alpha=0.5), questions=questions)
+        for subject in audit.subjects
+    )
+    page = tab.open(write_report(Audit(subjects, questions=questions), tmp_path / "one.html"), "#r=0&e=0&t=2")
+    assert page.locator(".recording option").all_text_contents() == [f"hostile{SCRIPT}"]
+    assert clock(page).startswith("step 2 ")
+    assert page.locator("#monitor [data-recording]:visible").count() == 2
+    assert "Attribution is for other cells." in page.locator("#verdicts .skipped").first.inner_text()
+    assert "pendulum is not in the player. Attribution is for" in page.locator("#player .notice").first.inner_text()
+    page.locator("#verdicts a[data-choose='0']", has_text="monitor").click()
+    page.locator("#compare").click()
+    wait_until(page, "panes.length === 2 && panes[1].r === 1")
+    page = tab.open(write_report(Audit(subjects[:1], questions=questions), tmp_path / "none.html"))
+    see_all(page)
+    assert page.locator("#player").is_hidden() and page.locator("#monitor .plot").first.is_visible()
 
 
 def test_what_does_not_fit_is_left_out_and_the_page_says_so(audit: Audit, tmp_path: Path) -> None:
@@ -478,7 +536,7 @@ def ten_thousand_steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("large")
     venv = pendulum(10, 1000)
     path = record_rollouts(small_model(venv, AutoNCP(32)), venv, folder / "a.mcap", progress_bar=False)
-    subject: Subject = audit_recording(Recording.open(path), "pendulum", n_steps=5)
+    subject: Subject = audit_recording(Recording.open(path), "pendulum", Plan(n_moved_steps=5))
     return write_report(Audit((subject,)), folder / "report.html")
 
 
@@ -496,5 +554,5 @@ def test_ten_episodes_of_a_thousand_steps_are_small_and_soon_there(chromium: Bro
 
 
 def test_pages_of_the_same_audit_are_the_same(audit: Audit, report: Path, tmp_path: Path) -> None:
-    again = write_report(audit, tmp_path / "again.html", level_units={"sensor_noise": "share"})
+    again = write_report(audit, tmp_path / "again.html")
     assert again.read_bytes() == report.read_bytes()

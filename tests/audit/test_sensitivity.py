@@ -13,9 +13,9 @@ from tests.audit.test_explain import arrays, one_neuron
 def test_no_move_leaves_the_bound(recipe: AutoNCP, epsilon: float) -> None:
     net = circuit(recipe)
     run = episode(net)
-    told = sensitivity(net, run, epsilon * np.eye(6), step=10, n_steps=15)
-    assert told.bound.shape == told.found.shape == (15, 2)
-    assert (told.found <= told.bound + 2e-6).all()
+    result = sensitivity(net, run, epsilon * np.eye(6), step=10, n_steps=15)
+    assert result.bound.shape == result.found.shape == (15, 2)
+    assert (result.found <= result.bound + 2e-6).all()
     generator = torch.Generator().manual_seed(0)
     moves = (torch.rand(15, 2000, 6, generator=generator) * 2 - 1) * epsilon
     moves[:, 1000:] = moves[:, 1000:].sign() * epsilon
@@ -25,22 +25,22 @@ def test_no_move_leaves_the_bound(recipe: AutoNCP, epsilon: float) -> None:
     with torch.no_grad():
         potentials, _ = net.ltc(inputs, start, None, elapsed)
     moved = np.abs(net.action_means(potentials.numpy()) - run.action_mean[10:25, None]).max(1)
-    assert (moved <= told.bound + 5e-6).all()
+    assert (moved <= result.bound + 5e-6).all()
 
 
 def test_small_moves_are_bounded_tightly() -> None:
     net = circuit(AutoNCP(32, sparsity=0.5), n_sensory=12, seed=1)
-    told = sensitivity(net, episode(net), 0.001 * np.eye(12), step=10, n_steps=20)
-    assert (told.ratio() < 1.1).all()
+    result = sensitivity(net, episode(net), 0.001 * np.eye(12), step=10, n_steps=20)
+    assert (result.ratio() < 1.1).all()
     assert (sensitivity(net, episode(net), 0.5 * np.eye(12), step=10, n_steps=20).ratio() < 6).all()
 
 
 def test_by_hand() -> None:
     # v' = (1.5 v + 2 s - 0.2) / (2 + 2 s) with v = 0.6, s = 1/2: moved by epsilon, it moves by 2 (1 - v') / 3 * 3 / 4.
     net = one_neuron()
-    told = sensitivity(net, recorded(net, *arrays([[0.0]], [0.6], [1.0])), np.full((1, 1), 1e-4), n_steps=5)
+    result = sensitivity(net, recorded(net, *arrays([[0.0]], [0.6], [1.0])), np.full((1, 1), 1e-4), n_steps=5)
     after = 0.3 + 1 / 3 - 0.2 / 3
-    np.testing.assert_allclose(told.bound, 2 * 2 * (1 - after) / 3 * 3 / 4 * 1e-4, rtol=1e-3)
+    np.testing.assert_allclose(result.bound, 2 * 2 * (1 - after) / 3 * 3 / 4 * 1e-4, rtol=1e-3)
 
 
 def test_moves_that_go_together_are_bounded_together() -> None:

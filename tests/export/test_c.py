@@ -17,9 +17,10 @@ from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize
 
-from ncp_rl import LTC, NCPPolicy, Receptors
+from ncp_rl import NCPPolicy, Receptors
 from ncp_rl.audit.envelope import Envelope
-from ncp_rl.audit.neurons import Watched
+from ncp_rl.audit.watched import Watched
+from ncp_rl.circuit import Circuit
 from ncp_rl.export import ExportError, monitor_to_c, to_c
 from ncp_rl.export.c_source import comment, literal
 from ncp_rl.export.toolchain import FLAGS, GO_ON, RESET, build_here
@@ -243,14 +244,8 @@ def test_an_encoder_of_ones_own_is_refused(tmp_path: Path) -> None:
 
 
 def test_neurons_of_another_kind_are_refused(tmp_path: Path) -> None:
-    class Other(LTC):
-        """Computes something else."""
-
-    model, _ = make_model(VECTORS["box"])
-    assert isinstance(model.policy, NCPPolicy)
-    model.policy.lstm_actor.__class__ = Other
-    with pytest.raises(ExportError, match="Exports serve LTC neurons, this policy's are Other neurons"):
-        to_c(model, tmp_path / "c")
+    with pytest.raises(ExportError, match="Exports serve LTC neurons, this policy's are CfC neurons"):
+        exported(Case(box(3), BOX, kwargs=dict(cell="cfc")), tmp_path / "c")
 
 
 def test_what_stands_there_is_left(tmp_path: Path) -> None:
@@ -264,7 +259,7 @@ def test_broken_policies_and_missing_runs_are_refused(tmp_path: Path) -> None:
     model, _ = make_model(VECTORS["box"])
     assert isinstance(model.policy, NCPPolicy)
     with torch.no_grad():
-        model.policy.lstm_actor.vleak[2] = torch.nan
+        Circuit.from_policy(model.policy).ltc.vleak[2] = torch.nan
     with pytest.raises(ExportError, match=r"vleak of .* is nan"):
         to_c(model, tmp_path / "c")
     with pytest.raises(RunError, match="no run folder"):

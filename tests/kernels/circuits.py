@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ncp_rl.kernels import Params, Synapses
+from ncp_rl.kernels.contract import Operands
 
 #: Against float64 autograd of the reference: potentials absolutely, gradients by the norm of each row.
 TOLERANCES = {
@@ -27,15 +28,8 @@ class Sizes(NamedTuple):
     density: float = 0.4
 
 
-class Case(NamedTuple):
+class Case(Operands):
     """Operands of the scan, float64; `with_dtype` gives leaves of another dtype with the same float32 values."""
-
-    params: Params
-    synapses: Synapses
-    inputs: Tensor
-    state: Tensor
-    episode_starts: Tensor | None
-    elapsed_time: Tensor | None
 
     def with_dtype(self, dtype: torch.dtype, *, requires_grad: bool = True) -> Case:
         def leaf(tensor: Tensor) -> Tensor:
@@ -51,10 +45,17 @@ class Case(NamedTuple):
     def to(self, device: str) -> Case:
         """The same operands on `device`, gradients cut."""
 
-        def move(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.detach().to(device).requires_grad_(tensor.requires_grad)
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.detach().to(device).requires_grad_(tensor.requires_grad)
 
-        return Case(Params(*map(move, self.params)), self.synapses.to(device), *map(move, self[2:]))  # type: ignore[arg-type]
+        return self._replace(
+            params=Params(*map(move, self.params)),
+            synapses=self.synapses.to(device),
+            inputs=move(self.inputs),
+            state=move(self.state),
+            episode_starts=None if self.episode_starts is None else move(self.episode_starts),
+            elapsed_time=None if self.elapsed_time is None else move(self.elapsed_time),
+        )
 
     @property
     def differentiable(self) -> dict[str, Tensor]:
@@ -63,7 +64,13 @@ class Case(NamedTuple):
 
 
 def draw_case(
-    sizes: Sizes, *, resets: bool = True, irregular_time: bool = True, saturated: bool = False, seed: int = 0
+    sizes: Sizes,
+    *,
+    resets: bool = True,
+    irregular_time: bool = True,
+    saturated: bool = False,
+    ode_unfolds: int = 6,
+    seed: int = 0,
 ) -> Case:
     """Draw operands in the ranges that ncps initialises with; the first neuron gets no synapses at all.
 
@@ -98,4 +105,5 @@ def draw_case(
         float32(random.normal(size=(n_sequences, n_neurons))),
         torch.from_numpy(random.random((n_steps, n_sequences)) < 0.2) if resets else None,
         float32(elapsed_time) if irregular_time else None,
+        ode_unfolds,
     )

@@ -7,9 +7,7 @@ from __future__ import annotations
 import copy
 import multiprocessing
 import pickle
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -17,17 +15,29 @@ import pytest
 import torch
 from torch import Tensor
 
-from ncp_rl.kernels import HeldParams, Params, Synapses, ltc_scan, numba_cpu
-from ncp_rl.kernels.scan import Backend
+from ncp_rl.kernels import BACKENDS, Backend, HeldParams, Params, Synapses, ltc_scan
+from ncp_rl.kernels.backends import BackendEntry, load_backend
+from ncp_rl.kernels.numba import backend as numba_backend
 from tests.kernels.circuits import TOLERANCES, Case, Sizes, draw_case
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-BACKENDS = [
-    pytest.param("reference", id="reference"),
-    pytest.param("numba", id="numba"),
-    pytest.param("triton", id="triton", marks=needs_gpu),
-]
-every_backend = pytest.mark.parametrize("backend", BACKENDS)
+
+def device_of(backend: str) -> str:
+    return (BACKENDS[backend].devices or ("cpu",))[0]
+
+
+def parametrize(entries: Iterable[BackendEntry]) -> pytest.MarkDecorator:
+    """Over these entries of the table, skipping those whose device is not here."""
+    backends = []
+    for entry in entries:
+        device = device_of(entry.name)
+        missing = pytest.mark.skipif(device == "cuda" and not torch.cuda.is_available(), reason="no CUDA device")
+        backends.append(pytest.param(entry.name, id=entry.name, marks=missing))
+    return pytest.mark.parametrize("backend", backends)
+
+
+every_backend = parametrize(BACKENDS.values())
+every_fused_backend = parametrize(entry for entry in BACKENDS.values() if entry.load is not None)
+every_backend_that_saves = parametrize(entry for entry in BACKENDS.values() if entry.saves)
 
 GRID = [
     Sizes(n_steps=1, n_sequences=1, n_inputs=4, n_neurons=5),
@@ -55,12 +65,9 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(n_threads)
 
 
-def device_of(backend: str) -> str:
-    return "cuda" if backend == "triton" else "cpu"
-
-
-def run(case: Case, backend: Backend = "auto", ode_unfolds: int = 6) -> Tensor:
-    return ltc_scan(*case, ode_unfolds=ode_unfolds, backend=backend)
+def run(case: Case, backend: Backend = "auto") -> Tensor:
+    *operands, ode_unfolds = case
+    return ltc_scan(*operands, ode_unfolds=ode_unfolds, backend=backend)  # type: ignore[arg-type]
 
 
 def rows_of(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -74,22 +81,22 @@ def rows_of(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
     return rows
 
 
-def potentials_and_gradients(case: Case, backend: Backend, weights: Tensor, ode_unfolds: int) -> dict[str, Tensor]:
-    potentials = run(case, backend, ode_unfolds)
+def potentials_and_gradients(case: Case, backend: Backend, weights: Tensor) -> dict[str, Tensor]:
+    potentials = run(case, backend)
     gradients = torch.autograd.grad(
         potentials, list(case.differentiable.values()), weights.to(potentials), materialize_grads=True
     )
     return {"potentials": potentials.detach()} | rows_of(dict(zip(case.differentiable, gradients, strict=True)))
 
 
-def assert_agrees(case: Case, backend: Backend, ode_unfolds: int = 6) -> None:
+def assert_agrees(case: Case, backend: Backend) -> None:
     """Float32 potentials and every gradient row of `backend` against the float64 reference."""
     case32 = case.with_dtype(torch.float32).to(device_of(backend))
     case64 = case.with_dtype(torch.float64)
     weights = torch.randn(*case.inputs.shape[:2], case.state.shape[1], generator=torch.Generator().manual_seed(1))
-    expected = potentials_and_gradients(case64, "reference", weights, ode_unfolds)
+    expected = potentials_and_gradients(case64, "reference", weights)
     tolerances = TOLERANCES[torch.float32]
-    for name, actual in potentials_and_gradients(case32, backend, weights, ode_unfolds).items():
+    for name, actual in potentials_and_gradients(case32, backend, weights).items():
         error = actual.double().cpu() - expected[name]
         if name == "potentials":
             assert error.abs().max() <= tolerances["potentials"]
@@ -117,7 +124,7 @@ def test_with_and_without_resets_and_elapsed_time(
 @pytest.mark.parametrize("ode_unfolds", [1, 3])
 @few_or_many
 def test_other_numbers_of_unfolds(backend: Backend, n_sequences: int, ode_unfolds: int) -> None:
-    assert_agrees(draw_case(Sizes(6, n_sequences, 5, 11)), backend, ode_unfolds)
+    assert_agrees(draw_case(Sizes(6, n_sequences, 5, 11), ode_unfolds=ode_unfolds), backend)
 
 
 @every_backend
@@ -216,11 +223,11 @@ def test_infinite_inputs_saturate(backend: Backend, n_sequences: int) -> None:
 
 
 def test_gradcheck_of_the_reference() -> None:
-    case = draw_case(Sizes(2, 2, 2, 3, density=0.8)).with_dtype(torch.float64)
+    case = draw_case(Sizes(2, 2, 2, 3, density=0.8), ode_unfolds=2).with_dtype(torch.float64)
 
     def scan(*leaves: Tensor) -> Tensor:
-        params, (inputs, state, elapsed_time) = Params(*leaves[:3]), leaves[3:]
-        return ltc_scan(params, case.synapses, inputs, state, case.episode_starts, elapsed_time, ode_unfolds=2)
+        inputs, state, elapsed_time = leaves[3:]
+        return run(case._replace(params=Params(*leaves[:3]), inputs=inputs, state=state, elapsed_time=elapsed_time))
 
     # Central differences reach below 0 seconds, where the solver is still smooth.
     assert torch.autograd.gradcheck(scan, tuple(case.differentiable.values()))
@@ -230,17 +237,17 @@ def test_gradcheck_of_the_reference() -> None:
 def test_deterministic(backend: Backend) -> None:
     case = draw_case(Sizes(20, 70, 8, 17)).with_dtype(torch.float32).to(device_of(backend))
     weights = torch.ones(20, 70, 17)
-    first, second = (potentials_and_gradients(case, backend, weights, 6) for _ in range(2))
+    first, second = (potentials_and_gradients(case, backend, weights) for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_threads_do_not_change_a_bit(one_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ncp_rl.kernels.numba_cpu.SIGMOIDS_PER_THREAD", 1)
+    monkeypatch.setattr("ncp_rl.kernels.numba.backend.SIGMOIDS_PER_THREAD", 1)
     case = draw_case(Sizes(40, 70, 8, 17)).with_dtype(torch.float32)
     weights = torch.ones(40, 70, 17)
-    serial = potentials_and_gradients(case, "numba", weights, 6)
+    serial = potentials_and_gradients(case, "numba", weights)
     torch.set_num_threads(3)
-    threaded = potentials_and_gradients(case, "numba", weights, 6)
+    threaded = potentials_and_gradients(case, "numba", weights)
     assert all(torch.equal(serial[name], threaded[name]) for name in serial)
 
 
@@ -251,14 +258,14 @@ def test_what_is_kept_for_the_backward_pass_does_not_change_a_bit(
 ) -> None:
     case = draw_case(Sizes(19, n_sequences, 5, 12)).with_dtype(torch.float32)
     weights = torch.randn(19, n_sequences, 12)
-    everything = potentials_and_gradients(case, "numba", weights, 6)
-    whole = numba_cpu.forward(*case, ode_unfolds=6, save=True)[1]
+    everything = potentials_and_gradients(case, "numba", weights)
+    whole = numba_backend.forward(case, save=True)[1]
     assert whole is not None and whole.n_kept == 19
     n_blocks = -(-n_sequences // whole.tables.layout.width)
-    monkeypatch.setattr(numba_cpu, "SAVED_BYTES", 4 * whole.step_size * n_blocks * room)
-    part = numba_cpu.forward(*case, ode_unfolds=6, save=True)[1]
+    monkeypatch.setattr(numba_backend, "SAVED_BYTES", 4 * whole.step_size * n_blocks * room)
+    part = numba_backend.forward(case, save=True)[1]
     assert part is not None and part.n_kept == room
-    for name, tensor in potentials_and_gradients(case, "numba", weights, 6).items():
+    for name, tensor in potentials_and_gradients(case, "numba", weights).items():
         assert torch.equal(tensor, everything[name]), name
 
 
@@ -279,11 +286,11 @@ def test_forward_passes_do_not_share_what_they_keep() -> None:
 
 def test_memory_for_the_backward_pass_is_used_again() -> None:
     case = draw_case(Sizes(50, 16, 5, 12)).with_dtype(torch.float32)
-    first = numba_cpu.forward(*case, ode_unfolds=6, save=True)[1]
+    first = numba_backend.forward(case, save=True)[1]
     assert first is not None
     address = first.memory.data_ptr()
     del first
-    second = numba_cpu.forward(*case, ode_unfolds=6, save=True)[1]
+    second = numba_backend.forward(case, save=True)[1]
     assert second is not None and second.memory.data_ptr() == address
 
 
@@ -298,6 +305,15 @@ def test_held_parameters_follow_the_synapse_lists(n_sequences: int) -> None:
         assert torch.equal(run(case._replace(params=held, synapses=synapses), "numba"), expected)
     assert held.derived
     assert not copy.deepcopy(held).derived and not pickle.loads(pickle.dumps(held)).derived
+
+
+@every_backend_that_saves
+@few_or_many
+def test_a_backward_pass_for_which_nothing_was_kept(
+    backend: Backend, n_sequences: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load_backend(backend), "SAVED_BYTES", 0)
+    assert_agrees(draw_case(Sizes(12, n_sequences, 5, 11)), backend)
 
 
 @every_backend
@@ -397,7 +413,7 @@ class TestErrors:
 
     def test_no_unfolds(self, case: Case) -> None:
         with pytest.raises(ValueError, match="ode_unfolds must be at least 1, got 0"):
-            run(case, ode_unfolds=0)
+            run(case._replace(ode_unfolds=0))
 
 
 class TestGraphs:
@@ -406,17 +422,19 @@ class TestGraphs:
     case = draw_case(Sizes(6, 18, 4, 9)).with_dtype(torch.float32)
 
     def test_operator_is_sound(self) -> None:
-        operands = (*self.case.params, *self.case.synapses, *self.case[2:], 6, "numba")
+        operands = (*self.case.values, *self.case.synapses, self.case.ode_unfolds, "numba")
         torch.library.opcheck(torch.ops.ncp_rl.ltc_scan, operands)
 
-    def test_compile(self) -> None:
+    @every_fused_backend
+    def test_compile(self, backend: Backend) -> None:
+        case = self.case.to(device_of(backend))
         compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
-        weights = torch.ones(6, 18, 9)
-        expected = potentials_and_gradients(self.case, "numba", weights, 6)
-        potentials = compiled(self.case, "numba")
-        gradients = torch.autograd.grad(potentials, list(self.case.differentiable.values()), weights)
+        weights = torch.ones(6, 18, 9, device=case.inputs.device)
+        expected = potentials_and_gradients(case, backend, weights)
+        potentials = compiled(case, backend)
+        gradients = torch.autograd.grad(potentials, list(case.differentiable.values()), weights)
         assert torch.equal(potentials, expected["potentials"])
-        for name, gradient in rows_of(dict(zip(self.case.differentiable, gradients, strict=True))).items():
+        for name, gradient in rows_of(dict(zip(case.differentiable, gradients, strict=True))).items():
             torch.testing.assert_close(gradient, expected[name], rtol=1e-5, atol=1e-6)
 
     def test_export(self) -> None:
@@ -439,7 +457,7 @@ class TestProcesses:
     @pytest.mark.parametrize("method", ["fork", "spawn"])
     @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
     def test_worker_agrees(self, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("ncp_rl.kernels.numba_cpu.SIGMOIDS_PER_THREAD", 1)
+        monkeypatch.setattr("ncp_rl.kernels.numba.backend.SIGMOIDS_PER_THREAD", 1)
         if method not in multiprocessing.get_all_start_methods():
             pytest.skip(f"no {method} here")
         case = draw_case(Sizes(20, 70, 8, 17)).with_dtype(torch.float32)
@@ -467,14 +485,3 @@ def _work(sender: Connection) -> None:
     assert case.params.synaptic.grad is not None
     sender.send((potentials.detach().numpy(), case.params.synaptic.grad.numpy()))
     sender.close()
-
-
-def test_missing_triton_names_the_command() -> None:
-    script = """
-import sys
-sys.modules["triton"] = None
-from ncp_rl.kernels import fused
-fused.load_backend("triton")
-"""
-    finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert "pip install" in finished.stderr and 'backend="reference"' in finished.stderr

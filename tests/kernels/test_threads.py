@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -59,10 +60,12 @@ def test_pytorch_goes_on_with_its_threads() -> None:
 
 SCRIPT = """
 import torch
-from ncp_rl.kernels import numba_cpu
+from ncp_rl.kernels.numba import backend
+from tests.kernels.circuits import Sizes, draw_case
 torch.set_num_threads(3)
 done = []
-numba_cpu._run_blocks(lambda *span: done.append(span), 7, 10**9, ())
+backend.SIGMOIDS_PER_THREAD = 1
+backend._run_blocks(lambda *span: done.append(span), 7, draw_case(Sizes(2, 100, 3, 5)), ())
 assert sorted(done) == [(block, block + 1) for block in range(7)], done
 """
 
@@ -70,5 +73,5 @@ assert sorted(done) == [(block, block + 1) for block in range(7)], done
 def test_fewer_threads_than_asked_for_do_all_the_work(kind: str) -> None:
     if kind == "pool":
         pytest.skip("a pool has as many as it is asked for")
-    environment = {"OMP_THREAD_LIMIT": "1"}
+    environment = {"OMP_THREAD_LIMIT": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, "-c", SCRIPT], env=environment, check=True, timeout=120)

@@ -109,40 +109,40 @@ class TestCompiled:
 
 
 def test_evaluations_are_counted() -> None:
-    from ncp_rl.kernels import triton_gpu
+    from ncp_rl.kernels.triton import backend
 
     synapses = draw_case(Sizes(1, 1, 3, 9)).synapses
     n_synapses, n_sensory = len(synapses.source), len(synapses.sensory_source)
     expected = 4 * 5 * (6 * n_synapses + n_sensory)
-    assert triton_gpu.synapse_evaluations(synapses, 4, 5, ode_unfolds=6) == expected
+    assert backend.synapse_evaluations(synapses, 4, 5, ode_unfolds=6) == expected
 
 
 class TestErrors:
     def test_too_many_neurons(self) -> None:
-        from ncp_rl.kernels import triton_gpu
+        from ncp_rl.kernels.triton import backend
 
         case = draw_case(Sizes(1, 1, 2, 129, density=0.01)).with_dtype(torch.float32, requires_grad=False)
         with pytest.raises(ValueError, match='up to 128 neurons, got 129; use backend="reference"'):
-            triton_gpu.forward(*case, ode_unfolds=6, save=False)
+            backend.forward(case, save=False)
 
     def test_other_dtype(self) -> None:
-        from ncp_rl.kernels import triton_gpu
+        from ncp_rl.kernels.triton import backend
 
         with pytest.raises(ValueError, match=r'computes in float32, got torch.float64; use backend="reference"'):
-            triton_gpu.forward(*draw_case(Sizes(1, 1, 2, 5)), ode_unfolds=6, save=False)
+            backend.forward(draw_case(Sizes(1, 1, 2, 5)), save=False)
 
 
 @needs_gpu
 class TestOnGpu:
     def test_does_not_wait_for_the_device(self) -> None:
-        from ncp_rl.kernels import triton_gpu
+        from ncp_rl.kernels.triton import backend
 
         case = draw_case(Sizes(3, 5, 4, 9)).with_dtype(torch.float32, requires_grad=False).to("cuda")
-        triton_gpu.forward(*case, ode_unfolds=6, save=True)  # compiles
+        backend.forward(case, save=True)  # compiles
         fresh = case._replace(synapses=case.synapses._replace(pointer=case.synapses.pointer.clone()))
         torch.cuda.set_sync_debug_mode("error")
         try:
-            potentials, saved = triton_gpu.forward(*fresh, ode_unfolds=6, save=True)
-            triton_gpu.backward(torch.ones_like(potentials), potentials, saved, *fresh, ode_unfolds=6)
+            potentials, saved = backend.forward(fresh, save=True)
+            backend.backward(torch.ones_like(potentials), potentials, saved, fresh)
         finally:
             torch.cuda.set_sync_debug_mode("default")

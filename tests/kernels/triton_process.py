@@ -38,9 +38,9 @@ def begin(interpret: bool, cache: str) -> None:
 
 def errors(sizes: Sizes, ode_unfolds: int = 6, saved_bytes: int = 2**30, **drawing: Any) -> dict[str, float]:
     """Against the float64 reference: the largest of the potentials, the relative norm of every row of gradients."""
-    case = draw_case(sizes, **drawing)
-    expected = _reference(case.with_dtype(torch.float64), ode_unfolds)
-    actual = _triton(case.with_dtype(torch.float32, requires_grad=False), ode_unfolds, saved_bytes)
+    case = draw_case(sizes, ode_unfolds=ode_unfolds, **drawing)
+    expected = _reference(case.with_dtype(torch.float64))
+    actual = _triton(case.with_dtype(torch.float32, requires_grad=False), saved_bytes)
     result = {"potentials": (actual.pop("potentials") - expected.pop("potentials")).abs().max().item()}
     for name, gradient in actual.items():
         assert gradient.isfinite().all(), name
@@ -52,8 +52,8 @@ def errors(sizes: Sizes, ode_unfolds: int = 6, saved_bytes: int = 2**30, **drawi
 
 def is_repeatable(sizes: Sizes) -> bool:
     """Whether two runs agree in every bit, with states saved in the forward and without."""
-    case = draw_case(sizes).with_dtype(torch.float32, requires_grad=False)
-    first, second, unsaved = (_triton(case, 3, saved_bytes) for saved_bytes in (2**30, 2**30, 0))
+    case = draw_case(sizes, ode_unfolds=3).with_dtype(torch.float32, requires_grad=False)
+    first, second, unsaved = (_triton(case, saved_bytes) for saved_bytes in (2**30, 2**30, 0))
     return all(torch.equal(first[name], second[name]) for name in first) and torch.equal(
         first["potentials"], unsaved["potentials"]
     )
@@ -61,56 +61,56 @@ def is_repeatable(sizes: Sizes) -> bool:
 
 def stays_without_time(sizes: Sizes) -> bool:
     """Whether potentials stay what they are, to the bit, through steps of 0 seconds."""
-    case = draw_case(sizes, resets=False).with_dtype(torch.float32, requires_grad=False)
+    case = draw_case(sizes, resets=False, ode_unfolds=3).with_dtype(torch.float32, requires_grad=False)
     assert case.elapsed_time is not None
-    potentials = _triton(case._replace(elapsed_time=torch.zeros_like(case.elapsed_time)), 3, 2**30)["potentials"]
+    potentials = _triton(case._replace(elapsed_time=torch.zeros_like(case.elapsed_time)), 2**30)["potentials"]
     return torch.equal(potentials, case.state.expand_as(potentials))
 
 
 def nan_positions(sizes: Sizes) -> tuple[Tensor, Tensor]:
     """Where the potentials are NaN after NaN went into inputs, state and elapsed time, and where they should be."""
-    case = draw_case(sizes).with_dtype(torch.float32, requires_grad=False)
+    case = draw_case(sizes, ode_unfolds=3).with_dtype(torch.float32, requires_grad=False)
     assert case.elapsed_time is not None
     case.inputs[2, 0, 1] = torch.nan
     case.state[1, 3] = torch.nan
     case.elapsed_time[3, -1] = torch.nan
-    return _triton(case, 3, 2**30)["potentials"].isnan(), reference.scan(*case, ode_unfolds=3).isnan()
+    return _triton(case, 2**30)["potentials"].isnan(), reference.scan(case).isnan()
 
 
 def strided_agrees(sizes: Sizes) -> bool:
     """Whether operands that are not contiguous give the same potentials and gradients."""
-    case = draw_case(sizes).with_dtype(torch.float32, requires_grad=False)
+    case = draw_case(sizes, ode_unfolds=3).with_dtype(torch.float32, requires_grad=False)
     strided = case._replace(
         params=Params(*(row.T.contiguous().T for row in case.params)),
         inputs=case.inputs.transpose(0, 1).contiguous().transpose(0, 1),
         state=case.state.T.contiguous().T,
     )
-    expected, actual = _triton(case, 2, 2**30), _triton(strided, 2, 2**30)
+    expected, actual = _triton(case, 2**30), _triton(strided, 2**30)
     return all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
 def compile_kernels(n_neurons: int, batch: int, *, bare: bool = False) -> dict[str, Resources]:
     """Compile every kernel for an H100: `bare` without resets, elapsed time and saved states."""
-    from ncp_rl.kernels import triton_gpu, triton_kernels
-    from ncp_rl.kernels.triton_slots import LANES, rows_per_block
+    from ncp_rl.kernels.triton import backend, kernels
+    from ncp_rl.kernels.triton.slots import LANES, rows_per_block
 
     rows = rows_per_block(n_neurons)
     fixed: dict[str, Any] = {
         "BATCH": batch, "ROWS": rows, "LANES": LANES, "n_unfolds": 6, "EPSILON": 1e-8, "SAVE": not bare,
-        "samples_per_step": 6, "SAMPLES": triton_gpu.SAMPLES_PER_TILE, "SYNAPSES": triton_gpu.SYNAPSES_PER_PROGRAM,
+        "samples_per_step": 6, "SAMPLES": backend.SAMPLES_PER_TILE, "SYNAPSES": backend.SYNAPSES_PER_PROGRAM,
     }  # fmt: skip
     if bare:
         fixed |= {"episode_starts": None, "elapsed_time": None, "grad_delta": None, "denominators": None}
     scans = ["forward_scan"] if bare else ["forward_scan", "reverse_scan"]
     resources = {
-        name: _compile(getattr(triton_kernels, name), fixed, max(1, rows * LANES // 32))
+        name: _compile(getattr(kernels, name), fixed, max(1, rows * LANES // 32))
         for name in (*scans, "leak_and_senses", "input_gradients")
     }
-    return resources | {"synapse_gradients": _compile(triton_kernels.synapse_gradients, fixed, n_warps=4)}
+    return resources | {"synapse_gradients": _compile(kernels.synapse_gradients, fixed, n_warps=4)}
 
 
-def _reference(case: Case, ode_unfolds: int) -> dict[str, Tensor]:
-    potentials = reference.scan(*case, ode_unfolds=ode_unfolds)
+def _reference(case: Case) -> dict[str, Tensor]:
+    potentials = reference.scan(case)
     leaves = case.differentiable
     gradients = torch.autograd.grad(potentials, list(leaves.values()), _weights(potentials), materialize_grads=True)
     named = dict(zip(leaves, gradients, strict=True))
@@ -120,15 +120,15 @@ def _reference(case: Case, ode_unfolds: int) -> dict[str, Tensor]:
     )
 
 
-def _triton(case: Case, ode_unfolds: int, saved_bytes: int) -> dict[str, Tensor]:
-    from ncp_rl.kernels import triton_gpu
+def _triton(case: Case, saved_bytes: int) -> dict[str, Tensor]:
+    from ncp_rl.kernels.triton import backend
 
     # So that a few sequences fill programs of several, the last one not wholly.
-    triton_gpu.PROGRAMS_PER_MULTIPROCESSOR = 1
-    triton_gpu.SAVED_BYTES = saved_bytes
-    potentials, saved = triton_gpu.forward(*case, ode_unfolds=ode_unfolds, save=True)
-    assert (saved is not None) == (2 * ode_unfolds * potentials.nbytes <= saved_bytes)
-    gradients = triton_gpu.backward(_weights(potentials), potentials, saved, *case, ode_unfolds=ode_unfolds)
+    backend.PROGRAMS_PER_MULTIPROCESSOR = 1
+    backend.SAVED_BYTES = saved_bytes
+    potentials, saved = backend.forward(case, save=True)
+    assert (saved is not None) == (2 * case.ode_unfolds * potentials.nbytes <= saved_bytes)
+    gradients = backend.backward(_weights(potentials), potentials, saved, case)
     return {"potentials": potentials} | _rows(gradients)
 
 
@@ -150,7 +150,7 @@ def _compile(kernel: Any, fixed: dict[str, Any], n_warps: int) -> Resources:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from ncp_rl.kernels.triton_gpu import OPTIONS
+    from ncp_rl.kernels.triton.backend import OPTIONS
 
     signature = {name: "constexpr" if name in fixed else _type(name) for name in kernel.arg_names}
     positions = {name: (position,) for position, name in enumerate(kernel.arg_names)}

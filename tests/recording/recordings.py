@@ -72,6 +72,7 @@ SPACES: dict[str, tuple[spaces.Space[Any], spaces.Space[Any], dict[str, Any]]] =
     "sde": (box(3), box(2), dict(use_sde=True)),
     "dense": (box(3), box(2), dict(policy_kwargs=dict(motor_map="dense"))),
     "lstm": (box(3), box(2), dict(policy_kwargs=dict(critic="lstm"))),
+    "cfc": (box(3), box(2), dict(policy_kwargs=dict(cell="cfc"))),
 }
 
 

@@ -13,6 +13,7 @@ middle, found from the nearest point of the centreline. Edges are softened over 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
@@ -51,7 +52,40 @@ HAZE = 160.0
 GRASS, ASPHALT, PAINT = (92.0, 124.0, 74.0), (92.0, 94.0, 100.0), (240.0, 240.0, 232.0)
 HORIZON, ZENITH = (206.0, 216.0, 226.0), (120.0, 160.0, 214.0)
 
-IMAGE_SPACE = spaces.Box(0, 255, (HEIGHT, WIDTH, 3), np.uint8)
+
+@dataclass(frozen=True)
+class Frame:
+    """What of the picture is observed."""
+
+    rows: tuple[int, int] = (0, HEIGHT)
+    """From the first row to before the last; the road lies below row 16."""
+    pool: int = 1
+    """Side of the squares of pixels whose mean is observed."""
+
+    def __post_init__(self) -> None:
+        """Refuse what the picture does not have."""
+        top, bottom = self.rows
+        object.__setattr__(self, "rows", (top, bottom))
+        if not 0 <= top < bottom <= HEIGHT:
+            raise ValueError(f"rows must be two ascending numbers from 0 to {HEIGHT}, got {self.rows}.")
+        if self.pool < 1 or (bottom - top) % self.pool or WIDTH % self.pool:
+            raise ValueError(f"pool must divide {bottom - top} rows and {WIDTH} columns, got {self.pool}.")
+
+    @property
+    def space(self) -> spaces.Box:
+        """Of an observation."""
+        return spaces.Box(0, 255, ((self.rows[1] - self.rows[0]) // self.pool, WIDTH // self.pool, 3), np.uint8)
+
+    def cut(self, images: Images) -> Images:
+        """(N, HEIGHT, WIDTH, 3) pictures -> (N, h, w, 3) uint8, means rounded."""
+        images = images[:, self.rows[0] : self.rows[1]]
+        if self.pool == 1:
+            return images
+        n, height, width, pool = *images.shape[:3], self.pool
+        squares = images.reshape(n, height // pool, pool, width // pool, pool, 3)
+        total = squares.sum(axis=(2, 4), dtype=np.uint32)
+        means: Images = ((total + pool * pool // 2) // (pool * pool)).astype(np.uint8)
+        return means
 
 
 @dataclass(frozen=True)
@@ -74,8 +108,12 @@ class Disturbances:
                 raise ValueError(f"{name} must be a level from 0 to 1, got {level}.")
 
 
-def look(simulation: Simulation, disturbances: Disturbances) -> Images:
+def look(simulation: Simulation, disturbances: Disturbances | Sequence[Disturbances]) -> Images:
     """What the cameras of all cars see.
+
+    Args:
+        simulation: N cars.
+        disturbances: Of all pictures, or (N,) of each car's.
 
     Returns:
         (N, HEIGHT, WIDTH, 3) uint8, red, green, blue.
@@ -104,7 +142,8 @@ def look(simulation: Simulation, disturbances: Disturbances) -> Images:
         axis=1,
     )
     images = np.empty((len(stations), HEIGHT, WIDTH, 3), dtype=np.uint8)
-    levels = tuple(map(float, astuple(disturbances)))
+    each = [disturbances] * len(stations) if isinstance(disturbances, Disturbances) else disturbances
+    levels = np.array([astuple(of_car) for of_car in each], dtype=np.float64)
     paint(course, simulation.scenes, simulation.steps, levels, images)
     return images
 
@@ -226,7 +265,7 @@ def paint(
     courses: Floats,
     scenes: npt.NDArray[np.uint64],
     steps: npt.NDArray[np.int64],
-    disturbances: tuple[float, ...],
+    disturbances: Floats,
     images: Images,
 ) -> None:
     """Paint N pictures.
@@ -236,11 +275,11 @@ def paint(
             the lane's width and the station, sampled along the road.
         scenes: (N,) uint64, whatever is random in a picture follows from it.
         steps: (N,) int64, since the start of the episode: noise is new at each.
-        disturbances: Levels of light, shadow, noise and missing markings.
+        disturbances: (N, 4) float64, levels of light, shadow, noise and missing markings.
         images: (N, HEIGHT, WIDTH, 3) uint8, filled.
     """
-    light, shadow, noise, missing = disturbances
     for n in range(courses.shape[0]):
+        light, shadow, noise, missing = disturbances[n]
         scene, start = scenes[n], 0
         gain = 1.0 + 0.8 * light * (2.0 * uniform(scene, 0, 0) - 1.0)
         for v in range(HEIGHT - 1, -1, -1):

@@ -56,6 +56,12 @@ class LaneKeepingBase(gym.Env[Observation, Action], ABC):
             raise ValueError(f"interval must be seconds above 0, got {seconds}.")
         self._interval[0] = seconds
 
+    @property
+    def true_state(self) -> npt.NDArray[np.float32]:
+        """(11,) float32, what an expert may see of the car and no policy does; see `Simulation.true_states`."""
+        seen: npt.NDArray[np.float32] = self.simulation.true_states()[0]
+        return seen
+
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
@@ -213,6 +219,8 @@ class LaneKeepingCameraEnv(LaneKeepingBase):
     - `render_mode`: None, "rgb_array" or "human".
     - `light`, `shadow`, `noise`, `missing_markings`: levels from 0, the plain picture, to 1; see
       `camera.Disturbances`. These disturb the picture alone: the drive stays the same.
+    - `rows`, `pool`: which rows of the picture are observed, and the side of the squares of pixels that are averaged;
+      `rows=(16, 48), pool=2` leaves the sky out and gives (16, 80, 3).
     - `vehicle`: a `Vehicle` of other parameters.
 
     ## Version History
@@ -227,16 +235,23 @@ class LaneKeepingCameraEnv(LaneKeepingBase):
         shadow: float = 0.0,
         noise: float = 0.0,
         missing_markings: float = 0.0,
+        rows: tuple[int, int] = (0, camera.HEIGHT),
+        pool: int = 1,
         vehicle: Vehicle | None = None,
     ) -> None:
-        """Make it; see `LaneKeepingBase` and `Disturbances`."""
+        """Make it; see `LaneKeepingBase`, `camera.Disturbances` and `camera.Frame`."""
         super().__init__(render_mode, vehicle)
-        self.observation_space = camera.IMAGE_SPACE
+        self.frame = camera.Frame(rows, pool)
+        self.observation_space = self.frame.space
         self.disturbances = camera.Disturbances(light, shadow, noise, missing_markings)
 
     def _observation(self) -> Observation:
-        seen: Observation = camera.look(self.simulation, self.disturbances)[0]
+        seen: Observation = self.frame.cut(self._picture()[None])[0]
         return seen
 
     def _inset(self) -> npt.NDArray[np.uint8]:
-        return self._observation()
+        return self._picture()
+
+    def _picture(self) -> npt.NDArray[np.uint8]:
+        picture: npt.NDArray[np.uint8] = camera.look(self.simulation, self.disturbances)[0]
+        return picture

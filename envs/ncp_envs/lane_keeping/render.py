@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import pygame
@@ -58,6 +60,10 @@ class BirdsEye:
         self._trace: list[tuple[float, float]] = []
         self._window: pygame.Surface | None = None
         self._clock = pygame.time.Clock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A pickle holds what is seen; canvas, font and window, which cannot be in one, are made anew."""
+        return type(self), (self.simulation, self.index), dict(_trace=self._trace)
 
     def remember(self) -> None:
         """Add where the car is now to its trace; a car that has just started has none."""

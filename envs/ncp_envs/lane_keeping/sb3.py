@@ -93,7 +93,9 @@ class LaneKeepingVecEnv(VecEnv):
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """The attribute of each car; what all share is given for each."""
         value = getattr(self.vector, attr_name)
-        return [float(value[i]) if attr_name == "interval" else value for i in self._get_indices(indices)]
+        if attr_name == "interval":
+            value = value.tolist()
+        return [value[i] if attr_name in ("interval", "true_state") else value for i in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
         """Set the `interval` of cars; nothing else differs between them."""

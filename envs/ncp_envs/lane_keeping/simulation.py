@@ -8,11 +8,23 @@ from gymnasium import spaces
 
 from ncp_envs.lane_keeping import road
 from ncp_envs.lane_keeping.dynamics import (
+    CURVATURE_SCALE,
+    HEADING_ERROR,
+    HEADING_SCALE,
+    LATERAL_ERROR,
+    LATERAL_SCALE,
+    LATERAL_VELOCITY,
     N_KNOTS,
     N_OUTCOMES,
     N_ROWS,
     OBSERVED_ERROR,
+    OFFSET,
+    OFFSETS,
     PREVIEWS,
+    SPEED,
+    SPEEDS,
+    STEERING,
+    YAW_RATE,
     Vehicle,
     begin,
     drive,
@@ -25,6 +37,11 @@ _HIGH = np.array([OBSERVED_ERROR, OBSERVED_ERROR, *(1.0 for _ in PREVIEWS)], dty
 OBSERVATION_SPACE = spaces.Box(-_HIGH, _HIGH, dtype=np.float32)
 ACTION_SPACE = spaces.Box(-1.0, 1.0, (1,), dtype=np.float32)
 
+TRUE_STATE_NAMES = (*OBSERVATION_NAMES, "lateral_velocity", "yaw_rate", "steering", "speed", "wheel_offset")
+#: What a 1 of each means: m, rad, 1/m; m/s, rad/s, rad at the wheels, m/s, rad.
+TRUE_UNITS = np.array(
+    [LATERAL_SCALE, HEADING_SCALE, *(CURVATURE_SCALE for _ in PREVIEWS), 1.0, 0.2, 0.15, SPEEDS[1], OFFSETS[1]]
+)
 #: Uniform draws at the start of an episode: four for the car, one for what a camera sees, the rest for the road.
 N_DRAWS = 5 + road.N_DRAWS
 
@@ -83,3 +100,16 @@ class Simulation:
         if bad >= 0:
             raise ValueError(f"Actions must be finite, got {actions[bad]} for car {bad}.")
         self.steps += 1
+
+    def true_states(self) -> npt.NDArray[np.float32]:
+        """(N, 11) float32, what an expert may see and no policy does: `TRUE_STATE_NAMES`, in units of `TRUE_UNITS`."""
+        cars = self.cars
+        errors, motion = (
+            cars[[LATERAL_ERROR, HEADING_ERROR]],
+            cars[[LATERAL_VELOCITY, YAW_RATE, STEERING, SPEED, OFFSET]],
+        )
+        curvatures = self.observations[:, 2:].T * CURVATURE_SCALE
+        states: npt.NDArray[np.float32] = (np.concatenate([errors, curvatures, motion]).T / TRUE_UNITS).astype(
+            np.float32
+        )
+        return states

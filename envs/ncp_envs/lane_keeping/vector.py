@@ -119,6 +119,11 @@ class LaneKeepingVectorBase(VectorEnv[npt.NDArray[Any], npt.NDArray[Any], npt.ND
         for i in mask.nonzero()[0].tolist():
             self.simulation.start(i, self._generators[i])
 
+    @property
+    def true_state(self) -> npt.NDArray[np.float32]:
+        """(N, 11) float32, what an expert may see of the cars; see `Simulation.true_states`."""
+        return self.simulation.true_states()
+
     @abstractmethod
     def observations(self) -> npt.NDArray[Any]:
         """What all cars see now."""
@@ -187,22 +192,34 @@ class LaneKeepingCameraVectorEnv(LaneKeepingVectorBase):
     def __init__(
         self,
         num_envs: int = 1,
-        light: float = 0.0,
-        shadow: float = 0.0,
-        noise: float = 0.0,
-        missing_markings: float = 0.0,
+        light: float | Sequence[float] = 0.0,
+        shadow: float | Sequence[float] = 0.0,
+        noise: float | Sequence[float] = 0.0,
+        missing_markings: float | Sequence[float] = 0.0,
+        rows: tuple[int, int] = (0, camera.HEIGHT),
+        pool: int = 1,
         **kwargs: Any,
     ) -> None:
-        """Make them; see `LaneKeepingVectorBase` and `camera.Disturbances`."""
+        """Make them; see `LaneKeepingVectorBase`, `camera.Frame` and `camera.Disturbances`, with a level for each car.
+
+        Raises:
+            ValueError: Levels that are neither one number nor one of each car.
+        """
+        self.frame = camera.Frame(rows, pool)
         super().__init__(num_envs, **kwargs)
-        self.disturbances = camera.Disturbances(light, shadow, noise, missing_markings)
+        given = dict(light=light, shadow=shadow, noise=noise, missing_markings=missing_markings)
+        for name, levels in given.items():
+            if np.shape(levels) not in ((), (num_envs,)):
+                raise ValueError(f"{name} must be one level or {num_envs} of them, got {np.shape(levels)}.")
+        by_car = np.stack([np.broadcast_to(levels, num_envs) for levels in given.values()], axis=1)
+        self.disturbances = [camera.Disturbances(*levels) for levels in by_car.tolist()]
 
     def observations(self) -> npt.NDArray[Any]:
-        """Pictures, (N, 48, 160, 3) uint8."""
-        return camera.look(self.simulation, self.disturbances)
+        """Pictures, (N, 48, 160, 3) uint8 where the whole frame is observed."""
+        return self.frame.cut(camera.look(self.simulation, self.disturbances))
 
     def _space(self) -> spaces.Box:
-        return camera.IMAGE_SPACE
+        return self.frame.space
 
 
 def _where(mask: Bools, infos: dict[str, Any]) -> dict[str, Any]:

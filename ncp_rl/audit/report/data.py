@@ -15,9 +15,12 @@ import numpy.typing as npt
 from PIL import Image
 
 from ncp_rl.audit.audit import Subject
-from ncp_rl.audit.cell import Cell, Connections
+from ncp_rl.audit.cell import Array, Cell, Connections
+from ncp_rl.audit.dynamics import Dynamics
 from ncp_rl.audit.explain import Explanation
-from ncp_rl.audit.trees import NeuronTree
+from ncp_rl.audit.intervals import Range
+from ncp_rl.audit.questions.certificate import Certified
+from ncp_rl.audit.trees import NeuronTree, TreeAudit
 from ncp_rl.kernels import EPSILON
 from ncp_rl.recording import Episode
 
@@ -37,14 +40,15 @@ class Pictures:
 
 
 def describe(subject: Subject, shown: Sequence[int]) -> dict[str, Any]:
-    """A recording's circuit, bounds and rules, and where its episodes lie in the page."""
-    circuit = subject.recording.circuit
+    """A recording's circuit, bounds and rules, and where its episodes lie in the page; only its name if it has none."""
+    if not shown:
+        return {"name": subject.name, "episodes": []}
+    circuit, answers = subject.recording.circuit, subject.answers
     wiring, cell = circuit.wiring, Cell.of(circuit)
-    bounds = {"low": subject.certificate.range.low, "high": subject.certificate.range.high}
-    bounds |= {"tau_low": subject.dynamics.tau_bounds.low, "tau_high": subject.dynamics.tau_bounds.high}
     neuronal: dict[str, npt.ArrayLike] = {"cm": cell.cm, "gleak": cell.gleak, "vleak": cell.vleak}
     neuronal |= {"readout": circuit.readout, "bias": circuit.bias}
-    trees = () if subject.trees is None else subject.trees.trees
+    trees: TreeAudit | None = answers.get("trees")
+    explanations: Sequence[Explanation] = answers["explain"]
     return {
         "name": subject.name,
         "neurons": wiring.names,
@@ -57,10 +61,10 @@ def describe(subject: Subject, shown: Sequence[int]) -> dict[str, Any]:
         "sensory": _synapses(cell.sensory),
         "unfolds": cell.ode_unfolds,
         "epsilon": EPSILON,
-        "bounds": {name: _base64(values) for name, values in bounds.items()},
+        "bounds": {name: _base64(values) for name, values in _bounds(subject).items()},
         **{name: _base64(values) for name, values in neuronal.items()},
-        "rules": {tree.neuron: _rules(tree) for tree in trees},
-        "episodes": [_heading(subject.episodes[i], subject.explanations[i]) for i in shown],
+        "rules": {tree.neuron: _rules(tree) for tree in (trees.trees if trees else ())},
+        "episodes": [_heading(subject.episodes[i], explanations[i]) for i in shown],
     }
 
 
@@ -112,6 +116,16 @@ def _webp(pixels: npt.NDArray[np.uint8]) -> str:
     image.thumbnail((_PIXELS, _PIXELS))
     image.save(file, "WEBP", quality=_QUALITY, method=2)
     return base64.b64encode(file.getvalue()).decode()
+
+
+def _bounds(subject: Subject) -> dict[str, Array]:
+    """Of potentials and time constants, (U,) each; NaN where the question that gives them was not asked."""
+    unknown = np.full(subject.recording.circuit.wiring.units, np.nan)
+    certified: Certified | None = subject.answers.get("certificate")
+    dynamics: Dynamics | None = subject.answers.get("dynamics")
+    potentials = certified.certificate.range if certified else Range(unknown, unknown)
+    tau = dynamics.tau_bounds if dynamics else Range(unknown, unknown)
+    return {"low": potentials.low, "high": potentials.high, "tau_low": tau.low, "tau_high": tau.high}
 
 
 def _heading(episode: Episode, explanation: Explanation) -> dict[str, Any]:

@@ -1,9 +1,12 @@
 // The page's state, which is in the fragment of its address, and the plots, drawn when they come into view.
 
 const report = JSON.parse(document.getElementById("report").textContent);
-report.subjects.forEach(unpack);
+// A recording that is not explained has no episodes here: its parts of the page are shown beside the chosen one's.
+const isPlayed = (r) => report.subjects[r].episodes.length > 0;
+const played = [...report.subjects.keys()].filter(isPlayed);
+played.forEach((r) => unpack(report.subjects[r]));
 
-const state = { r: 0, e: 0, t: 0, a: 0, n: "", c: null };
+const state = { r: played[0], e: 0, t: 0, a: 0, n: "", c: null };
 const panes = [];
 let playing = false, frame = 0, lastFrame = 0, due = 0, writing = 0;
 
@@ -15,7 +18,7 @@ function readFragment() {
   const given = new URLSearchParams(location.hash.slice(1));
   if (!["r", "e", "t", "a", "n", "c"].some((key) => given.has(key))) return;
   const pair = (r, e) => {
-    const recording = clamp(r, report.subjects.length - 1);
+    const wanted = clamp(r, report.subjects.length - 1), recording = isPlayed(wanted) ? wanted : played[0];
     return [recording, clamp(e, report.subjects[recording].episodes.length - 1)];
   };
   [state.r, state.e] = pair(given.get("r"), given.get("e"));
@@ -63,7 +66,8 @@ async function arrange() {
   announce();
   const shown = new Set(wanted.map(([r]) => r));
   for (const part of document.querySelectorAll("[data-recording]")) {
-    part.hidden = !shown.has(Number(part.dataset.recording));
+    const r = Number(part.dataset.recording);
+    part.hidden = isPlayed(r) && !shown.has(r);
   }
   byId("compare").setAttribute("aria-pressed", Boolean(state.c));
   document.body.classList.toggle("comparing", Boolean(state.c));
@@ -84,7 +88,8 @@ const callbacks = {
 
 function toggleCompare() {
   const { subjects } = report, next = (state.e + 1) % subjects[state.r].episodes.length;
-  state.c = state.c ? null : subjects.length > 1 ? [(state.r + 1) % subjects.length, 0] : [state.r, next];
+  const other = played[(played.indexOf(state.r) + 1) % played.length];
+  state.c = state.c ? null : other !== state.r ? [other, 0] : [state.r, next];
   arrange();
 }
 
@@ -241,7 +246,7 @@ function listen() {
   window.onhashchange = () => { if (panes.length) { readFragment(); arrange(); } };
   document.querySelectorAll("[data-choose]").forEach((link) => link.addEventListener("click", () => {
     const r = Number(link.dataset.choose);
-    if (r !== state.r && !(state.c && state.c[0] === r)) { Object.assign(state, { r, e: 0 }); arrange(); }
+    if (isPlayed(r) && r !== state.r && !(state.c && state.c[0] === r)) { Object.assign(state, { r, e: 0 }); arrange(); }
   }));
   for (const media of ["(prefers-color-scheme: dark)", "print"]) {
     matchMedia(media).onchange = () => drawn.forEach(drawPlot);
@@ -250,8 +255,8 @@ function listen() {
 }
 
 listen();
-if (report.subjects.length) readFragment();
-(report.subjects.length ? arrange() : Promise.resolve()).then(() => {
+if (played.length) readFragment();
+(played.length ? arrange() : Promise.resolve()).then(() => {
   document.documentElement.dataset.ready = String(Math.round(performance.now()));
   setTimeout(() => whenIdle(drawNext), 1500);
 });

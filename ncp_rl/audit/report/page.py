@@ -5,29 +5,32 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
-import numpy as np
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from ncp_rl.audit.audit import Audit, Subject
-from ncp_rl.audit.report import data, figures
+from ncp_rl.audit.audit import Audit, Subject, on_runs
+from ncp_rl.audit.question import Question, RecordingQuestion, RunsQuestion
+from ncp_rl.audit.report import data
+from ncp_rl.audit.section import Paragraph, Part, number
+from ncp_rl.audit.verdict import Verdict
 
-# Which section answers a check; those of the file itself stand with the manifest.
-_SECTIONS = {"explain": "player"} | {
-    name: name for name in ("certificate", "sensitivity", "perturbation", "monitor", "dynamics", "trees")
-}
 _SCRIPTS = ("cell.js", "episode.js", "player.js", "page.js")
-# Plots of this many actions; tables have all of them.
-_MAX_ACTIONS = 4
 # Share of the page that episodes may fill before later ones are left out; pictures take what remains.
 _EPISODES_SHARE = 0.7
+
+
+class _Section(NamedTuple):
+    """What a question shows: one after the other of each recording, or once of all runs."""
+
+    question: Question[Any, Any]
+    by_recording: bool
+    parts: tuple[tuple[Part, ...], ...]
 
 
 def write_report(
@@ -35,7 +38,6 @@ def write_report(
     path: Path,
     *,
     title: str = "What the controller did, why, and what it can never do",
-    level_units: Mapping[str, str] | None = None,
     max_bytes: int = 10_000_000,
 ) -> Path:
     """Write a page that shows an audit; it works offline, from a file, and asks nothing of any network.
@@ -44,7 +46,6 @@ def write_report(
         audit: The audit.
         path: New file; one that exists is replaced.
         title: Of the page.
-        level_units: What the level of each disturbance counts, by its name.
         max_bytes: Of the page. Episodes that do not fit are left out, and the page says so; pictures are thinned out.
 
     Returns:
@@ -56,7 +57,6 @@ def write_report(
         for r, indices in enumerate(shown)
         for e, i in enumerate(indices)
     }
-    plots = dict(_figures(audit, level_units or {}))
     css, script = (_text("style.css"), "\n".join(map(_text, _SCRIPTS)))
     plotly = get_plotlyjs()
     context = dict(
@@ -66,12 +66,11 @@ def write_report(
         css=Markup(css),
         script=Markup(script),
         plotly=Markup(data.compress(plotly.encode())),
-        sections=_SECTIONS,
-        subjects=[_subject(r, subject) for r, subject in enumerate(audit.subjects)],
+        anchors=_anchors(audit.questions),
+        sections=list(_sections(audit)),
+        run_verdicts=list(_run_verdicts(audit)),
+        subjects=[_subject(*pair) for pair in zip(audit.subjects, shown, strict=True)],
         left_out=list(_left_out(audit, shown)),
-        figures=plots,
-        disturbances={id: name for id, name in _disturbances(audit).items()},
-        nominal_rows=_nominal_rows(audit),
         data={"subjects": [data.describe(*pair) for pair in zip(audit.subjects, shown, strict=True)]},
         islands=packed,
         pictures={},
@@ -79,7 +78,8 @@ def write_report(
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("ncp_rl.audit.report", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters["number"] = _number
+    environment.filters["number"] = number
+    environment.tests["part"] = _is_part
     template = environment.get_template("page.html.jinja")
     room = max_bytes - len(template.render(context).encode())
     context["pictures"] = dict(_pictures(audit, shown, room - 20_000))
@@ -88,11 +88,14 @@ def write_report(
 
 
 def _fitting(audit: Audit, room: int) -> list[list[int]]:
-    """Which episodes of each recording the page holds: the first ones, recordings taking turns while there is room."""
+    """Which episodes of each recording the page holds: the first ones, recordings taking turns while there is room.
+
+    The player has none of a recording that is not explained.
+    """
     shown: list[list[int]] = [[] for _ in audit.subjects]
     for i in range(max((len(subject.episodes) for subject in audit.subjects), default=0)):
         for own, subject in zip(shown, audit.subjects, strict=True):
-            if i < len(subject.episodes) and (room > 0 or not own):
+            if i < len(subject.episodes) and "explain" in subject.answers and (room > 0 or not own):
                 room -= len(data.pack(subject.episodes[i]))
                 own += [i] if room > 0 or not own else []
     return shown
@@ -100,7 +103,9 @@ def _fitting(audit: Audit, room: int) -> list[list[int]]:
 
 def _left_out(audit: Audit, shown: Sequence[Sequence[int]]) -> Iterator[str]:
     for subject, own in zip(audit.subjects, shown, strict=True):
-        if len(own) < len(subject.episodes):
+        if not own:
+            yield f"{subject.name} is not in the player. {subject.skipped.get('explain', 'It was not explained.')}"
+        elif len(own) < len(subject.episodes):
             yield (
                 f"The page has room for {len(own)} of the {len(subject.episodes)} episodes of {subject.name}; verdicts "
                 "and plots are of all of them."
@@ -115,118 +120,53 @@ def _pictures(audit: Audit, shown: Sequence[Sequence[int]], room: int) -> Iterat
                 yield f"pictures-{r}-{e}", {"stride": found[i].stride, "files": list(found[i].files)}
 
 
-def _figures(audit: Audit, level_units: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
-    for r, subject in enumerate(audit.subjects):
-        yield from _subject_figures(r, subject)
-    if audit.perturbation is not None:
-        names = _disturbances(audit)
-        for id, name in names.items():
-            yield id, figures.perturbed(audit.perturbation, name, level_units.get(name, "of the disturbance"))
-        others = [p.condition for p in audit.perturbation.points if p.condition not in names.values()]
-        if others:
-            yield "ablations", figures.clamped(audit.perturbation, list(dict.fromkeys(others)))
+def _sections(audit: Audit) -> Iterator[_Section]:
+    """A section for each question that has a title, in their order."""
+    for question in audit.questions:
+        if not question.title:
+            continue
+        if isinstance(question, RecordingQuestion):
+            parts = tuple(_parts(question, subject.answers, subject.skipped) for subject in audit.subjects)
+            yield _Section(question, True, parts)
+        else:
+            yield _Section(question, False, (_parts(question, audit.of_runs.answers, audit.of_runs.skipped),))
 
 
-def _subject_figures(r: int, subject: Subject) -> Iterator[tuple[str, Any]]:
-    if not subject.certificate.violations:
-        yield f"certificate-action-{r}", figures.certified_actions(subject)
-        yield f"certificate-{r}", figures.certified_neurons(subject)
-    if subject.sensitivities:
-        yield f"sensitivity-{r}", figures.sensitivities(subject)
-    if subject.monitor is not None:
-        yield f"monitor-{r}", figures.monitor_scores(subject)
-        if subject.monitor.detection:
-            yield f"faults-{r}", figures.fault_scores(subject)
-    yield f"tau-{r}", figures.time_constants(subject)
-    for action in range(min(_MAX_ACTIONS, len(subject.certificate.circuit.action_names))):
-        if _has_components(subject):
-            yield f"components-{action}-{r}", figures.components(subject, action)
-        yield f"ablation-{action}-{r}", figures.ablation(subject, action)
+def _parts(question: Question[Any, Any], answers: Mapping[str, Any], skipped: Mapping[str, str]) -> tuple[Part, ...]:
+    if question.name in answers:
+        return tuple(question.section(answers[question.name]))
+    return (Paragraph(skipped.get(question.name, "Not asked."), "notice"),)
 
 
-def _disturbances(audit: Audit) -> dict[str, str]:
-    """Names of what was swept over levels, by the id of its plot."""
-    points = () if audit.perturbation is None else audit.perturbation.points
-    swept = dict.fromkeys(point.condition for point in points if point.level)
-    return {f"perturbation-{i}": name for i, name in enumerate(swept)}
+def _run_verdicts(audit: Audit) -> Iterator[tuple[RunsQuestion[Any], list[Verdict]]]:
+    """Verdicts on all runs, by question."""
+    for question in on_runs(audit.questions):
+        if own := audit.of_runs.verdicts_on(question):
+            yield question, own
 
 
-def _has_components(subject: Subject) -> bool:
-    return len(subject.dynamics.components.axes) > 1
+def _anchors(questions: Sequence[Question[Any, Any]]) -> dict[str, str]:
+    """Id of the element that says more of each check; what has no section stands with the manifest."""
+    return {q.name: q.anchor or (q.name if q.title else "manifest") for q in questions}
 
 
-def _subject(number: int, subject: Subject) -> dict[str, Any]:
-    """What the template shows of a recording."""
-    dynamics, certificate, circuit = subject.dynamics, subject.certificate, subject.certificate.circuit
-    means = np.concatenate([episode.action_mean for episode in subject.episodes])
-    actions, trees = circuit.action_names, subject.trees
-    slopes, effects = dynamics.slopes, subject.effects
-    dead = ["yes" if dead else "no" for dead in dynamics.dead]
+def _subject(subject: Subject, shown: Sequence[int]) -> dict[str, Any]:
+    """What the template shows of a recording besides the answers to questions."""
     return dict(
-        number=number,
         name=subject.name,
         about=_about(subject),
         verdicts=subject.verdicts,
         skipped=subject.skipped,
         encoder=_encoder(subject),
         senses=_senses(subject),
-        violations=certificate.violations,
-        sensitive=bool(subject.sensitivities),
-        watched=dynamics.components.watched,
-        has_components=_has_components(subject),
-        plotted_actions=actions[:_MAX_ACTIONS],
-        n_actions=len(actions),
-        action_rows=_columns(actions, *certificate.action, *subject.provoked, means.min(0), means.max(0)),
-        neuron_rows=_columns(dynamics.names, *certificate.box, *certificate.range, dynamics.low, dynamics.high),
-        dynamics_rows=_columns(
-            dynamics.names,
-            *dynamics.tau_bounds,
-            *(dynamics.tau_low, dynamics.tau_median, dynamics.tau_high),
-            *(dynamics.mean, dynamics.std, dynamics.saturation, dead),
-        ),
-        slope_header=[f"{kind} {name}" for name in actions for kind in ("slope of", "R\u00b2 of")],
-        slope_rows=_columns(
-            slopes.watched.names, *(row for pair in zip(slopes.slope, slopes.r2, strict=True) for row in pair)
-        ),
-        effect_header=[f"{name} {kind}" for name in actions for kind in ("root mean square", "largest")],
-        effect_rows=[[str(e.ablation), *np.stack([e.rms, e.largest], 1).ravel().tolist()] for e in effects],
-        trees=() if trees is None else trees.trees,
-        **_monitor(subject),
+        is_played=bool(shown),
         facts=_facts(subject),
         manifest=json.dumps(subject.recording.manifest, indent=1, ensure_ascii=False),
     )
 
 
-def _monitor(subject: Subject) -> dict[str, Any]:
-    found = subject.monitor
-    if found is None:
-        return dict(monitor=None, envelope_rows=[], detection_rows=[], alarms=[])
-    counted = {
-        "conformal": (found.conformal, found.false_alarms),
-        "box": (found.box, found.box_false_alarms),
-        "mahalanobis": (found.mahalanobis, found.mahalanobis_false_alarms),
-    }
-    detections = ((name, detection.to_dict()) for name, detection in found.detection.items())
-    return dict(
-        monitor=found,
-        envelope_rows=[
-            [name, envelope.threshold, alarms.n_episodes, alarms.n_alarms, alarms.rate]
-            for name, (envelope, alarms) in counted.items()
-        ],
-        detection_rows=[
-            [name, told["n_episodes"], told["rate"], told["median_delay_steps"]] for name, told in detections
-        ],
-        alarms=[str(watched.alarm) for watched in found.held_out if watched.alarm is not None],
-    )
-
-
-def _nominal_rows(audit: Audit) -> list[list[Any]]:
-    nominal = {} if audit.perturbation is None else audit.perturbation.nominal
-    return [[name, *point.mean_return, point.failure_rate.mean] for name, point in nominal.items()]
-
-
 def _about(subject: Subject) -> str:
-    wiring = subject.certificate.circuit.wiring
+    wiring = subject.recording.circuit.wiring
     n_steps = sum(map(len, subject.episodes))
     layers = [("inter", wiring.units - wiring.n_motor - wiring.n_command), ("command", wiring.n_command)]
     neurons = ", ".join(f"{n} {name}" for name, n in [("sensory", wiring.n_sensory), *layers])
@@ -249,7 +189,7 @@ def _encoder(subject: Subject) -> str:
 def _senses(subject: Subject) -> dict[str, list[str]]:
     """Sensory neurons by what they carry: their names without the number at the end."""
     senses: dict[str, list[str]] = {}
-    for name in subject.certificate.circuit.sensory_names:
+    for name in subject.recording.circuit.sensory_names:
         stem, _, number = name.rpartition("_")
         senses.setdefault(stem if stem and number.isdecimal() else name, []).append(name)
     return senses
@@ -279,15 +219,9 @@ def _at(manifest: Any, *keys: str) -> Any:
     return manifest
 
 
-def _columns(names: Sequence[str], *columns: Any) -> list[list[Any]]:
-    return [[name, *values] for name, *values in zip(names, *columns, strict=True)]
-
-
-def _number(value: Any) -> str:
-    """A number with four digits, as the tables show it; text as it is."""
-    if value is None or isinstance(value, str):
-        return value or "none"
-    return f"{value:.4g}" if math.isfinite(value) else "none"
+def _is_part(part: Part, kind: str) -> bool:
+    """For the template: `part is part("Plot")`."""
+    return type(part).__name__ == kind
 
 
 def _policy(script: str, plotly: str, css: str) -> str:

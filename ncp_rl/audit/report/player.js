@@ -9,9 +9,7 @@ class Pane {
     this.root = root;
     this.callbacks = callbacks;
     this.find = (selector) => root.querySelector(selector);
-    for (const [r, subject] of report.subjects.entries()) {
-      this.find(".recording").append(make("option", { value: r }, subject.name));
-    }
+    for (const r of played) this.find(".recording").append(make("option", { value: r }, report.subjects[r].name));
     this.find(".recording").onchange = (event) => callbacks.choose(this, Number(event.target.value), 0);
     this.find(".episode").onchange = (event) => callbacks.choose(this, this.r, Number(event.target.value));
     this.find(".action").onchange = (event) => callbacks.act(Number(event.target.value));

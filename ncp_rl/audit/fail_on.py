@@ -1,0 +1,48 @@
+"""`failures`: conditions on an audit's verdicts and figures, as `--fail-on` of scripts/audit.py takes them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from ncp_rl.audit.audit import Audit
+
+_CONDITION = re.compile(r"(?P<check>\w+)(\.(?P<figure>\w+)(?P<sign>[<>])(?P<limit>[-+.\deE]+))?")
+
+
+def failures(audit: Audit, conditions: Sequence[str]) -> list[str]:
+    """Which conditions an audit fails, each in a sentence.
+
+    Args:
+        audit: The audit.
+        conditions: `check`, failed where a verdict of that check is, or `check.figure>number` (or `<`), failed where
+            the figure of any verdict of that check is beyond the number. What was skipped fails nothing.
+
+    Raises:
+        ValueError: A condition that is none, or names a check or figure that the audit does not have.
+    """
+    found = []
+    for condition in conditions:
+        parts = _CONDITION.fullmatch(condition.replace(" ", ""))
+        if parts is None:
+            raise ValueError(f"A condition is `check` or `check.figure>number`, got {condition!r}.")
+        verdicts = [verdict for verdict in audit.verdicts if verdict.check == parts["check"]]
+        if not verdicts and any(parts["check"] in subject.skipped for subject in audit.subjects):
+            continue
+        figure: str | None = parts["figure"]
+        figures = sorted({name for verdict in verdicts for name in verdict.figures})
+        if not verdicts or (figure is not None and figure not in figures):
+            asked = sorted({verdict.check for verdict in audit.verdicts}) if not verdicts else figures
+            raise ValueError(
+                f"The condition {condition!r} asks for what was not audited; there are {', '.join(asked)}."
+            )
+        for verdict in verdicts:
+            if figure is None:
+                found += [] if verdict.passed else [f"{condition}: {verdict.sentence}"]
+            elif figure in verdict.figures and _beyond(verdict.figures[figure], parts["sign"], float(parts["limit"])):
+                found.append(f"{condition}: it is {verdict.figures[figure]:.4g}")
+    return found
+
+
+def _beyond(value: float, sign: str, limit: float) -> bool:
+    return value > limit if sign == ">" else value < limit

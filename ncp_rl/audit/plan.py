@@ -1,0 +1,68 @@
+"""`Plan`: what an audit asks, and how much of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from gymnasium import Env
+
+from ncp_rl.audit.envelope import episodes_needed
+from ncp_rl.audit.perturb import Disturbance
+
+#: Environments side by side while recording a run, at most; a replay has as many.
+N_ENVS = 10
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault that begins in mid-episode: a module-level wrapper, its arguments, and the step at which it begins."""
+
+    wrapper: Callable[..., Env[Any, Any]]
+    arguments: Mapping[str, Any]
+    onset: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What an audit asks.
+
+    Attributes:
+        n_episodes: Recorded of each run.
+        alpha: False-alarm rate per episode that the monitor promises.
+        epsilon: By which share of its range each observation moves, for the bound on how far the action can move.
+        n_moved_steps: Steps over which observations move.
+        seed: Of recorded and of perturbed episodes.
+        max_episode_steps: Steps after which episodes of runs are cut; each run's own limit where None.
+        images: Record what the environments of runs render, for the report.
+        faults: By name, for the monitor to find in runs.
+        n_fault_episodes: Recorded under each fault.
+        disturbances: By name, with the levels to sweep for runs; none leaves the sweep out.
+        level_units: What the level of each disturbance counts, by its name, for the report.
+        n_perturb_episodes: Of every level.
+        n_processes: Trials at a time.
+        max_loss: Share of the return that a disturbance may cost.
+
+    Raises:
+        ValueError: alpha is not between 0 and 1.
+    """
+
+    n_episodes: int = 20
+    alpha: float = 0.1
+    epsilon: float = 0.01
+    n_moved_steps: int = 20
+    seed: int = 30_000
+    max_episode_steps: int | None = None
+    images: bool = False
+    faults: Mapping[str, Fault] = field(default_factory=dict)
+    n_fault_episodes: int = 10
+    disturbances: Mapping[str, tuple[Disturbance, Sequence[float]]] = field(default_factory=dict)
+    level_units: Mapping[str, str] = field(default_factory=dict)
+    n_perturb_episodes: int = 10
+    n_processes: int = 1
+    max_loss: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Refuse a rate that no number of episodes promises, before anything is recorded."""
+        episodes_needed(self.alpha)

@@ -1,0 +1,32 @@
+"""The questions of an audit, a file each: what is asked, the verdict, and what JSON and report show of the answer.
+
+A question more is a file more, and its place in `QUESTIONS`.
+"""
+
+from typing import Any
+
+from ncp_rl.audit.question import Question
+from ncp_rl.audit.questions.ablation import AblationQuestion
+from ncp_rl.audit.questions.certificate import CertificateQuestion
+from ncp_rl.audit.questions.chain import ChainQuestion
+from ncp_rl.audit.questions.dynamics import DynamicsQuestion
+from ncp_rl.audit.questions.explain import ExplainQuestion
+from ncp_rl.audit.questions.monitor import MonitorQuestion
+from ncp_rl.audit.questions.perturbation import PerturbationQuestion
+from ncp_rl.audit.questions.replay import ReplayQuestion
+from ncp_rl.audit.questions.sensitivity import SensitivityQuestion
+from ncp_rl.audit.questions.trees import TreesQuestion
+
+#: What an audit asks, in the order of verdicts and of the report's sections.
+QUESTIONS: tuple[Question[Any, Any], ...] = (
+    ChainQuestion(),
+    ReplayQuestion(),
+    ExplainQuestion(),
+    CertificateQuestion(),
+    SensitivityQuestion(),
+    PerturbationQuestion(),
+    MonitorQuestion(),
+    DynamicsQuestion(),
+    TreesQuestion(),
+    AblationQuestion(),
+)

@@ -1,0 +1,37 @@
+"""Does what was recorded come out again? Circuit, policy and rollout computed anew."""
+
+from __future__ import annotations
+
+from sb3_contrib import RecurrentPPO
+
+from ncp_rl.audit.plan import N_ENVS, Plan
+from ncp_rl.audit.question import Evidence, RecordingQuestion
+from ncp_rl.audit.verdict import Verdict, sentence_of
+from ncp_rl.recording import Replay, replay
+from ncp_rl.runs import load_run
+
+
+class ReplayQuestion(RecordingQuestion[Replay]):
+    """Passes where the numbers come out again; of a run, model and environments are loaded anew and compared too."""
+
+    name = "replay"
+    anchor = "manifest"
+    must_pass = True
+
+    def ask(self, evidence: Evidence, plan: Plan) -> Replay:
+        """Replay the file, with the run's model and environments where there is a run."""
+        if evidence.run is None:
+            return replay(evidence.recording)
+        # Nothing is shared with what made the recording but the files.
+        n_envs = min(plan.n_episodes, N_ENVS)
+        model, venv = load_run(evidence.run, n_envs=n_envs, max_episode_steps=plan.max_episode_steps)
+        assert isinstance(model, RecurrentPPO)
+        try:
+            return replay(evidence.recording, model, venv)
+        finally:
+            venv.close()
+
+    def verdicts(self, answer: Replay) -> list[Verdict]:
+        """What was compared, with the largest difference."""
+        largest = max((comparison.max_difference for comparison in answer.comparisons), default=0.0)
+        return [Verdict(self.name, answer.passed, sentence_of(answer), {"max_difference": float(largest)})]

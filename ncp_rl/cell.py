@@ -1,0 +1,169 @@
+"""`RecurrentCell`: what the policy, the circuit, recordings and the audit need of a layer of neurons over a wiring.
+
+`ncp_rl.ltc.LTC` and `ncp_rl.cfc.CfC` are such layers, each a `torch.nn.Module`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from ncp_rl.kernels import exporting
+from ncp_rl.wiring import Wiring
+
+Floats = npt.NDArray[np.float32]
+
+
+class MotorMap(nn.Module):
+    """The motor neurons' potentials, each with its own gain and offset."""
+
+    def __init__(self, n_motor: int) -> None:
+        """Start as the identity on `n_motor` neurons."""
+        super().__init__()
+        self.n_motor = n_motor
+        self.weight = nn.Parameter(torch.ones(n_motor))
+        self.bias = nn.Parameter(torch.zeros(n_motor))
+
+    def forward(self, potentials: Tensor) -> Tensor:
+        """Potentials (..., U) of all neurons -> motor outputs (..., M)."""
+        return torch.addcmul(self.bias, potentials[..., : self.n_motor], self.weight)
+
+
+@runtime_checkable
+class RecurrentCell(Protocol):
+    """A `torch.nn.Module`: U neurons wired to S sensory inputs, whose whole state is a number each, its potential.
+
+    A class is built as `Class(wiring, motor_map=..., elapsed_time=..., **settings)`: `motor_map` says whether motor
+    neurons get a learned gain and offset each, `elapsed_time` how many seconds a step lasts where none are given. Its
+    parameters are drawn from torch's random generator, and its state dict refuses weights of another circuit
+    (`ncp_rl.fingerprint`).
+
+    Attributes:
+        cell: The kind of neurons, by which recordings name it.
+        lr_scale: Steps of `ncp_rl.learning.ScaledAdam`, in learning rates, that suit its parameters.
+        has_time_constants: Whether a neuron follows its input in a time that `time_constants` can tell.
+        scan_keeps_bits: Whether one call over T steps gives the bits of T calls of one step each.
+        unanswered: Questions of the audit that have no answer for such neurons: why, in a sentence, by the question's
+            name in audit.json.
+        wiring: Who reaches whom, and the neurons' names.
+        elapsed_time: Seconds, as above.
+        input_size, hidden_size, num_layers: S, U and 1, the names under which RecurrentPPO reads an `nn.LSTM`.
+        motor_map: From potentials (..., U) to motor outputs (..., M).
+    """
+
+    cell: ClassVar[str]
+    lr_scale: ClassVar[float]
+    has_time_constants: ClassVar[bool]
+    scan_keeps_bits: ClassVar[bool]
+    unanswered: ClassVar[Mapping[str, str]]
+    wiring: Wiring
+    elapsed_time: float
+    input_size: int
+    hidden_size: int
+    num_layers: int
+    motor_map: MotorMap | nn.Identity
+
+    def forward(
+        self,
+        inputs: Tensor,
+        state: Tensor | None = None,
+        episode_starts: Tensor | None = None,
+        elapsed_time: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Run N sequences over T steps.
+
+        Args:
+            inputs: (T, N, S), sensory inputs.
+            state: (N, U), potentials before the first step; zero where None.
+            episode_starts: (T, N), bool or 0 and 1; where set, a sequence's potentials are zero before that step.
+            elapsed_time: (T, N), seconds since the step before, not negative; `self.elapsed_time` where None. Where it
+                is -0.0 the step is held: potentials stay as they are, whatever the inputs.
+
+        Returns:
+            (T, N, U), potentials after each step; (N, U), the last of them, to go on from.
+
+        Raises:
+            ValueError: Operands that do not fit, negative or non-finite elapsed times.
+        """
+
+    def settings(self) -> dict[str, Any]:
+        """What the class needs beside wiring and weights to be built again, as JSON can carry it."""
+
+    @classmethod
+    def from_settings(cls, wiring: Wiring, settings: Mapping[str, Any]) -> RecurrentCell:
+        """The layer that `settings` describe, on the CPU, its weights still to be loaded.
+
+        Raises:
+            ValueError: Settings that no such layer has; they may come from a file that nobody trusts.
+        """
+
+    def equal_bits_width(self, width: int) -> int:
+        """The smallest number of sequences side by side that gives the bits of `width`."""
+
+    def time_constants(self, sensory: Floats, potentials: Floats) -> Floats:
+        """Seconds (..., U) in which each neuron follows its input, float32.
+
+        Args:
+            sensory: (..., S) float32, sensory inputs.
+            potentials: (..., U) float32.
+
+        Raises:
+            ValueError: Such neurons have no time constants.
+        """
+
+    # What is used of torch.nn.Module.
+    __call__: Callable[..., Any]
+    """Runs `forward`."""
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """See `torch.nn.Module`."""
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """See `torch.nn.Module`."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `torch.nn.Module`."""
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any:
+        """See `torch.nn.Module`."""
+
+    def register_forward_hook(self, hook: Any) -> Any:
+        """See `torch.nn.Module`."""
+
+
+def checked_settings(settings: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """The settings, `elapsed_time` among them, when they have these names and no others.
+
+    Raises:
+        ValueError: They do not, or the elapsed time is no positive float32.
+    """
+    if set(settings) != set(names):
+        raise ValueError(f"the settings must be {', '.join(names)}, got {', '.join(map(str, settings))}")
+    seconds = settings["elapsed_time"]
+    least, most = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+    if type(seconds) not in (int, float) or not least <= seconds <= most:
+        raise ValueError(f"elapsed_time must be positive seconds of a float32, got {seconds!r:.40}")
+    return dict(settings)
+
+
+def checked_seconds(elapsed_time: Tensor) -> Tensor:
+    """The elapsed times, when they are finite seconds and not negative; NaN for those that are not on a GPU.
+
+    Raises:
+        ValueError: They are not (on the CPU alone: to look at a GPU's would wait for it).
+    """
+    wrong = ~(elapsed_time >= 0) | torch.isinf(elapsed_time)
+    if elapsed_time.is_cuda or torch.compiler.is_compiling() or exporting():
+        return elapsed_time.masked_fill(wrong, float("nan"))
+    if wrong.any():
+        at = tuple(int(i) for i in wrong.nonzero()[0])
+        raise ValueError(
+            f"elapsed_time must be finite seconds, not negative, got {elapsed_time[at].item()} at (t, n) = {at}; if it "
+            "is an observation, keep it out of normalisation (VecNormalize: norm_obs_keys)."
+        )
+    return elapsed_time

@@ -1,0 +1,70 @@
+"""Is what was recorded what is deployed? The audit's question on an exported controller."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ncp_rl.audit.plan import Plan
+from ncp_rl.audit.question import Evidence, RecordingQuestion, Schema
+from ncp_rl.audit.section import Paragraph, Part, Table
+from ncp_rl.audit.verdict import Verdict
+from ncp_rl.export.verify import ExportCheck, verify_export
+
+#: A figure that JSON can hold stands in for differences without end.
+_LARGEST = 1e30
+
+
+class DeployedQuestion(RecordingQuestion[ExportCheck]):
+    """Passes where an exported controller does what was recorded; see `verify_export`.
+
+    audit_recording(recording, "mine", questions=(*QUESTIONS, DeployedQuestion(Path("controller"))))
+
+    """
+
+    name = "deployed"
+    schema: ClassVar[Schema] = {
+        "deployed": {
+            "type": "object",
+            "properties": {
+                "form": {"type": "string", "description": "C99, NumPy or ONNX."},
+                "sha256": {
+                    "type": "array",
+                    "items": {"type": "string"},
+                    "description": "Of the exported policy, and of the recorded one.",
+                },
+                "max_difference": {"type": "number", "description": "Absolute up to 1 and relative beyond."},
+            },
+            "required": ["form", "sha256", "max_difference"],
+            "additionalProperties": False,
+        }
+    }
+    title = "Is it what is deployed?"
+    navigation = "Deployed"
+    lead = "An exported controller is driven with the recording's observations, each episode from its start on."
+    must_pass = True
+
+    def __init__(self, export: Path) -> None:
+        """Ask of an export: a folder with controller.c, or controller.json or controller.onnx."""
+        self.export = export
+
+    def ask(self, evidence: Evidence, plan: Plan) -> ExportCheck:
+        """Build it, and drive it."""
+        return verify_export(self.export, evidence.recording)
+
+    def verdicts(self, answer: ExportCheck) -> list[Verdict]:
+        """What came out, with the largest difference."""
+        figures = {"max_difference": min(answer.largest, _LARGEST)}
+        return [Verdict(self.name, answer.passed, str(answer), figures)]
+
+    def entries(self, answer: ExportCheck) -> dict[str, Any]:
+        """Form and identity of the controller, and the largest difference."""
+        largest = min(answer.largest, _LARGEST)
+        return {"deployed": {"form": answer.form, "sha256": list(answer.sha256), "max_difference": largest}}
+
+    def section(self, answer: ExportCheck) -> Iterator[Part]:
+        """The verdict's sentence, and the differences of each episode."""
+        yield Paragraph(str(answer))
+        rows = [[f"{d.episode}", d.n_steps, d.potentials, d.action_means, d.actions] for d in answer.episodes]
+        yield Table("Largest differences", ["episode", "steps", "potentials", "action means", "actions"], rows)

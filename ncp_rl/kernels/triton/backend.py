@@ -1,0 +1,356 @@
+"""The fused scan on CUDA, in Triton: float32, up to 128 neurons, any number of steps and sequences.
+
+Forward, two launches. The synapses from the sensory inputs hold still within a step, so all steps sum them at once
+(`leak_and_senses`). Then each program of `forward_scan` carries a few sequences through all steps and unfolds.
+
+Backward, in chunks of steps from the last to the first. `reverse_scan` carries the gradients of the potentials back
+through the unfolds and leaves p and q, from which everything else follows in parallel over steps and sequences:
+`synapse_gradients` and `input_gradients`.
+
+Sparsity. Only synapses that exist are computed, padded as `slots.py` describes; a dense (U, U) tile would
+compute five to nine times as many in an NCP, and its parameters and four gradients per entry fill the registers at
+U = 64. Synapses stream from L1 instead, shared by the sequences of a program, so that no kernel's registers grow with
+U and there is one version for every size. No program adds to what another one adds to: results repeat bit by bit.
+
+What the backward needs of the forward, the potentials before each unfold and the solver's denominators, is
+8 K bytes per neuron and step (K unfolds). Up to `SAVED_BYTES` it is saved, which spares the backward a second
+forward; beyond, each chunk of the backward computes it anew.
+
+What has been checked: in Triton's interpreter the numbers against the float64 reference; compiled for an H100, every
+kernel gets by with 128 registers without spilling, the forward scan with 72. What has not: nothing has been timed,
+and the constants below are reasoned, not measured. `synapse_evaluations` tells how far a timing is from the ceiling.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from ncp_rl.kernels.contract import EPSILON, Gradients, Operands, Params, Synapses
+from ncp_rl.kernels.triton import kernels
+from ncp_rl.kernels.triton.slots import LANES, Slots, Tables, rows_per_block, tables
+
+MAX_NEURONS = 128
+
+#: What a forward may keep for its backward, and what a backward may use of scratch memory at a time.
+SAVED_BYTES = 2 << 30
+
+#: Programs for one multiprocessor to hide latency with, before programs take more than one sequence each.
+PROGRAMS_PER_MULTIPROCESSOR = 8
+
+#: How every kernel is compiled. Fused multiply-adds are named because Triton's default is about to change. Its software
+#: pipelining is off: a load that it moved up would pass the barrier behind which another thread writes the value.
+OPTIONS = {"num_stages": 1, "enable_fp_fusion": True}
+
+#: Tile of `synapse_gradients`, and how many programs share the work; their number sets the order of summation, so it
+#: depends on nothing but the shapes.
+SYNAPSES_PER_PROGRAM = 256
+SAMPLES_PER_TILE = 4
+GRADIENT_PROGRAMS = 2048
+
+
+class _Unfolds(NamedTuple):
+    """What the backward needs of the forward."""
+
+    states: Tensor
+    """(T, N, K, U), potentials before each unfold"""
+    denominators: Tensor
+    """(T, N, K, U), of the solver in each unfold"""
+
+
+def forward(operands: Operands, *, save: bool) -> tuple[Tensor, _Unfolds | None]:
+    """Potentials (T, N, U), and what `backward` can use, if `save` and it fits.
+
+    Raises:
+        ValueError: More neurons than `MAX_NEURONS`, or another dtype than float32.
+    """
+    _check(operands)
+    _, _, inputs, state, episode_starts, elapsed_time, ode_unfolds = operands
+    n_steps, n_sequences, n_neurons = *inputs.shape[:2], state.shape[1]
+    shape = (2, n_steps, n_sequences, ode_unfolds, n_neurons)
+    saved = _Unfolds(*inputs.new_empty(shape)) if save and _fits(shape) else None
+    with _on_device_of(inputs):
+        potentials = _Scan(operands).forward(
+            inputs.contiguous(), state.contiguous(), _contiguous(episode_starts), _contiguous(elapsed_time), saved
+        )
+    return potentials, saved
+
+
+def backward(grad: Tensor, potentials: Tensor, saved: _Unfolds | None, operands: Operands) -> Gradients:
+    """Gradients for `grad` (T, N, U) of the potentials that `forward` returned together with `saved`."""
+    _, _, inputs, state, episode_starts, elapsed_time, _ = operands
+    with _on_device_of(inputs):
+        return _Scan(operands).backward(
+            grad.contiguous(),
+            potentials.contiguous(),
+            saved,
+            inputs.contiguous(),
+            state.contiguous(),
+            _contiguous(episode_starts),
+            _contiguous(elapsed_time),
+        )
+
+
+def synapse_evaluations(synapses: Synapses, n_steps: int, n_sequences: int, *, ode_unfolds: int) -> int:
+    """Sigmoids that a forward over T steps and N sequences must evaluate: the measure of its arithmetic.
+
+    Each takes an exponential and a division, two of the 16 special-function results that an H100's multiprocessor
+    gives per cycle; a backward takes twice as many, three times if it must compute the unfolds anew.
+    """
+    return n_steps * n_sequences * (len(synapses.source) * ode_unfolds + len(synapses.sensory_source))
+
+
+class _Scan:
+    """Launches the kernels for one wiring and its parameters."""
+
+    def __init__(self, operands: Operands) -> None:
+        self.params = Params(*(tensor.contiguous() for tensor in operands.params))
+        self.synapses = operands.synapses
+        self.n_inputs = operands.inputs.shape[2]
+        self.tables: Tables = tables(self.synapses, self.n_inputs)
+        self.n_neurons = self.params.neuronal.shape[1]
+        self.ode_unfolds = operands.ode_unfolds
+
+    def forward(
+        self,
+        inputs: Tensor,
+        state: Tensor,
+        episode_starts: Tensor | None,
+        elapsed_time: Tensor | None,
+        unfolds: _Unfolds | None,
+    ) -> Tensor:
+        """Potentials (T, N, U); fills `unfolds` where given."""
+        leak_and_senses = self.leak_and_senses(inputs)
+        return self.forward_scan(*leak_and_senses, state, episode_starts, elapsed_time, unfolds)
+
+    def leak_and_senses(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """What leak and sensory synapses contribute to each step's current and conductance, two (T, N, U)."""
+        n_samples = inputs.shape[0] * inputs.shape[1]
+        current, conductance = inputs.new_empty(2, *inputs.shape[:2], self.n_neurons)
+        slots, tile = self.tables.sensory_to_neuron, self._tile(n_samples)
+        kernels.leak_and_senses[triton.cdiv(n_samples, tile["BATCH"]), slots.n_blocks](
+            current, conductance, inputs, self.params.neuronal, *_synapse_arguments(slots, self.params.sensory),
+            n_samples=n_samples, n_inputs=self.n_inputs, n_neurons=self.n_neurons, n_rows=slots.n_rows,
+            EPSILON=EPSILON, **tile,
+        )  # fmt: skip
+        return current, conductance
+
+    def forward_scan(
+        self,
+        leak_current: Tensor,
+        leak_conductance: Tensor,
+        state: Tensor,
+        episode_starts: Tensor | None,
+        elapsed_time: Tensor | None,
+        unfolds: _Unfolds | None,
+    ) -> Tensor:
+        """Potentials (T, N, U); fills `unfolds` where given."""
+        n_steps, n_sequences, n_neurons = leak_current.shape
+        potentials = torch.empty_like(leak_current)
+        states = state.new_empty(n_sequences, 2, n_neurons) if unfolds is None else unfolds.states
+        denominators = None if unfolds is None else unfolds.denominators
+        slots, tile = self.tables.to_neuron, self._tile(n_sequences)
+        kernels.forward_scan[(triton.cdiv(n_sequences, tile["BATCH"]),)](
+            potentials, states, denominators, state, leak_current, leak_conductance, _as_bytes(episode_starts),
+            elapsed_time, self.params.neuronal, *_synapse_arguments(slots, self.params.synaptic), n_steps=n_steps,
+            n_sequences=n_sequences, n_neurons=n_neurons, n_rows=slots.n_rows,
+            n_unfolds=self.ode_unfolds, SAVE=unfolds is not None, **tile,
+        )  # fmt: skip
+        return potentials
+
+    def backward(
+        self,
+        grad: Tensor,
+        potentials: Tensor,
+        saved: _Unfolds | None,
+        inputs: Tensor,
+        state: Tensor,
+        episode_starts: Tensor | None,
+        elapsed_time: Tensor | None,
+    ) -> Gradients:
+        """Gradients of all operands, chunk by chunk of steps, the last first."""
+        n_steps = len(grad)
+        grad_inputs = torch.empty_like(inputs)
+        grad_elapsed = None if elapsed_time is None else torch.empty_like(elapsed_time)
+        grad_cm = torch.zeros_like(state)  # (N, U), of each sequence
+        grad_leak = torch.zeros_like(self.params.neuronal[:2])  # (2, U), of leak current and conductance
+        grad_synaptic = torch.zeros_like(self.params.synaptic)
+        grad_sensory = torch.zeros_like(self.params.sensory)
+        grad_state = torch.zeros_like(state)
+
+        chunk = self._steps_per_chunk(state)
+        for start in reversed(range(0, n_steps, chunk)):
+            steps = slice(start, min(start + chunk, n_steps))
+            x, starts, seconds = inputs[steps], _part(episode_starts, steps), _part(elapsed_time, steps)
+            begin = state if start == 0 else potentials[start - 1]
+            leak_and_senses = None if saved is not None and seconds is None else self.leak_and_senses(x)
+            if saved is not None:
+                unfolds = _Unfolds(*(rows[steps] for rows in saved))
+            else:
+                assert leak_and_senses is not None
+                unfolds = _Unfolds(*inputs.new_empty(2, *x.shape[:2], self.ode_unfolds, self.n_neurons))
+                self.forward_scan(*leak_and_senses, begin, starts, seconds, unfolds)
+            p_and_q, grad_state, grad_delta = self.reverse_scan(
+                grad[steps], grad_state, potentials[steps], unfolds, starts, seconds, grad_cm
+            )
+            p, q = per_step = p_and_q.sum(3)  # (2, T, N, U)
+            grad_leak += (per_step * self._seconds_per_unfold(seconds)).sum((1, 2))
+            grad_synaptic += self.synapse_gradients(unfolds.states, p_and_q[0], p_and_q[1], seconds)
+            grad_sensory += self.sensory_gradients(x, p, q, seconds)
+            self.input_gradients(grad_inputs[steps], x, p, q, seconds)
+            if grad_elapsed is not None:
+                assert leak_and_senses is not None and grad_delta is not None
+                current, conductance = leak_and_senses
+                grad_delta += (p * current - q * conductance).sum(-1)
+                grad_elapsed[steps] = grad_delta / self.ode_unfolds
+
+        _, gleak, vleak = self.params.neuronal
+        of_current, of_conductance = grad_leak[0], -grad_leak[1]
+        grad_neuronal = torch.stack([grad_cm.sum(0), of_current * vleak + of_conductance, of_current * gleak])
+        return Gradients(Params(grad_synaptic, grad_sensory, grad_neuronal), grad_inputs, grad_state, grad_elapsed)
+
+    def reverse_scan(
+        self,
+        grad: Tensor,
+        grad_last: Tensor,
+        potentials: Tensor,
+        unfolds: _Unfolds,
+        episode_starts: Tensor | None,
+        elapsed_time: Tensor | None,
+        grad_cm: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """P and q (2, T, N, K, U), the gradient of the state before the first step, that of delta; adds to grad_cm."""
+        n_steps, n_sequences, n_neurons = grad.shape
+        p_and_q = grad.new_empty(2, *unfolds.states.shape)
+        grad_state = torch.empty_like(grad_last)
+        grad_delta = None if elapsed_time is None else torch.empty_like(elapsed_time)
+        slots, tile = self.tables.from_neuron, self._tile(n_sequences)
+        kernels.reverse_scan[(triton.cdiv(n_sequences, tile["BATCH"]),)](
+            *p_and_q, grad_state, grad_delta, grad.new_empty(2, n_sequences, n_neurons), grad_cm, grad, grad_last,
+            potentials, *unfolds, _as_bytes(episode_starts), elapsed_time, self.params.neuronal,
+            *_synapse_arguments(slots, self.params.synaptic), n_steps=n_steps, n_sequences=n_sequences,
+            n_neurons=n_neurons, n_rows=slots.n_rows, n_unfolds=self.ode_unfolds, **tile,
+        )  # fmt: skip
+        return p_and_q, grad_state, grad_delta
+
+    def input_gradients(
+        self, grad_inputs: Tensor, inputs: Tensor, p: Tensor, q: Tensor, elapsed_time: Tensor | None
+    ) -> None:
+        """Fills `grad_inputs` (T, N, S); p and q (T, N, U) are summed over the unfolds."""
+        n_samples = inputs.shape[0] * inputs.shape[1]
+        slots, tile = self.tables.from_input, self._tile(n_samples)
+        kernels.input_gradients[triton.cdiv(n_samples, tile["BATCH"]), slots.n_blocks](
+            grad_inputs, inputs, p, q, elapsed_time, *_synapse_arguments(slots, self.params.sensory),
+            n_samples=n_samples, n_inputs=self.n_inputs, n_neurons=self.n_neurons, n_rows=slots.n_rows,
+            n_unfolds=self.ode_unfolds, **tile,
+        )  # fmt: skip
+
+    def synapse_gradients(self, states: Tensor, p: Tensor, q: Tensor, elapsed_time: Tensor | None) -> Tensor:
+        """Gradients (4, E) of the synapses between neurons; states, p and q (T, N, K, U)."""
+        return self._parameter_gradients(
+            self.params.synaptic, self.synapses.source, self.tables.destination, states, p, q, elapsed_time,
+            samples_per_step=self.ode_unfolds,
+        )  # fmt: skip
+
+    def sensory_gradients(self, inputs: Tensor, p: Tensor, q: Tensor, elapsed_time: Tensor | None) -> Tensor:
+        """Gradients (4, E_s) of the sensory synapses; inputs (T, N, S), p and q (T, N, U)."""
+        return self._parameter_gradients(
+            self.params.sensory, self.synapses.sensory_source, self.tables.sensory_destination, inputs, p, q,
+            elapsed_time, samples_per_step=1,
+        )  # fmt: skip
+
+    def _parameter_gradients(
+        self,
+        params: Tensor,
+        source: Tensor,
+        destination: Tensor,
+        v: Tensor,
+        p: Tensor,
+        q: Tensor,
+        elapsed_time: Tensor | None,
+        *,
+        samples_per_step: int,
+    ) -> Tensor:
+        n_synapses, n_sources = params.shape[1], v.shape[-1]
+        if n_synapses == 0:
+            return torch.zeros_like(params)
+        n_samples = v.numel() // n_sources
+        blocks = triton.cdiv(n_synapses, SYNAPSES_PER_PROGRAM)
+        parts = min(triton.cdiv(GRADIENT_PROGRAMS, blocks), triton.cdiv(n_samples, 8 * SAMPLES_PER_TILE))
+        samples_per_program = triton.cdiv(triton.cdiv(n_samples, parts), SAMPLES_PER_TILE) * SAMPLES_PER_TILE
+        parts = triton.cdiv(n_samples, samples_per_program)
+        partials = params.new_empty(parts, 4, n_synapses)
+        # Blocks of synapses vary fastest: those that read the same samples run together.
+        kernels.synapse_gradients[blocks, parts](
+            partials, v, p, q, elapsed_time, params, source.contiguous(), destination, n_samples=n_samples,
+            samples_per_program=samples_per_program, n_synapses=n_synapses, n_sources=n_sources,
+            n_neurons=self.n_neurons, samples_per_step=samples_per_step, n_unfolds=self.ode_unfolds,
+            SAMPLES=SAMPLES_PER_TILE, SYNAPSES=SYNAPSES_PER_PROGRAM, num_warps=4, **OPTIONS,
+        )  # fmt: skip
+        return partials.sum(0)
+
+    def _tile(self, n_sequences: int) -> dict[str, Any]:
+        """Shape of the programs' tiles: the wiring sets rows and warps, the number of sequences how many they share.
+
+        One thread holds one (row, lane) of all the program's sequences.
+        """
+        rows = rows_per_block(self.n_neurons)
+        wanted = PROGRAMS_PER_MULTIPROCESSOR * _multiprocessors(self.params.neuronal.device)
+        batch = next((batch for batch in (4, 2) if n_sequences >= batch * wanted), 1)
+        return {
+            "BATCH": batch, "ROWS": rows, "LANES": LANES, "num_warps": max(1, rows * LANES // 32), **OPTIONS,
+        }  # fmt: skip
+
+    def _steps_per_chunk(self, state: Tensor) -> int:
+        # p, q, and both of `_Unfolds`.
+        bytes_per_step = 4 * state.numel() * self.ode_unfolds * state.element_size()
+        return max(1, SAVED_BYTES // max(1, bytes_per_step))
+
+    def _seconds_per_unfold(self, elapsed_time: Tensor | None) -> Tensor | float:
+        return 1.0 / self.ode_unfolds if elapsed_time is None else elapsed_time[..., None] / self.ode_unfolds
+
+
+def _check(operands: Operands) -> None:
+    n_neurons = operands.state.shape[1]
+    if n_neurons > MAX_NEURONS:
+        raise ValueError(
+            f'backend="triton" serves up to {MAX_NEURONS} neurons, got {n_neurons}; use backend="reference".'
+        )
+    for tensor in (*operands.params, operands.inputs, operands.state, operands.elapsed_time):
+        if tensor is not None and tensor.dtype != torch.float32:
+            raise ValueError(f'backend="triton" computes in float32, got {tensor.dtype}; use backend="reference".')
+
+
+def _synapse_arguments(slots: Slots, params: Tensor) -> tuple[Tensor, ...]:
+    return slots.counts, slots.trips, slots.peers, slots.arrange(params)
+
+
+def _fits(shape: tuple[int, ...]) -> bool:
+    return 4 * functools.reduce(int.__mul__, shape) <= SAVED_BYTES
+
+
+def _part(tensor: Tensor | None, steps: slice) -> Tensor | None:
+    return None if tensor is None else tensor[steps]
+
+
+def _contiguous(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
+
+
+def _as_bytes(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.view(torch.uint8)
+
+
+def _on_device_of(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
+    # Triton launches on the current device, wherever the tensors are; its interpreter runs on the CPU.
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+
+
+@functools.cache
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

@@ -1,0 +1,46 @@
+"""Run folders: train an NCP policy, or a baseline of SB3's, with PPO, keep all that later steps need, load it again.
+
+A run folder holds
+
+    config.json                    environment, hyperparameters, seed and versions
+    best/, last/                   model.zip and, where observations or rewards are normalised, vecnormalize.pkl
+    checkpoints/                   models by step, and resume.pt, from which a killed training goes on
+    evaluations.npz                returns and lengths of the periodic evaluations
+    resumed.log                    a line for each time that a training went on
+    progress.csv, events.out.*     training curves, for TensorBoard too
+
+A file is whole or not there, whenever the process is killed. Models are files of Stable-Baselines3, which unpickles
+them, and resume.pt is a pickle too: load only those that you trust.
+"""
+
+from ncp_rl.runs.config import EVALUATION_SEED, GENERAL, RunConfig, RunError, read_hyperparams
+from ncp_rl.runs.environments import make_envs
+from ncp_rl.runs.evaluation import MAX_EPISODE_STEPS, EpisodeBound, Evaluation, evaluate
+from ncp_rl.runs.folder import load_run, read_config, save_model
+from ncp_rl.runs.models import BASELINES, POLICIES, algorithm, is_circuit, make_model, policy_class, seconds_per_step
+from ncp_rl.runs.training import resume, train
+
+__all__ = [
+    "BASELINES",
+    "EVALUATION_SEED",
+    "GENERAL",
+    "MAX_EPISODE_STEPS",
+    "POLICIES",
+    "EpisodeBound",
+    "Evaluation",
+    "RunConfig",
+    "RunError",
+    "algorithm",
+    "evaluate",
+    "is_circuit",
+    "load_run",
+    "make_envs",
+    "make_model",
+    "policy_class",
+    "read_config",
+    "read_hyperparams",
+    "resume",
+    "save_model",
+    "seconds_per_step",
+    "train",
+]

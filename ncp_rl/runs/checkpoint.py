@@ -1,0 +1,330 @@
+"""All that a training holds between two rollouts, kept in one file from which a killed training goes on.
+
+The newest is kept, as `checkpoints/resume.pt`: it takes the place of the one before in one step, so that there is
+always a whole one. It is a pickle, as models of Stable-Baselines3 are: go on with those alone that you trust.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import pickle
+import random
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cloudpickle
+import numpy as np
+import torch
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.distributions import StateDependentNoiseDistribution
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
+
+from ncp_rl.encoder import Standardize
+from ncp_rl.policy import NCPPolicy
+from ncp_rl.runs.config import RunConfig, RunError, installed_versions
+from ncp_rl.runs.environment_state import Packed, pack, unpack, why_no_twin
+from ncp_rl.runs.folder import write_file
+
+CHECKPOINT = Path("checkpoints") / "resume.pt"
+#: Files that go back to what they were at the checkpoint.
+_FILES = ("progress.csv", "evaluations.npz", "best/model.zip", "best/vecnormalize.pkl")
+# What an algorithm counts and carries from one rollout to the next.
+_COUNTED = ("num_timesteps", "_num_timesteps_at_start", "_n_updates", "_episode_num", "_current_progress_remaining")
+_CARRIED = ("_last_obs", "_last_original_obs", "_last_episode_starts", "_last_lstm_states")
+_EPISODES = ("ep_info_buffer", "ep_success_buffer")
+_LOGGED = ("name_to_value", "name_to_count", "name_to_excluded")
+# What callbacks have from the training around them.
+_GIVEN = ("model", "parent", "logger", "locals", "globals")
+
+_log = logging.getLogger("ncp_rl.runs")
+
+
+class Plan(NamedTuple):
+    """How often a training is evaluated and kept."""
+
+    n_evaluations: int
+    n_eval_episodes: int
+    n_checkpoints: int
+
+
+class KeepCheckpoint(BaseCallback):
+    """Writes the checkpoint at the first rollout's start after every `interval` steps, and when the training ends.
+
+    In a training that goes on it also puts back, where the rollout after the checkpoint starts, what `learn` itself
+    changes: random streams, times, and what callbacks hold.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: RunConfig,
+        plan: Plan,
+        *,
+        callbacks: Sequence[BaseCallback],
+        checkpoint: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Keep a training's state.
+
+        Its attribute `steps` is the step of the last checkpoint.
+
+        Args:
+            folder: The run's.
+            config: The run.
+            plan: How often.
+            callbacks: Those that training calls, in order; each is given back its counts and what it holds.
+            checkpoint: To go on from.
+        """
+        super().__init__()
+        self.folder, self.config, self.plan, self.callbacks = folder, config, plan, callbacks
+        self.checkpoint = checkpoint
+        self.interval = max(config.n_timesteps // plan.n_checkpoints, 1)
+        self.steps = 0 if checkpoint is None else checkpoint["steps"]
+        self.why_not_packed = "" if checkpoint is None else checkpoint["environments"].why_not
+        # Environments before their first step, until that shows whether they can be packed.
+        self.packed: Packed | None = None
+        self.whole_rollouts = -1
+
+    @property
+    def algorithm(self) -> OnPolicyAlgorithm:
+        """What trains."""
+        assert isinstance(self.model, OnPolicyAlgorithm)
+        return self.model
+
+    def _on_rollout_start(self) -> None:
+        if self.checkpoint is not None:
+            self._put_back(self.checkpoint)
+            self.checkpoint = None
+        elif self.algorithm.num_timesteps == 0:
+            self.packed = pack(self.training_env)
+            self.write(dict(steps=0, environments=Packed(None), files={}))
+        elif self.algorithm.num_timesteps >= self.steps + self.interval:
+            self.write(self.state())
+
+    def _on_step(self) -> bool:
+        if self.packed is None:
+            return True
+        self.why_not_packed = self.packed.why_not
+        if self.packed.data is not None:
+            streams = random_streams()
+            self.why_not_packed = why_no_twin(self.packed.data, self.training_env)
+            set_random_streams(streams)
+        self.packed = None
+        return True
+
+    def _on_rollout_end(self) -> None:
+        self.whole_rollouts = self.algorithm.num_timesteps
+
+    def _on_training_end(self) -> None:
+        # A callback may end a training within a rollout, where there is no state to go on from.
+        if self.algorithm.num_timesteps == self.whole_rollouts:
+            self.write(self.state() | dict(noise=None))
+
+    def state(self) -> dict[str, Any]:
+        """What the training holds, but for its configuration."""
+        model, policy, normalize = self.algorithm, self.algorithm.policy, self.algorithm.get_vec_normalize_env()
+        held = vars(model)
+        statistics = {} if normalize is None else vars(normalize)
+        return dict(
+            steps=model.num_timesteps,
+            environments=self._pack(),
+            normalize={name: statistics[name] for name in ("obs_rms", "ret_rms") if name in statistics},
+            spaces=(model.action_space, model.observation_space),
+            policy=policy.state_dict(),
+            optimizer=policy.optimizer.state_dict(),
+            seen=[torch.cat(m.seen) if m.seen else None for m in _standardizers(policy)],
+            learned_since_rollout=getattr(policy, "learned_since_rollout", None),
+            noise=_noise(policy),
+            held={name: held[name] for name in (*_COUNTED, *_CARRIED, *_EPISODES) if name in held},
+            streams=random_streams(),
+            callbacks=[attributes(callback) for callback in _all(self.callbacks)],
+            logged={name: dict(vars(self.logger)[name]) for name in _LOGGED},
+            seconds=(time.time_ns() - model.start_time) / 1e9,
+            files={name: (self.folder / name).read_bytes() for name in _FILES if (self.folder / name).exists()},
+        )
+
+    def write(self, state: dict[str, Any]) -> None:
+        """Write a state, with all that says whether it can be gone on from."""
+        buffer = io.BytesIO()
+        about = dict(config=asdict(self.config), plan=tuple(self.plan), versions=installed_versions())
+        torch.save(state | about, buffer, pickle_module=cloudpickle)
+        write_file(self.folder / CHECKPOINT, buffer.getvalue())
+        self.steps = state["steps"]
+
+    def _pack(self) -> Packed:
+        packed = Packed(None, self.why_not_packed) if self.why_not_packed else pack(self.training_env)
+        self.why_not_packed = packed.why_not
+        return packed
+
+    def _put_back(self, checkpoint: Mapping[str, Any]) -> None:
+        model = self.algorithm
+        for callback, held in zip(_all(self.callbacks), checkpoint["callbacks"], strict=False):
+            put_attributes(callback, held)
+        model._num_timesteps_at_start = checkpoint["held"]["_num_timesteps_at_start"]
+        model.start_time = time.time_ns() - int(checkpoint["seconds"] * 1e9)
+        for name, values in checkpoint["logged"].items():
+            vars(self.logger)[name].update(values)
+        set_random_streams(checkpoint["streams"])
+        _make_noise(model, checkpoint["noise"])
+
+
+def read_checkpoint(folder: Path) -> dict[str, Any]:
+    """The checkpoint of a run folder.
+
+    Raises:
+        RunError: There is none, or it is damaged.
+    """
+    path = folder / CHECKPOINT
+    if not path.exists():
+        raise RunError(
+            f"{folder} has no checkpoint {CHECKPOINT} to go on from: its training was killed before the first step, or "
+            "did not keep any. Train anew, in another folder."
+        )
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=False)
+    except (AttributeError, EOFError, ImportError, OSError, RuntimeError, ValueError, pickle.PickleError) as error:
+        raise RunError(f"{path} is damaged or of another kind: {error}") from error
+    if not isinstance(found, dict) or not {"steps", "config", "plan", "versions", "files"} <= found.keys():
+        raise RunError(f"{path} is no checkpoint of a training.")
+    return found
+
+
+def restore(model: OnPolicyAlgorithm, checkpoint: Mapping[str, Any], seed: int) -> str:
+    """Let a model, made alike, go on from a checkpoint that has learned.
+
+    Args:
+        model: As `make_model` gives it.
+        checkpoint: As `read_checkpoint` gives it.
+        seed: Of new episodes, where the environments themselves cannot go on.
+
+    Returns:
+        Why episodes begin anew; "" where they go on.
+
+    Raises:
+        RunError: The checkpoint is that of another policy.
+    """
+    policy, venv = model.policy, model.get_env()
+    assert venv is not None
+    try:
+        policy.load_state_dict(checkpoint["policy"])
+        policy.optimizer.load_state_dict(checkpoint["optimizer"])
+        for module, seen in zip(_standardizers(policy), checkpoint["seen"], strict=True):
+            module.seen = [] if seen is None else [seen.to(model.device)]
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise RunError(f"The checkpoint is that of another policy: {error}") from error
+    if isinstance(policy, NCPPolicy):
+        policy.learned_since_rollout = checkpoint["learned_since_rollout"]
+    held = dict(checkpoint["held"])
+    packed = checkpoint["environments"]
+    why_not: str = packed.why_not or unpack(packed.data, venv)
+    if why_not:
+        _begin_anew(venv, model, checkpoint, seed)
+        held = {name: part for name, part in held.items() if name not in _CARRIED}
+    else:
+        model.action_space, model.observation_space = venv.action_space, venv.observation_space
+    if "_last_lstm_states" in held:
+        states = held["_last_lstm_states"]
+        held["_last_lstm_states"] = type(states)(*(tuple(part.to(model.device) for part in pair) for pair in states))
+    vars(model).update(held)
+    return why_not
+
+
+def _begin_anew(venv: VecEnv, model: OnPolicyAlgorithm, checkpoint: Mapping[str, Any], seed: int) -> None:
+    """Normalisation goes on, episodes begin: `learn` resets environments of which it has no observation."""
+    normalize = model.get_vec_normalize_env()
+    if normalize is not None:
+        vars(normalize).update(checkpoint["normalize"])
+    model.action_space, model.observation_space = checkpoint["spaces"]
+    venv.seed(seed)
+
+
+def restore_files(folder: Path, checkpoint: Mapping[str, Any]) -> None:
+    """Bring curves, evaluations and models of a run folder back to what they were at a checkpoint."""
+    steps, files = checkpoint["steps"], checkpoint["files"]
+    for name in _FILES:
+        if name in files:
+            write_file(folder / name, files[name])
+        else:
+            (folder / name).unlink(missing_ok=True)
+    later = [path for path in (folder / "checkpoints").glob("model_*_steps.*") if int(path.stem.split("_")[-2]) > steps]
+    for path in (*later, *folder.glob("last/*"), *folder.rglob("*.partial*")):
+        path.unlink()
+
+
+def random_streams() -> dict[str, Any]:
+    """The states of Python's, NumPy's and PyTorch's generators."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return dict(python=random.getstate(), numpy=np.random.get_state(), torch=torch.get_rng_state(), cuda=cuda)
+
+
+def set_random_streams(streams: Mapping[str, Any]) -> None:
+    """Let the generators go on from there."""
+    random.setstate(streams["python"])
+    np.random.set_state(streams["numpy"])
+    torch.set_rng_state(streams["torch"])
+    n_cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if len(streams["cuda"]) == n_cuda:
+        torch.cuda.set_rng_state_all(streams["cuda"])
+    else:
+        _log.warning(
+            "The checkpoint has random streams of %d CUDA devices, there are %d: they begin anew.",
+            len(streams["cuda"]),
+            n_cuda,
+        )
+
+
+def attributes(callback: BaseCallback) -> dict[str, Any]:
+    """What a callback holds: its `state_dict()`, or else all of its attributes that are data and can be pickled."""
+    if hasattr(callback, "state_dict"):
+        return dict(callback.state_dict())
+    held = {}
+    for name, part in vars(callback).items():
+        if name in _GIVEN or callable(part) or isinstance(part, (BaseCallback, VecEnv, Path)):
+            continue
+        if isinstance(callback, CallbackList) and name == "callbacks":
+            continue
+        try:
+            held[name] = cloudpickle.loads(cloudpickle.dumps(part))
+        except Exception as error:  # Whatever a user's own object raises.
+            _log.info("%s of %s is not kept: %s", name, type(callback).__name__, error)
+    return held
+
+
+def put_attributes(callback: BaseCallback, held: Mapping[str, Any]) -> None:
+    """Give a callback back what it held."""
+    if hasattr(callback, "load_state_dict"):
+        callback.load_state_dict(held)
+    else:
+        vars(callback).update(held)
+
+
+def _all(callbacks: Sequence[BaseCallback]) -> Iterator[BaseCallback]:
+    """Callbacks and those within them."""
+    for callback in callbacks:
+        yield callback
+        inner = callback.callbacks if isinstance(callback, CallbackList) else vars(callback).values()
+        yield from _all([part for part in inner if isinstance(part, BaseCallback) and part is not callback.parent])
+
+
+def _standardizers(policy: torch.nn.Module) -> list[Standardize]:
+    return [module for module in policy.modules() if isinstance(module, Standardize)]
+
+
+def _noise(policy: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """The noise matrices of gSDE, which are drawn before a rollout's start is told."""
+    distribution = policy.action_dist
+    if not isinstance(distribution, StateDependentNoiseDistribution):
+        return None
+    return distribution.exploration_mat.detach(), distribution.exploration_matrices.detach()
+
+
+def _make_noise(model: OnPolicyAlgorithm, noise: tuple[torch.Tensor, torch.Tensor] | None) -> None:
+    distribution: Any = model.policy.action_dist
+    if noise is not None:
+        distribution.exploration_mat, distribution.exploration_matrices = (part.to(model.device) for part in noise)
+    elif model.use_sde:
+        model.policy.reset_noise(model.n_envs)

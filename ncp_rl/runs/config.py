@@ -1,0 +1,137 @@
+"""What makes a run: environment, hyperparameters, seed; and the hyperparameters of a file."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ncp_rl.runs import settings
+
+#: Settings of a circuit where nobody has tuned any: rewards are normalised, observations by the policy itself.
+GENERAL: dict[str, Any] = dict(
+    n_envs=8,
+    n_timesteps=200_000,
+    normalize=dict(norm_obs=False, norm_reward=True),
+    n_steps=128,
+    batch_size=128,
+    learning_rate="lin_3e-4",
+)
+
+#: Added to a run's seed for the environments of its evaluations, which must not start as those of training do.
+EVALUATION_SEED = 10_000
+
+
+_VERSIONS_OF = ("ncp-rl", "torch", "numpy", "numba", "gymnasium", "stable-baselines3", "sb3-contrib")
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions, by package, of what results depend on."""
+    return {name: version(name) for name in _VERSIONS_OF}
+
+
+class RunError(Exception):
+    """What a user asked for cannot be done; the message says what, why, and what to do."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """All that makes a run: kept as config.json in its folder."""
+
+    env: str
+    """Gymnasium id; `module:id` imports the module first."""
+    hyperparams: dict[str, Any]
+    """In rl-zoo's form: n_envs, n_timesteps, normalize, frame_stack, policy, policy_kwargs, env_kwargs, env_wrapper,
+    vec_env_wrapper, monitor_kwargs, callback and the algorithm's arguments; see `ncp_rl.settings`. Classes are named by
+    their dotted paths, and their modules are imported."""
+    seed: int = 0
+    versions: dict[str, str] = field(default_factory=installed_versions)
+    python: str = field(default_factory=platform.python_version)
+    max_episode_steps: int | None = None
+    """Steps after which episodes of evaluations, recordings and audits are cut; the environment's own limit where None.
+    Training goes on as the environment has it."""
+
+    def __post_init__(self) -> None:
+        """Read hyperparameters that are text.
+
+        Raises:
+            RunError: One of them cannot be read.
+        """
+        object.__setattr__(self, "hyperparams", _plain(self.hyperparams))
+
+    @property
+    def n_timesteps(self) -> int:
+        """Environment steps of the training in all."""
+        return int(self.hyperparams.get("n_timesteps") or 1e5)
+
+    def lasting(self, n_timesteps: int) -> RunConfig:
+        """The same for so many environment steps in all."""
+        return replace(self, hyperparams=self.hyperparams | dict(n_timesteps=n_timesteps))
+
+    def differences(self, other: RunConfig) -> list[str]:
+        """Where another run has other settings than this one, the length of the training aside, in words."""
+        mine, others = (_flat(json.loads(to_json(config.lasting(1)))) for config in (self, other))
+        names = [name for name in {**mine, **others} if name.split(".")[0] not in ("versions", "python")]
+        return [
+            f"{name} is {mine.get(name, 'not given')!r} here and {others.get(name, 'not given')!r} there"
+            for name in names
+            if mine.get(name) != others.get(name)
+        ]
+
+
+def _flat(nested: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Values by their dotted paths."""
+    flat: dict[str, Any] = {}
+    for name, value in nested.items():
+        flat |= _flat(value, f"{before}{name}.") if isinstance(value, Mapping) else {before + name: value}
+    return flat
+
+
+def read_hyperparams(path: Path, env_id: str) -> dict[str, Any]:
+    """Hyperparameters of `env_id` from a yaml file in rl-zoo's form, or {} where it has none.
+
+    As in rl-zoo, `default` stands for environments that the file does not name. Entries as `dict(...)` strings are read
+    as rl-zoo reads them, but as literals: nothing of a file is executed. Classes that it names are imported once the
+    run is made.
+
+    Raises:
+        RunError: The file cannot be read as such.
+    """
+    try:
+        entries = yaml.safe_load(path.read_text()) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise RunError(f"The hyperparameters {path} cannot be read: {error}") from error
+    if not isinstance(entries, Mapping):
+        raise RunError(f"{path} must map environment ids to hyperparameters, got {type(entries).__name__}.")
+    found = settings.of_environment(entries, env_id)
+    if not isinstance(found, Mapping):
+        raise RunError(f"Hyperparameters of {env_id} in {path} must be a mapping, got {type(found).__name__}.")
+    return _plain(found)
+
+
+def _plain(found: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return settings.plain(found)
+    except ValueError as error:
+        raise RunError(str(error)) from error
+
+
+def to_json(config: RunConfig) -> str:
+    """The text of config.json.
+
+    Raises:
+        RunError: Hyperparameters that no such file can hold.
+    """
+    try:
+        return json.dumps(asdict(config), indent=2) + "\n"
+    except TypeError as error:
+        raise RunError(
+            f"The hyperparameters cannot be kept in config.json: {error}. Give numbers, text, lists and mappings; name "
+            "classes by their dotted paths."
+        ) from error

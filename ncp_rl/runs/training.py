@@ -1,0 +1,283 @@
+"""Training: a policy learns, and its run folder is filled."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
+
+from ncp_rl.policy import NCPPolicy
+from ncp_rl.readings import BadInputError
+from ncp_rl.runs import settings
+from ncp_rl.runs.checkpoint import KeepCheckpoint, Plan, read_checkpoint, restore, restore_files
+from ncp_rl.runs.config import EVALUATION_SEED, RunConfig, RunError, installed_versions, to_json
+from ncp_rl.runs.environments import make_envs
+from ncp_rl.runs.evaluation import SeededEvaluation
+from ncp_rl.runs.folder import load_run, read_config, save_model, trained_by_one, write_file
+from ncp_rl.runs.logs import make_logger
+from ncp_rl.runs.models import make_model
+
+
+class _Made(NamedTuple):
+    """What a training consists of."""
+
+    config: RunConfig
+    plan: Plan
+    venv: VecEnv
+    eval_venv: VecEnv
+    model: OnPolicyAlgorithm
+    callbacks: list[BaseCallback]
+
+
+def train(
+    config: RunConfig,
+    folder: Path,
+    *,
+    device: str = "auto",
+    n_evaluations: int = 10,
+    n_eval_episodes: int = 20,
+    n_checkpoints: int = 20,
+    init: Path | None = None,
+    progress_bar: bool = True,
+    callback: BaseCallback | None = None,
+) -> OnPolicyAlgorithm:
+    """Train a policy and fill its run folder.
+
+    Args:
+        config: What to train; see `RunConfig`. Wrappers for training alone are on in the periodic evaluations too: the
+            best model is the best in the world that it is trained for.
+        folder: New folder for the run.
+        device: Of torch.
+        n_evaluations: Periodic evaluations during training; the best model so far is kept, and the model of each.
+        n_eval_episodes: Episodes of each.
+        n_checkpoints: How often all that `resume` needs is kept, each time in the place of the last.
+        init: A run folder whose best policy is begun with, such as a taught one (`ncp_rl.teach`); its files are
+            unpickled. Its statistics of observations come along where both runs normalise them.
+        progress_bar: Show progress and remaining time.
+        callback: A callback of one's own beside ours.
+
+    Returns:
+        The trained model, as in `last/`.
+
+    Raises:
+        RunError: The folder exists, the environment or the model cannot be made, training was interrupted, a reading
+            is bad, or an evaluation's episode does not end.
+    """
+    if folder.exists():
+        raise RunError(
+            f"The folder {folder} exists and is left as it is; name another one for this run, or go on with a killed "
+            f"training: scripts/train.py --resume {folder}."
+        )
+    text, plan = to_json(config), Plan(n_evaluations, n_eval_episodes, n_checkpoints)
+    for name, number in plan._asdict().items():
+        if number < 1:
+            raise RunError(f"{name} must be at least 1, got {number}.")
+    with _made(config, plan, device) as made:
+        if init is not None:
+            _begin_with(init, made)
+        folder.mkdir(parents=True)
+        with trained_by_one(folder):
+            write_file(folder / "config.json", text.encode())
+            return _learn(made, folder, progress_bar=progress_bar, callback=callback)
+
+
+def resume(
+    folder: Path,
+    *,
+    n_timesteps: int | None = None,
+    device: str = "auto",
+    progress_bar: bool = True,
+    callback: BaseCallback | None = None,
+) -> OnPolicyAlgorithm:
+    """Go on with a training that was killed or interrupted, from the last checkpoint in its run folder.
+
+    What came after the checkpoint is lost, and its lines of progress.csv are taken back. All else goes on: the model,
+    its optimizer, schedules, normalisation, random streams, callbacks, curves, evaluations and the best model, and the
+    environments in the middle of their episodes. On the same machine and with the same versions, the model comes out
+    bit for bit as if the training had never been cut. Environments that cannot be pickled, such as Box2D's, begin new
+    episodes instead; the log and the folder's `resumed.log` say which it was.
+
+    Args:
+        folder: Of the run. Its files are unpickled: go on with those alone that you trust.
+        n_timesteps: Environment steps in all, where they shall be others than configured; a finished training goes on
+            with more. Schedules and evaluations are those of the new number from here on.
+        device: Of torch.
+        progress_bar: Show progress and remaining time.
+        callback: The callback that `train` was given, if any. A callback is given back its `state_dict()` through
+            `load_state_dict`, or, without these, all of its attributes that are data.
+
+    Returns:
+        The trained model, as in `last/`.
+
+    Raises:
+        RunError: There is no checkpoint, or a damaged one; the training is finished; config.json was changed; another
+            process trains in the folder; and all that `train` raises.
+    """
+    config = read_config(folder)
+    with trained_by_one(folder):
+        checkpoint = read_checkpoint(folder)
+        config = _going_on(config, checkpoint, folder, n_timesteps)
+        with _made(config, Plan(*checkpoint["plan"]), device) as made:
+            began = checkpoint["steps"] > 0
+            seed = int(np.random.SeedSequence([config.seed, checkpoint["steps"]]).generate_state(1)[0])
+            why_not = restore(made.model, checkpoint, seed % 2**31) if began else ""
+            write_file(folder / "config.json", to_json(config).encode())
+            restore_files(folder, checkpoint)
+            _tell(folder, checkpoint, why_not)
+            return _learn(
+                made,
+                folder,
+                progress_bar=progress_bar,
+                callback=callback,
+                checkpoint=checkpoint if began else None,
+            )
+
+
+def _going_on(config: RunConfig, checkpoint: Mapping[str, Any], folder: Path, n_timesteps: int | None) -> RunConfig:
+    """The configuration to go on with."""
+    differences = config.differences(RunConfig(**checkpoint["config"]))
+    if differences:
+        raise RunError(
+            f"{folder / 'config.json'} has other settings than the checkpoint beside it: {'; '.join(differences)}. A "
+            "training goes on with its own settings: put them back, or train anew."
+        )
+    steps, in_all = checkpoint["steps"], config.n_timesteps if n_timesteps is None else n_timesteps
+    if steps < in_all or (n_timesteps is None and not (folder / "last" / "model.zip").exists()):
+        return config.lasting(in_all)
+    raise RunError(
+        f"The training of {folder} has taken {steps:,} steps of {in_all:,} and is finished. To go on with it, give "
+        f"more steps in all: --timesteps {2 * steps} for scripts/train.py, n_timesteps={2 * steps} for resume."
+    )
+
+
+def _tell(folder: Path, checkpoint: Mapping[str, Any], why_not: str) -> None:
+    """Log how the training goes on, and keep it in the folder."""
+    before, now = checkpoint["versions"], installed_versions()
+    changed = [f"{name} {before.get(name)} -> {now[name]}" for name in now if before.get(name) != now[name]]
+    line = f"At step {checkpoint['steps']:,} the training goes on" + (
+        f"; episodes begin anew, since environments cannot go on: {why_not}." if why_not else " where it was."
+    )
+    if changed:
+        line += f" Versions differ, so that numbers may too: {', '.join(changed)}."
+    logging.getLogger("ncp_rl.runs").log(logging.WARNING if why_not or changed else logging.INFO, line)
+    with (folder / "resumed.log").open("a") as file:
+        file.write(line + "\n")
+
+
+@contextmanager
+def _made(config: RunConfig, plan: Plan, device: str) -> Iterator[_Made]:
+    callbacks = _callbacks(config)
+    n_envs = int(config.hyperparams.get("n_envs") or 1)
+    venv, eval_venv = make_envs(config, n_envs), make_envs(config, min(plan.n_eval_episodes, 20), training=False)
+    try:
+        yield _Made(config, plan, venv, eval_venv, make_model(config, venv, device), callbacks)
+    finally:
+        venv.close()
+        eval_venv.close()
+
+
+def _learn(
+    made: _Made,
+    folder: Path,
+    *,
+    progress_bar: bool,
+    callback: BaseCallback | None,
+    checkpoint: Mapping[str, Any] | None = None,
+) -> OnPolicyAlgorithm:
+    """Train to the end, from the beginning or from a checkpoint that `restore` has brought back."""
+    config, plan, model = made.config, made.plan, made.model
+    evaluation = SeededEvaluation(
+        made.eval_venv,
+        folder,
+        seed=config.seed + EVALUATION_SEED,
+        callback_on_new_best=_KeepModel(folder / "best"),
+        callback_after_eval=_KeepModel(folder / "checkpoints", by_step=True),
+        n_eval_episodes=plan.n_eval_episodes,
+        eval_freq=max(config.n_timesteps // plan.n_evaluations // model.n_envs, 1),
+        verbose=0,
+    )
+    others = made.callbacks + ([callback] if callback else [])
+    keep = KeepCheckpoint(folder, config, plan, callbacks=[evaluation, *others], checkpoint=checkpoint)
+    steps = model.num_timesteps
+    rollouts = steps // (model.n_steps * model.n_envs)
+    model.set_logger(make_logger(folder, steps_before=steps, iterations_before=rollouts))
+    try:
+        try:
+            model.learn(
+                max(config.n_timesteps - steps, 0),
+                callback=CallbackList([evaluation, keep, *others]),
+                reset_num_timesteps=checkpoint is None,
+                progress_bar=progress_bar,
+            )
+        finally:
+            # Also where training is interrupted: nothing that was learned is lost.
+            save_model(model, folder / "last")
+            model.logger.close()
+        return model
+    except KeyboardInterrupt as interrupt:
+        raise RunError(
+            f"Training was interrupted; the model so far is in {folder / 'last'}. scripts/train.py --resume {folder} "
+            f"goes on from step {keep.steps:,}."
+        ) from interrupt
+    except BadInputError as error:
+        raise RunError(
+            f"Training stopped. {_before_normalisation(made.venv, model) or error} {_left(folder, made.venv)}"
+        ) from error
+
+
+def _begin_with(init: Path, made: _Made) -> None:
+    """Take the best policy of another run, and what its observations were normalised by."""
+    taught, venv = load_run(init, device=made.model.device.type)
+    venv.close()
+    try:
+        made.model.policy.load_state_dict(taught.policy.state_dict())
+    except (RuntimeError, ValueError) as error:
+        raise RunError(f"The policy of {init} is of another kind than the one to train: {error}") from error
+    theirs, ours = taught.get_vec_normalize_env(), unwrap_vec_normalize(made.venv)
+    if theirs is not None and ours is not None and theirs.norm_obs and ours.norm_obs:
+        ours.obs_rms = theirs.obs_rms
+
+
+def _callbacks(config: RunConfig) -> list[BaseCallback]:
+    try:
+        return settings.callbacks(config.hyperparams.get("callback"))
+    except (TypeError, ValueError) as error:
+        raise RunError(f"The callbacks cannot be made: {error}") from error
+
+
+class _KeepModel(BaseCallback):
+    """Saves the model with the statistics that it was evaluated with."""
+
+    def __init__(self, folder: Path, *, by_step: bool = False) -> None:
+        super().__init__()
+        self.folder, self.by_step = folder, by_step
+
+    def _on_step(self) -> bool:
+        assert isinstance(self.model, OnPolicyAlgorithm)
+        steps = f"{self.model.num_timesteps}_steps"
+        names = dict(name=f"model_{steps}.zip", statistics=f"model_vecnormalize_{steps}.pkl") if self.by_step else {}
+        save_model(self.model, self.folder, **names)
+        return True
+
+
+def _left(folder: Path, venv: VecEnv) -> str:
+    """What a training that a bad reading stopped leaves."""
+    if isinstance(venv, VecNormalize) and venv.norm_obs:
+        return f"The statistics in last/ are spoiled by it; go on from {folder / 'best'} or {folder / 'checkpoints'}."
+    return f"The model so far is in {folder / 'last'}."
+
+
+def _before_normalisation(venv: VecEnv, model: OnPolicyAlgorithm) -> str:
+    """A sentence on the bad reading that an environment gave, where normalisation shows it in all of them."""
+    normalize = unwrap_vec_normalize(venv)
+    if normalize is None or not isinstance(model.policy, NCPPolicy):
+        return ""
+    bad = model.policy.find_bad(normalize.get_original_obs(), privileged=True)
+    return "" if bad is None else bad.first.sentence()

@@ -1,0 +1,39 @@
+"""Teach a policy before reinforcement learning, or instead of it: imitation of demonstrations, experts and models.
+
+    demonstrations = demonstrate(expert, venv, n_steps=1000)
+    clone(model, demonstrations)                          # from what was shown
+    dagger(model, venv, expert)                           # the student drives, the expert says what it would have done
+    fidelity = distil(model, teacher, venv)               # from any trained model, with how near it came
+
+Students are models of `PPO` and `RecurrentPPO` with any of their policies; circuits learn over whole sequences.
+"""
+
+from ncp_rl.teach.cloning import Lessons, Taught, clone
+from ncp_rl.teach.dagger import Fidelity, Round, dagger, distil, paired_episodes
+from ncp_rl.teach.demonstrations import (
+    Demonstration,
+    Expert,
+    Privilege,
+    demonstrate,
+    from_minari,
+    from_recordings,
+)
+from ncp_rl.teach.run import teach_run
+
+__all__ = [
+    "Demonstration",
+    "Expert",
+    "Fidelity",
+    "Lessons",
+    "Privilege",
+    "Round",
+    "Taught",
+    "clone",
+    "dagger",
+    "demonstrate",
+    "distil",
+    "from_minari",
+    "from_recordings",
+    "paired_episodes",
+    "teach_run",
+]

@@ -20,7 +20,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any, Literal
@@ -51,6 +51,7 @@ from ncp_rl.runs import (
     train,
 )
 from ncp_rl.runs.checkpoint import CHECKPOINT
+from ncp_rl.tables import append_rows, read_rows
 
 ROOT = Path(__file__).parents[1]
 #: Seeds of the fresh episodes lie beyond those of training, of periodic evaluation and of what train.py ends with.
@@ -180,8 +181,8 @@ def main(args: Args) -> int:
             print(f"error: {name!r} must be one of {', '.join(known)}.", file=sys.stderr)
             return 1
     if not args.report:
-        run_jobs(missing(args, read_table(args.table)), args)
-    rows = read_table(args.table)
+        run_jobs(missing(args, read_rows(args.table, Row)), args)
+    rows = read_rows(args.table, Row)
     if not rows:
         print(f"error: the table {args.table} is empty; train first, without --report.", file=sys.stderr)
         return 1
@@ -218,7 +219,7 @@ def run_jobs(jobs: Sequence[Job], args: Args) -> None:
         try:
             for future in tqdm(as_completed(futures), total=len(futures), unit="training"):
                 rows = future.result()
-                append(args.table, rows)
+                append_rows(args.table, rows)
                 shutil.rmtree(folder(args, futures[future]))
                 best = rows[-1]
                 tqdm.write(f"{best.task} {best.contender} {best.seed}: {best.mean_return:.1f} after {best.cpu_s:.0f} s")
@@ -348,26 +349,6 @@ def read_curve(run: Path) -> Iterator[dict[str, Any]]:
                 wall_s=float(line["time/training_s"]),
                 cpu_s=float(line["time/training_cpu_s"]),
             )
-
-
-def read_table(path: Path) -> list[Row]:
-    """Rows of the table; none where there is no file yet."""
-    if not path.exists():
-        return []
-    kinds = {"int": int, "float": float, "str": str}
-    with path.open(newline="") as file:
-        return [Row(**{f.name: kinds[str(f.type)](line[f.name]) for f in fields(Row)}) for line in csv.DictReader(file)]
-
-
-def append(path: Path, rows: Sequence[Row]) -> None:
-    """Add the rows of one training."""
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, [f.name for f in fields(Row)], lineterminator="\n")
-        if new:
-            writer.writeheader()
-        for row in rows:
-            writer.writerow({name: round(v, 2) if isinstance(v, float) else v for name, v in asdict(row).items()})
 
 
 def summary(rows: Sequence[Row]) -> str:

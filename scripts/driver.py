@@ -12,11 +12,10 @@ disturbances, one kind at a time. What stands in the table is not done again.
 
 from __future__ import annotations
 
-import csv
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from ncp_rl.runs import RunConfig, RunError
+from ncp_rl.tables import append_rows, read_rows
 from ncp_rl.teach import Lessons, Round, dagger, paired_episodes, teach_run
 
 ROOT = Path(__file__).parents[1]
@@ -123,17 +123,18 @@ def main(args: Args) -> int:
     if unknown:
         print(f"error: {sorted(unknown)} are no contenders; there are {', '.join(CONTENDERS)}.", file=sys.stderr)
         return 1
-    done = {(row.contender, row.seed) for row in read_table(args.table)}
+    done = {(row.contender, row.seed) for row in read_rows(args.table, Row)}
     for seed in args.seeds if not args.report else ():
         for contender in args.contenders:
             if (contender, seed) in done:
                 continue
             try:
-                append(args.table, measured(contender, seed, args.runs / f"{contender}__{seed}", args.progress_bar))
+                found = measured(contender, seed, args.runs / f"{contender}__{seed}", args.progress_bar)
             except RunError as error:
                 print(f"error: {error}", file=sys.stderr)
                 return 1
-    rows = read_table(args.table)
+            append_rows(args.table, found)
+    rows = read_rows(args.table, Row)
     if not rows:
         print(f"error: the table {args.table} is empty; begin without --report.", file=sys.stderr)
         return 1
@@ -235,26 +236,6 @@ def count_parameters(model: OnPolicyAlgorithm) -> tuple[int, int]:
     return head, sum(n for name, n in counts.items() if name.startswith(core))
 
 
-def read_table(path: Path) -> list[Row]:
-    """Rows of the table; none where there is no file yet."""
-    if not path.exists():
-        return []
-    kinds = {"int": int, "float": float, "str": str}
-    with path.open(newline="") as file:
-        return [Row(**{f.name: kinds[str(f.type)](line[f.name]) for f in fields(Row)}) for line in csv.DictReader(file)]
-
-
-def append(path: Path, rows: Sequence[Row]) -> None:
-    """Add the rows of a driver."""
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, [f.name for f in fields(Row)], lineterminator="\n")
-        if new:
-            writer.writeheader()
-        for row in rows:
-            writer.writerow({name: round(v, 2) if isinstance(v, float) else v for name, v in asdict(row).items()})
-
-
 def summary(rows: Sequence[Row]) -> str:
     """The drivers as Markdown: mean return and crashes, without a disturbance and at `LEVEL` of each."""
     worlds = ["none", *DISTURBANCES]
@@ -274,6 +255,8 @@ def summary(rows: Sequence[Row]) -> str:
 
 def cell(rows: Sequence[Row]) -> str:
     """Mean return over the seeds, and the crashes of all."""
+    if not rows:
+        return ""
     mean = np.mean([row.mean_return for row in rows])
     return f"{mean:.0f}; {sum(row.n_crashed for row in rows)} of {sum(row.n_roads for row in rows)} crashed"
 

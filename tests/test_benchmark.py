@@ -11,6 +11,7 @@ import pytest
 from stable_baselines3.common.callbacks import BaseCallback
 
 from ncp_rl.runs import RunConfig, make_envs, make_model, train
+from ncp_rl.tables import append_rows, read_rows
 from scripts import benchmark
 from scripts.benchmark import CONTENDERS, SUITE, Args, Row
 
@@ -45,9 +46,9 @@ def test_the_table_keeps_rows_and_what_it_holds_is_not_trained_again(rows: list[
     assert benchmark.missing(Args(tasks=("PendulumIrregular",), contenders=("ncp-disturbed",)), []) == []
     assert len(everything) == 2 * 5 + 5  # A stack of elapsed times is no elapsed time.
     assert everything[:3] == [("Pendulum", "ncp", 0), ("Pendulum", "stack", 0), ("PendulumIrregular", "ncp", 0)]
-    benchmark.append(args.table, rows)
-    benchmark.append(args.table, [replace(row("stack", 1), task="Pendulum")])
-    found = benchmark.read_table(args.table)
+    append_rows(args.table, rows)
+    append_rows(args.table, [replace(row("stack", 1), task="Pendulum")])
+    found = read_rows(args.table, Row)
     assert [asdict(r) for r in found[:-1]] == [pytest.approx(asdict(r), abs=0.01) for r in rows]
     assert set(everything) - set(benchmark.missing(args, found)) == {("Pendulum", "ncp", 3), ("Pendulum", "stack", 1)}
 
@@ -72,8 +73,8 @@ def test_an_interrupted_benchmark_goes_on_with_its_trainings(tmp_path: Path, mon
     # Other settings begin anew; once rows are written, the folder goes.
     assert not benchmark.unfinished(replace(config, seed=1), run) and benchmark.unfinished(config, run)
     benchmark.run_jobs([job], replace(args, processes=1))
-    assert not run.exists() and benchmark.missing(args, benchmark.read_table(args.table)) == []
-    assert benchmark.read_table(args.table)[0].step == rollout // 10 // 4 * 4
+    assert not run.exists() and benchmark.missing(args, read_rows(args.table, Row)) == []
+    assert read_rows(args.table, Row)[0].step == rollout // 10 // 4 * 4
 
 
 class Killed(BaseException):
@@ -122,7 +123,7 @@ def test_the_summary_is_of_the_middle_half_and_says_who_reached_the_goal(tmp_pat
 
 
 def test_what_the_readme_says_is_in_the_table() -> None:
-    table = benchmark.read_table(benchmark.ROOT / "results" / "benchmark.csv")
+    table = read_rows(benchmark.ROOT / "results" / "benchmark.csv", Row)
     readme = (benchmark.ROOT / "README.md").read_text()
     for part in benchmark.summary(table).split("\n\n"):
         assert part in readme

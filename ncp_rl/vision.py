@@ -106,6 +106,29 @@ def visual_back_prop(head: ConvHead, images: Tensor) -> Tensor:
         return torch.where(most > 0, mask / most, mask)[:, 0]
 
 
+def structural_similarity(a: Tensor, b: Tensor) -> Tensor:
+    """How alike two maps are: SSIM (Wang et al., IEEE Transactions on Image Processing 2004), in windows of 7 x 7.
+
+    Args:
+        a: (B, H, W), from 0 to 1.
+        b: (B, H, W).
+
+    Returns:
+        (B,), 1 for equal maps; the mean over all windows.
+    """
+    stacked = torch.stack([a, b, a * a, b * b, a * b], 1)  # (B, 5, H, W)
+    mean_a, mean_b, square_a, square_b, product = functional.avg_pool2d(stacked, 7, stride=1).unbind(1)
+    # Variances and covariance of a window's 49 numbers, without bias.
+    var_a, var_b, covariance = (
+        49 / 48 * (second - first)
+        for second, first in ((square_a, mean_a**2), (square_b, mean_b**2), (product, mean_a * mean_b))
+    )
+    luminance = (2 * mean_a * mean_b + 0.01**2) / (mean_a**2 + mean_b**2 + 0.01**2)
+    structure = (2 * covariance + 0.03**2) / (var_a + var_b + 0.03**2)
+    similarity: Tensor = (luminance * structure).mean((1, 2))
+    return similarity
+
+
 def _spread(mask: Tensor, convolution: nn.Conv2d, size: Sequence[int]) -> Tensor:
     """Scale (B, 1, h, w) up to `size` by a transposed convolution with ones: to whatever each place has seen."""
     ones = torch.ones(1, 1, *convolution.kernel_size, dtype=mask.dtype, device=mask.device)

@@ -8,7 +8,7 @@ import torch
 from gymnasium import spaces
 
 from ncp_rl import CnnNCPPolicy
-from ncp_rl.vision import ConvHead, visual_back_prop
+from ncp_rl.vision import ConvHead, structural_similarity, visual_back_prop
 from tests.random_env import box
 from tests.teach.lessons import student
 
@@ -69,3 +69,19 @@ def test_maps_have_the_size_of_the_image(shape: tuple[int, int]) -> None:
     head = ConvHead(spaces.Box(0, 255, (3, *shape), np.uint8))
     found = visual_back_prop(head, torch.rand(2, 3, *shape))
     assert found.shape == (2, *shape) and float(found.min()) >= 0 and float(found.max()) <= 1
+
+
+def test_similarity_is_that_of_the_formula() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.uniform(size=(2, 9, 7))  # Three windows.
+    expected = []
+    for top in range(3):
+        one, other = a[top : top + 7].ravel(), b[top : top + 7].ravel()
+        covariance = np.cov(one, other)
+        luminance = (2 * one.mean() * other.mean() + 1e-4) / (one.mean() ** 2 + other.mean() ** 2 + 1e-4)
+        structure = (2 * covariance[0, 1] + 9e-4) / (covariance[0, 0] + covariance[1, 1] + 9e-4)
+        expected.append(luminance * structure)
+    found = structural_similarity(torch.from_numpy(a)[None], torch.from_numpy(b)[None])
+    assert float(found) == pytest.approx(np.mean(expected), rel=1e-6)
+    same = torch.rand(2, 20, 30)
+    assert torch.allclose(structural_similarity(same, same), torch.ones(2))

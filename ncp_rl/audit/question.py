@@ -100,6 +100,10 @@ class Question(ABC, Generic[EvidenceT, AnswerT]):
     anchor: ClassVar[str] = ""
     must_pass: ClassVar[bool] = False
 
+    def concerns(self, evidence: EvidenceT) -> bool:
+        """Whether there is what it is about: a question on images is left out, without a word, where there are none."""
+        return True
+
     def lacks(self, evidence: EvidenceT, plan: Plan) -> str | None:
         """What is missing for an answer, in a sentence; None where nothing is."""
         return None
@@ -185,6 +189,8 @@ def ask(questions: Iterable[Question[EvidenceT, Any]], evidence: EvidenceT, plan
     for question in questions:
         if question.name in answers or question.name in skipped:
             raise ValueError(f"There are two questions {question.name!r}; answers are kept by name, so rename one.")
+        if not question.concerns(evidence):
+            continue
         why = question.why_not(evidence, plan)
         if why is not None:
             skipped[question.name] = why

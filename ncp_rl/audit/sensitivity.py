@@ -103,13 +103,16 @@ def observation_moves(circuit: Circuit, episodes: Sequence[Episode], share: floa
         for name in ("sensory", "observation")
     )
     quantity = [name.rpartition("_")[0] for name in circuit.sensory_names]
+    each = share * np.diag(np.ptp(sensory, axis=0)), "sensory input"
+    if not set(quantity) <= set(episodes[0].observation_names):
+        return each  # As the features of an image.
     rows = []
     for column, name in zip(observed.T, episodes[0].observation_names, strict=True):
         low, high = int(column.argmin()), int(column.argmax())
         own = np.array([of == name for of in quantity])
         line = sensory[low] + np.outer(column - column[low], sensory[high] - sensory[low]) / max(np.ptp(column), 1e-30)
         if not own.any() or np.abs(line - sensory)[:, own].max() > _NOT_LINEAR * max(np.ptp(sensory[:, own]), 1e-30):
-            return share * np.diag(np.ptp(sensory, axis=0)), "sensory input"
+            return each
         rows.append(share * (sensory[high] - sensory[low]) * own)
     return np.stack(rows), "observation"
 

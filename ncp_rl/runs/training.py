@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, VecTransposeImage, unwrap_vec_normalize
 
 from ncp_rl.policy import NCPPolicy
 from ncp_rl.readings import BadInputError
@@ -177,7 +177,10 @@ def _made(config: RunConfig, plan: Plan, device: str) -> Iterator[_Made]:
     n_envs = int(config.hyperparams.get("n_envs") or 1)
     venv, eval_venv = make_envs(config, n_envs), make_envs(config, min(plan.n_eval_episodes, 20), training=False)
     try:
-        yield _Made(config, plan, venv, eval_venv, make_model(config, venv, device), callbacks)
+        model = make_model(config, venv, device)
+        if isinstance(model.get_env(), VecTransposeImage):
+            eval_venv = VecTransposeImage(eval_venv)  # As the model has wrapped its own, or EvalCallback warns.
+        yield _Made(config, plan, venv, eval_venv, model, callbacks)
     finally:
         venv.close()
         eval_venv.close()

@@ -11,6 +11,7 @@ from ncp_rl.audit.questions.certificate import CertificateQuestion
 from ncp_rl.audit.questions.chain import ChainQuestion
 from ncp_rl.audit.questions.dynamics import DynamicsQuestion
 from ncp_rl.audit.questions.explain import ExplainQuestion
+from ncp_rl.audit.questions.gaze import GazeQuestion
 from ncp_rl.audit.questions.monitor import MonitorQuestion
 from ncp_rl.audit.questions.perturbation import PerturbationQuestion
 from ncp_rl.audit.questions.replay import ReplayQuestion
@@ -29,4 +30,5 @@ QUESTIONS: tuple[Question[Any, Any], ...] = (
     DynamicsQuestion(),
     TreesQuestion(),
     AblationQuestion(),
+    GazeQuestion(),
 )

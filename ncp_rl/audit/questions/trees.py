@@ -36,7 +36,9 @@ class TreesQuestion(RecordingQuestion[TreeAudit]):
     )
 
     def lacks(self, evidence: Evidence, plan: Plan) -> str | None:
-        """A second episode."""
+        """Observed quantities, of which rules speak, and a second episode."""
+        if not evidence.episodes[0].observation_names:
+            return "Trees are rules on observed quantities, and images alone are observed."
         enough = len(evidence.episodes) > 1
         return None if enough else "Trees need two episodes, one to grow on and one to be scored on."
 

@@ -123,13 +123,19 @@ def _pictures(audit: Audit, shown: Sequence[Sequence[int]], room: int) -> Iterat
 def _sections(audit: Audit) -> Iterator[_Section]:
     """A section for each question that has a title, in their order."""
     for question in audit.questions:
-        if not question.title:
+        if not question.title or not _told(audit, question):
             continue
         if isinstance(question, RecordingQuestion):
             parts = tuple(_parts(question, subject.answers, subject.skipped) for subject in audit.subjects)
             yield _Section(question, True, parts)
         else:
             yield _Section(question, False, (_parts(question, audit.of_runs.answers, audit.of_runs.skipped),))
+
+
+def _told(audit: Audit, question: Question[Any, Any]) -> bool:
+    """Whether it was asked, or it was said why not."""
+    asked = audit.subjects if isinstance(question, RecordingQuestion) else (audit.of_runs,)
+    return any(question.name in found.answers or question.name in found.skipped for found in asked)
 
 
 def _parts(question: Question[Any, Any], answers: Mapping[str, Any], skipped: Mapping[str, str]) -> tuple[Part, ...]:

@@ -57,7 +57,7 @@ class Student:
     hyperparams: Path = HYPERPARAMS
     """Settings of the policy by environment, in rl-zoo's form, which PPO goes on with."""
     final_episodes: int = 100
-    """Episodes of the evaluation at the end."""
+    """Episodes of the evaluation at the end; pairs of episodes too, where a teacher is beside."""
     progress_bar: bool = True
     """Show progress and remaining time."""
 
@@ -177,7 +177,7 @@ def taught(args: Clone | Dagger | Distil, model: OnPolicyAlgorithm, venv: VecEnv
     common |= dict(privilege=None if rounds.privilege is None else sees(rounds.privilege))
     if isinstance(args, Distil):
         teacher, _ = load_run(args.teacher)
-        return str(distil(model, teacher, venv, lessons, **common))
+        return str(distil(model, teacher, venv, lessons, n_episodes=student.final_episodes, **common))
     expert = import_path("expert", args.expert)
     found = dagger(model, venv, expert() if isinstance(expert, type) else expert, lessons, **common)
     return "\n".join(f"round {i}: error {r.taught.error:.3f}, expert {r.expert_share:.0%}" for i, r in enumerate(found))

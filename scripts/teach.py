@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import ncp_envs  # noqa: F401  (registers ncp/ environments)
 import numpy as np
 import torch
 import tyro

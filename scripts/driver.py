@@ -40,19 +40,20 @@ FRAME: dict[str, Any] = dict(rows=[16, 48], pool=2)
 HEAD: dict[str, Any] = dict(
     features_extractor_class="ncp_rl.vision.ConvHead", features_extractor_kwargs=dict(features_dim=32)
 )
-#: The paper's neurons; each feature reaches half of the inter neurons.
+#: The paper's neurons; each feature reaches half of the inter neurons. Command neurons are wired among themselves three
+#: times as densely, and time constants start from up to 10 steps: to find out the wheel offset takes a while.
 WIRING: dict[str, Any] = dict(
     recipe="NCP",
     inter_neurons=12,
     command_neurons=6,
     sensory_fanout=6,
     inter_fanout=4,
-    recurrent_command_synapses=6,
+    recurrent_command_synapses=18,
     motor_fanin=6,
 )
 #: Policy and its arguments by the name of the driver.
 CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "ncp": ("CnnNCPPolicy", dict(wiring=WIRING, critic="mlp")),
+    "ncp": ("CnnNCPPolicy", dict(wiring=WIRING, critic="mlp", init=dict(tau=[0.1, 10.0]))),
     "lstm-19": ("CnnLstmPolicy", dict(lstm_hidden_size=19, net_arch=dict(pi=[], vf=[64]), enable_critic_lstm=False)),
     "lstm-64": ("CnnLstmPolicy", dict(lstm_hidden_size=64, net_arch=dict(pi=[], vf=[64]), enable_critic_lstm=False)),
     "feed-forward": ("CnnPolicy", dict(net_arch=dict(pi=[64], vf=[64]))),
@@ -73,8 +74,8 @@ MIX: tuple[dict[str, float], ...] = (
     dict(light=0.4, shadow=0.5),
     dict(noise=0.3, missing_markings=0.4),
 )
-LESSONS = Lessons(n_epochs=5, n_sequences=32, readout=0.1, feature_pull=0.01)
-N_CARS, N_ROUNDS, LAST_EPOCHS, PUSHES = 48, 6, 15, 0.6
+LESSONS = Lessons(n_epochs=5, readout=0.1, feature_pull=0.01)
+N_CARS, N_ROUNDS, LAST_EPOCHS, PUSHES = 48, 5, 12, 0.6
 #: Roads of the figures; training has seeds of its own, judgements between rounds too.
 FRESH_SEED = 8_000_000
 

@@ -24,6 +24,7 @@ from ncp_rl.export import (
     ExportError,
     monitor_to_c,
     monitor_to_json,
+    monitor_to_onnx,
     to_c,
     to_numpy,
     to_onnx,
@@ -85,7 +86,7 @@ class Onnx(_Export):
 
 @dataclass(frozen=True)
 class Monitor:
-    """Fit an envelope around the neurons of recorded clean episodes; write monitor.h, monitor.c and monitor.json."""
+    """Fit an envelope around the neurons of recorded clean episodes; write it as C, JSON or ONNX."""
 
     file: tyro.conf.Positional[Path]
     """The recording."""
@@ -95,6 +96,8 @@ class Monitor:
     """With a promised false-alarm rate, or each neuron's range."""
     alpha: float = 0.1
     """False-alarm rate per episode that a conformal envelope promises."""
+    onnx: bool = False
+    """Write monitor.onnx in place of monitor.h, monitor.c and monitor.json."""
 
     def run(self) -> int:
         """Fit, write, say where."""
@@ -104,6 +107,9 @@ class Monitor:
             envelope = fit_box(recording.circuit, episodes)
         else:
             envelope = fit_conformal(recording.circuit, episodes, alpha=self.alpha)
+        if self.onnx:
+            print(monitor_to_onnx(envelope, self.out / "monitor.onnx"))
+            return 0
         monitor_to_c(envelope, self.out)
         print(monitor_to_json(envelope, self.out / "monitor.json"))
         return 0

@@ -2,7 +2,7 @@
 
 from ncp_rl.export.c_source import to_c
 from ncp_rl.export.controller import Controller, ControllerError, Monitor
-from ncp_rl.export.monitor import monitor_to_c, monitor_to_json
+from ncp_rl.export.monitor import monitor_to_c, monitor_to_json, monitor_to_onnx
 from ncp_rl.export.numpy_source import to_numpy, write_runtime
 from ncp_rl.export.onnx_graph import to_onnx
 from ncp_rl.export.question import DeployedQuestion
@@ -20,6 +20,7 @@ __all__ = [
     "Monitor",
     "monitor_to_c",
     "monitor_to_json",
+    "monitor_to_onnx",
     "to_c",
     "to_numpy",
     "to_onnx",

@@ -1,4 +1,4 @@
-"""`monitor_to_c`, `monitor_to_json`: a fitted envelope goes along with the controller and raises the audit's alarms."""
+"""A fitted envelope goes along with the controller, in C, ONNX or JSON, and raises the audit's alarms."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
 from ncp_rl.audit.envelope import Envelope
 from ncp_rl.export.c_source import TEMPLATES, Row, comment
 from ncp_rl.export.controller import MONITOR_FORMAT
 from ncp_rl.export.numpy_source import json_text
+from ncp_rl.export.onnx_graph import write_graph
 from ncp_rl.export.spec import write_new
 
 
@@ -27,6 +30,51 @@ def monitor_to_json(envelope: Envelope, path: Path | str) -> Path:
     path = Path(path)
     write_new(path.parent, {path.name: json_text(_described(envelope))})
     return path
+
+
+def monitor_to_onnx(envelope: Envelope, path: Path | str) -> Path:
+    """Write an envelope as an ONNX graph, for any number of controllers side by side.
+
+    Inputs are `potentials` (N, U) float32, of all neurons after a step, and `step` (N,) int64, of the episode, from 0.
+    Outputs are `score` (N,) float64, `outside` (N,) bool, whether it exceeds the threshold, and `neuron` (N,) int64,
+    the place among the watched neurons of the one that is furthest out; the metadata entry `ncp_rl` names them.
+
+    Args:
+        envelope: Fitted by one of `ncp_rl.audit.envelope`.
+        path: New file, .onnx.
+
+    Raises:
+        ExportError: The file exists, or the package onnx is missing.
+    """
+    example = torch.zeros(2, int(envelope.watched.index.max()) + 1), torch.zeros(2, dtype=torch.int64)
+    inputs, outputs = ["potentials", "step"], ["score", "outside", "neuron"]
+    axes = {name: {0: "controllers"} for name in (*inputs, *outputs)}
+    axes["potentials"][1] = "neurons"
+    return write_graph(_Watch(envelope), example, Path(path), (inputs, outputs, axes), _described(envelope))
+
+
+class _Watch(nn.Module):
+    """One step of `ncp_rl.export.controller.Monitor`, without the state of its episode."""
+
+    def __init__(self, envelope: Envelope) -> None:
+        super().__init__()
+        self.box, self.threshold = envelope.score == "box", envelope.threshold
+        self.index = torch.from_numpy(envelope.watched.index.astype(np.int64))
+        self.centre, self.precision, self.profile = (
+            torch.from_numpy(np.asarray(array, np.float64))
+            for array in (envelope.centre, envelope.precision, envelope.profile)
+        )
+
+    def forward(self, potentials: Tensor, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        deviation = potentials[:, self.index].double() - self.centre
+        known = deviation.abs() < np.inf  # False for what is not a number too.
+        finite = torch.where(known, deviation, 0.0)
+        weighted = finite @ self.precision
+        shares = torch.where(known, weighted.square() / self.precision.diagonal(), np.inf)
+        squared = shares.amax(1) if self.box else (finite * weighted).sum(1).clamp_min(0.0)
+        squared = torch.where(known.all(1), squared, np.inf)
+        score = squared.sqrt() / self.profile[step.clamp_max(len(self.profile) - 1)]
+        return score, score > self.threshold, shares.argmax(1)
 
 
 def monitor_to_c(envelope: Envelope, folder: Path | str) -> Path:

@@ -54,32 +54,57 @@ def to_onnx(
         ExportError: No NCP policy, a broken one, the file exists, or the package onnx is missing.
         ncp_rl.runs.RunError: The run folder is damaged.
     """
-    found, path = find_source(source, env), Path(path)
+    found = find_source(source, env)
     spec = Spec.of(found, min_seconds=min_seconds)
+    found.policy.set_training_mode(False)
+    inputs = [input_name(part.key) for part in spec.observed] + ["state", "elapsed_time", "reset"]
+    outputs = ["action", "action_mean", "new_state", "sensory"]
+    axes = {name: {0: "controllers"} for name in (*inputs, *outputs)}
+    example = _example(spec, found.policy.device)
+    return write_graph(_Step(found, spec), example, Path(path), (inputs, outputs, axes), spec.to_dict())
+
+
+def write_graph(
+    module: nn.Module,
+    example: tuple[Tensor, ...],
+    path: Path,
+    names: tuple[list[str], list[str], dict[str, dict[int, str]]],
+    description: dict[str, Any],
+) -> Path:
+    """Write a module as a checked ONNX graph.
+
+    Args:
+        module: What the graph computes.
+        example: Operands of it.
+        path: New file.
+        names: Of the inputs, of the outputs, and of axes of any size by input or output and number.
+        description: JSON of the metadata entry `ncp_rl`.
+
+    Raises:
+        ExportError: The file exists, or the package onnx is missing.
+    """
     onnx = _onnx()
     if path.exists():
         raise ExportError(f"{path} exists and is left as it is; name another file.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    found.policy.set_training_mode(False)
-    inputs = [input_name(part.key) for part in spec.observed] + ["state", "elapsed_time", "reset"]
-    outputs = ["action", "action_mean", "new_state", "sensory"]
+    inputs, outputs, axes = names
     with warnings.catch_warnings():
         # PyTorch says of its own exporter that a newer one is coming; that one takes minutes for some substeps.
         warnings.simplefilter("ignore", DeprecationWarning)
         # Stable-Baselines3 decides by shapes, as it should.
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
         torch.onnx.export(
-            _Step(found, spec).eval(),
-            _example(spec, found.policy.device),
+            module.eval(),
+            example,
             str(path),
             dynamo=False,
             opset_version=_OPSET,
             input_names=inputs,
             output_names=outputs,
-            dynamic_axes={name: {0: "controllers"} for name in (*inputs, *outputs)},
+            dynamic_axes=axes,
         )
     model = onnx.load(str(path))
-    onnx.helper.set_model_props(model, {METADATA: json.dumps(spec.to_dict(), allow_nan=False)})
+    onnx.helper.set_model_props(model, {METADATA: json.dumps(description, allow_nan=False)})
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, str(path))
     return path

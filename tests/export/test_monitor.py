@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -10,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from ncp_rl.audit.envelope import Envelope, fit_box, fit_conformal, fit_mahalanobis
 from ncp_rl.audit.monitor import LiveMonitor
-from ncp_rl.export import ExportError, Monitor, monitor_to_c, monitor_to_json
+from ncp_rl.export import ExportError, Monitor, monitor_to_c, monitor_to_json, monitor_to_onnx
 from ncp_rl.export.toolchain import FLAGS
 from ncp_rl.recording import Episode, Recording, record_rollouts
 from tests.export.policies import VECTORS, make_model
@@ -85,6 +87,30 @@ def test_numpy_raises_the_audits_alarms(name: str, recording: Recording, tmp_pat
                 assert raised.time == pytest.approx(alarm.time)
                 n_alarms += 1
     assert 5 < n_alarms < 20 and len(monitor.alarms) == n_alarms
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_onnx_gives_the_audits_scores(name: str, recording: Recording, tmp_path: Path) -> None:
+    envelope = FITS[name](recording.circuit, list(recording))
+    path = monitor_to_onnx(envelope, tmp_path / "monitor.onnx")
+    session, live = onnxruntime.InferenceSession(path), LiveMonitor(envelope)
+    named = json.loads(session.get_modelmeta().custom_metadata_map["ncp_rl"])["names"]
+    n_alarms = 0
+    for episode in faulty(recording):
+        steps = np.arange(len(episode))
+        scores, outside, neurons = session.run(None, {"potentials": episode.potentials, "step": steps})
+        alarmed = False
+        for t, potentials in enumerate(episode.potentials):
+            expected = live.observe((potentials[None, None],), np.array([t == 0]), episode.elapsed_time[t : t + 1])
+            assert scores[t] == pytest.approx(live.scores[0], rel=1e-9)
+            assert bool(expected) == (bool(outside[t]) and not alarmed)
+            alarmed |= bool(outside[t])
+            if expected:
+                assert named[neurons[t]] == expected[0].neuron
+                n_alarms += 1
+    assert 5 < n_alarms < 20
+    with pytest.raises(ExportError, match="exists and is left as it is"):
+        monitor_to_onnx(envelope, path)
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="needs a C compiler: apt-get install gcc")

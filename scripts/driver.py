@@ -233,7 +233,7 @@ def count_parameters(model: OnPolicyAlgorithm) -> tuple[int, int]:
     """Parameters of the head, and from its features to the action."""
     counts = {name: parameter.numel() for name, parameter in model.policy.named_parameters()}
     core = ("lstm_actor", "mlp_extractor.policy_net", "action_net")
-    head = sum(n for name, n in counts.items() if name.startswith("pi_features_extractor"))
+    head = sum(parameter.numel() for parameter in model.policy.pi_features_extractor.parameters())
     return head, sum(n for name, n in counts.items() if name.startswith(core))
 
 

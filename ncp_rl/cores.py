@@ -26,7 +26,7 @@ def cell_class(cell: str | type[RecurrentCell], argument: str = "cell") -> type[
     """The class of a cell that is named, or that is one.
 
     Raises:
-        ValueError: There is none of that name.
+        ValueError: No cell has that name.
     """
     if isinstance(cell, str) and cell not in CELLS:
         raise ValueError(f"{argument} must be one of {', '.join(map(repr, CELLS))}, or a class, got {cell!r}.")

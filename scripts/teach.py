@@ -141,7 +141,7 @@ def environment(args: Clone | Dagger | Distil) -> str:
     """The student's environment.
 
     Raises:
-        RunError: There is none.
+        RunError: Neither the command line nor a teacher's run names one.
     """
     if args.student.env is not None:
         return args.student.env

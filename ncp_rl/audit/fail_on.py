@@ -19,7 +19,7 @@ def failures(audit: Audit, conditions: Sequence[str]) -> list[str]:
             the figure of any verdict of that check is beyond the number. What was skipped fails nothing.
 
     Raises:
-        ValueError: A condition that is none, or names a check or figure that the audit does not have.
+        ValueError: A condition has another form, or names a check or figure that the audit does not have.
     """
     found = []
     for condition in conditions:

@@ -26,14 +26,13 @@ from ncp_rl.audit.ablate import Ablation, ablated
 from ncp_rl.audit.cell import Array
 from ncp_rl.audit.verdict import Verdict
 from ncp_rl.policy import NCPPolicy
-from ncp_rl.runs import EpisodeBound, load_run
+from ncp_rl.runs import EpisodeBound, Interval, load_run, mean_interval
 
 #: Makes an environment worse by a level; at level 0 it is as it was.
 Disturbance = Callable[[gym.Env[Any, Any], float], gym.Env[Any, Any]]
 
 # Name, level, and what makes it so.
 _Condition = tuple[str, float, Disturbance | None, Ablation | None]
-_RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -59,14 +58,6 @@ class Outcome(NamedTuple):
     """(N,), 1 where an episode failed; see `failed`."""
     command: list[Array] | None
     """Per episode (T, C), potentials of the command neurons; None for policies without."""
-
-
-class Interval(NamedTuple):
-    """A mean over episodes and its 95 % bootstrap interval."""
-
-    mean: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -281,14 +272,14 @@ def _point(policy: str, condition: str, level: float, outcome: Outcome, nominal:
     deviation = None
     if outcome.command is not None and nominal.command is not None:
         pairs = zip(outcome.command, nominal.command, strict=True)
-        deviation = _interval(np.array([_rms_difference(*pair) for pair in pairs]))
+        deviation = mean_interval(np.array([_rms_difference(*pair) for pair in pairs]))
     return Point(
         policy=policy,
         condition=condition,
         level=level,
-        mean_return=_interval(outcome.returns),
-        return_change=_interval(outcome.returns - nominal.returns),
-        failure_rate=_interval(outcome.failed),
+        mean_return=mean_interval(outcome.returns),
+        return_change=mean_interval(outcome.returns - nominal.returns),
+        failure_rate=mean_interval(outcome.failed),
         command_deviation=deviation,
     )
 
@@ -297,12 +288,6 @@ def _rms_difference(trace: Array, nominal: Array) -> float:
     """Over the steps that both episodes have."""
     n_steps = min(len(trace), len(nominal))
     return float(np.sqrt(np.mean((trace[:n_steps] - nominal[:n_steps]) ** 2)))
-
-
-def _interval(values: Array) -> Interval:
-    rng = np.random.default_rng(0)  # The same episodes give the same interval.
-    resampled = rng.choice(values, (_RESAMPLES, len(values))).mean(1)
-    return Interval(float(values.mean()), *map(float, np.percentile(resampled, [2.5, 97.5])))
 
 
 def _equal(outcome: Outcome | None, nominal: Outcome | None) -> bool:

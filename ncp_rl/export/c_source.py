@@ -204,7 +204,7 @@ def _synapse_rows(synapses: dict[str, Any], sources: list[str], neurons: list[st
         )
     ]
     # C has no empty arrays.
-    return rows or [Row(f"0u, {literals(0, 0, 0, 0)}", "There is none; no neuron reads this line.")]
+    return rows or [Row(f"0u, {literals(0, 0, 0, 0)}", "There is no synapse; no neuron reads this line.")]
 
 
 def _neuron_rows(found: dict[str, Any], neurons: list[str]) -> Iterator[Row]:

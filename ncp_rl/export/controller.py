@@ -109,7 +109,7 @@ class Controller:
         """The controller of controller.json or controller.onnx, or of a folder that holds one.
 
         Raises:
-            ControllerError: There is none, or it is damaged; or ONNX Runtime is missing.
+            ControllerError: No controller lies there, or a damaged one; or ONNX Runtime is missing.
         """
         path = Path(path)
         if path.is_dir():
@@ -417,7 +417,7 @@ class Monitor:
         """The monitor of a file that `ncp_rl.export.monitor_to_json` wrote.
 
         Raises:
-            ControllerError: It is none.
+            ControllerError: The file is no such monitor.
         """
         try:
             return cls(_described(Path(path).read_text(), MONITOR_FORMAT))

@@ -261,7 +261,7 @@ def find_source(source: Path | str | OnPolicyAlgorithm, env: VecEnv | None = Non
         env: With a model: its environments, whose normalisation is exported; the model's own where None.
 
     Raises:
-        ExportError: The policy is none that can be exported, or the model has no environments.
+        ExportError: The policy cannot be exported, or the model has no environments.
         ncp_rl.runs.RunError: The run folder is damaged.
     """
     if isinstance(source, (str, Path)):

@@ -151,7 +151,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     """controller.json of a folder.
 
     Raises:
-        ExportError: There is none, or it is damaged.
+        ExportError: The file is missing or damaged.
     """
     return dict(_load(folder / "controller.json").description)
 

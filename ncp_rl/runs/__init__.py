@@ -15,7 +15,7 @@ them, and resume.pt is a pickle too: load only those that you trust.
 
 from ncp_rl.runs.config import EVALUATION_SEED, GENERAL, RunConfig, RunError, read_hyperparams
 from ncp_rl.runs.environments import make_envs
-from ncp_rl.runs.evaluation import MAX_EPISODE_STEPS, EpisodeBound, Evaluation, evaluate
+from ncp_rl.runs.evaluation import MAX_EPISODE_STEPS, EpisodeBound, Evaluation, Interval, evaluate, mean_interval
 from ncp_rl.runs.folder import load_run, read_config, save_model
 from ncp_rl.runs.models import BASELINES, POLICIES, algorithm, is_circuit, make_model, policy_class, seconds_per_step
 from ncp_rl.runs.training import resume, train
@@ -28,6 +28,7 @@ __all__ = [
     "POLICIES",
     "EpisodeBound",
     "Evaluation",
+    "Interval",
     "RunConfig",
     "RunError",
     "algorithm",
@@ -36,6 +37,7 @@ __all__ = [
     "load_run",
     "make_envs",
     "make_model",
+    "mean_interval",
     "policy_class",
     "read_config",
     "read_hyperparams",

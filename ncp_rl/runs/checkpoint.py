@@ -176,7 +176,7 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
     """The checkpoint of a run folder.
 
     Raises:
-        RunError: There is none, or it is damaged.
+        RunError: The checkpoint is missing or damaged.
     """
     path = folder / CHECKPOINT
     if not path.exists():

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,8 @@ from ncp_rl.runs.config import RunError
 
 #: Steps after which an episode is taken for one that never ends, unless its environment's own limit is larger.
 MAX_EPISODE_STEPS = 30_000
+
+_RESAMPLES = 2000
 
 # What `EvalCallback` holds of evaluations so far.
 _EVALUATED = (
@@ -61,6 +63,20 @@ class Evaluation:
             f"return {s['mean_return']:.1f} +- {s['std_return']:.1f} (min {s['min_return']:.1f}, "
             f"max {s['max_return']:.1f}), length {s['mean_length']:.1f}, over {s['episodes']} episodes"
         )
+
+
+class Interval(NamedTuple):
+    """A mean over episodes and its 95 % bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def mean_interval(values: npt.NDArray[np.float64]) -> Interval:
+    """The mean of (E,) episodes' values and its 95 % percentile bootstrap; the same episodes give the same interval."""
+    resampled = np.random.default_rng(0).choice(values, (_RESAMPLES, len(values))).mean(1)
+    return Interval(float(values.mean()), *map(float, np.percentile(resampled, [2.5, 97.5])))
 
 
 class EpisodeBound:

@@ -297,6 +297,8 @@ class Imitation:
 
     def _take_moments(self, shown: Sequence[Demonstration]) -> None:
         """Take means and deviations of observations from demonstrations, where the model came without."""
+        if not self.takes_moments and (self.normalize is None or not self.normalize.norm_obs):
+            return
         rows = np.random.default_rng(0).permutation(sum(map(len, shown)))[:_N_MOMENTS]
         some = take_steps(shown, np.sort(rows))
         normalize = self.normalize

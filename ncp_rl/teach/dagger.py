@@ -12,13 +12,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from scipy import stats
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
-from ncp_rl.runs import EpisodeBound, Evaluation
+from ncp_rl.runs import EpisodeBound, Evaluation, mean_interval
 from ncp_rl.teach.cloning import DEFAULT, Imitation, Lessons, Taught
 from ncp_rl.teach.demonstrations import Demonstration, Expert, Privilege, demonstrate, expert_view, still
 
@@ -130,12 +128,12 @@ class Fidelity:
     def summary(self) -> dict[str, float]:
         """The error, mean returns, and the mean difference of the pairs with its 95 % bootstrap interval."""
         difference = np.subtract(self.student_returns, self.teacher_returns)
-        low, high = _interval(difference)
+        mean, low, high = mean_interval(difference)
         return dict(
             error=self.error,
             teacher_return=float(np.mean(self.teacher_returns)),
             student_return=float(np.mean(self.student_returns)),
-            difference=float(difference.mean()),
+            difference=mean,
             difference_low=low,
             difference_high=high,
         )
@@ -258,10 +256,3 @@ def paired_episodes(
             returns += total.tolist()
             lengths += steps.tolist()
     return Evaluation(tuple(returns[:n_episodes]), tuple(lengths[:n_episodes]))
-
-
-def _interval(differences: npt.NDArray[np.float64]) -> tuple[float, float]:
-    if len(differences) < 2 or not differences.std():
-        return float(differences.mean()), float(differences.mean())
-    found = stats.bootstrap((differences,), np.mean, n_resamples=2000, method="percentile", rng=0)
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from ncp_rl.audit.ablate import Clamp
-from ncp_rl.audit.perturb import Interval, Perturbation, Point, Trial, failed, perturb, roll_out
-from ncp_rl.runs import RunConfig, RunError, train
+from ncp_rl.audit.perturb import Perturbation, Point, Trial, failed, perturb, roll_out
+from ncp_rl.runs import Interval, RunConfig, RunError, train
 
 ENV = "ncp_envs:ncp/PendulumNoVel-v1"
 LEVELS = (0.0, 0.5)

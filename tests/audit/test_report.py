@@ -21,7 +21,7 @@ from ncp_rl import AutoNCP, NCPPolicy, equations
 from ncp_rl.audit.audit import Audit, Subject, audit_recording
 from ncp_rl.audit.explain import Explanation
 from ncp_rl.audit.intervals import Range
-from ncp_rl.audit.perturb import Interval, Perturbation, Point
+from ncp_rl.audit.perturb import Perturbation, Point
 from ncp_rl.audit.plan import Plan
 from ncp_rl.audit.question import Asked
 from ncp_rl.audit.questions.certificate import Certified
@@ -32,6 +32,7 @@ from ncp_rl.audit.report import write_report
 from ncp_rl.circuit import Circuit
 from ncp_rl.kernels import EPSILON
 from ncp_rl.recording import Recording, record_rollouts
+from ncp_rl.runs import Interval
 from tests.audit.episodes import pendulum, small_model
 
 N_STEPS = 30

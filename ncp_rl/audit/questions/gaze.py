@@ -84,7 +84,8 @@ class GazeQuestion(RecordingQuestion[Gaze]):
         head = _head(evidence)
         if not isinstance(head, ConvHead):
             return f"There are maps of a ConvHead alone; the policy's encoder is {type(head).__name__}."
-        if evidence.recording.observations(evidence.episodes[0]) is None:
+        pictures = evidence.recording.images(evidence.episodes[0].index)
+        if not any(picture.name.startswith("observation/") for picture in pictures):
             return "The images that were observed were not recorded; audit with --images."
         return None
 

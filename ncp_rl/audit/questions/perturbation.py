@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from ncp_rl.audit.perturb import Interval, Perturbation, Point, perturb
+from ncp_rl.audit.perturb import Perturbation, Point, perturb
 from ncp_rl.audit.plan import Plan
 from ncp_rl.audit.plots import COLORS, DASHES, SYMBOLS, Figure, line, packed, plain, row_layout
 from ncp_rl.audit.question import Runs, RunsQuestion, Schema
 from ncp_rl.audit.section import Grid, Heading, Paragraph, Part, Plot, Table
 from ncp_rl.audit.verdict import Verdict
+from ncp_rl.runs import Interval
 
 _INTERVAL = {
     "type": "object",

@@ -47,7 +47,7 @@ _NO_CONDUCTANCES = (
 )
 
 
-class _Step(NamedTuple):
+class _StepTiming(NamedTuple):
     """What the layers of a step have in common, (T, N, 1) each, or None."""
 
     starts: Tensor | None
@@ -92,14 +92,14 @@ class CfCLayer(nn.Module):
         self.time_constant = nn.Parameter(torch.empty(n).uniform_(-span, span)) if pure else None
         self.amplitude = nn.Parameter(torch.empty(n).uniform_(-span, span)) if pure else None
 
-    def forward(self, sources: Tensor, v: Tensor, step: _Step) -> Tensor:
+    def forward(self, sources: Tensor, v: Tensor, step: _StepTiming) -> Tensor:
         """Potentials (T, N, n) after each step, from sources (T, N, I) and potentials v (N, n) before the first."""
         weight = self.weight * self.mask
         driven = F.linear(sources, weight[:, : self.n_sources], self.bias)
         operands = (driven, v, weight[:, self.n_sources :].T, *step, self.time_constant, self.amplitude)
         if not torch.is_grad_enabled() or torch.compiler.is_compiling() or exporting():
-            return _scan(self.mode, *operands)[0]
-        potentials: Tensor = _Scan.apply(self.mode, *operands)  # type: ignore[no-untyped-call]
+            return _scan_layer(self.mode, *operands)[0]
+        potentials: Tensor = _CfCScan.apply(self.mode, *operands)  # type: ignore[no-untyped-call]
         return potentials
 
 
@@ -116,7 +116,7 @@ def _after(mode: Mode, maps: Tensor, elapsed: Tensor | None, w: Tensor | None, a
     return torch.lerp(f, g, gate) if mode == "default" else torch.addcmul(f, gate, g)
 
 
-def _scan(
+def _scan_layer(
     mode: Mode,
     driven: Tensor,
     v: Tensor,
@@ -134,7 +134,7 @@ def _scan(
         driven: (T, N, K n), what the sources give to the maps.
         v: (N, n), potentials before the first step.
         own: (n, K n), weights of the maps over the layer's own potentials.
-        starts: As in `_Step`.
+        starts: As in `_StepTiming`.
         elapsed: The same.
         held: The same.
         w: As `CfCLayer.time_constant`.
@@ -152,8 +152,8 @@ def _scan(
     return torch.stack(potentials), maps, before
 
 
-class _Scan(torch.autograd.Function):
-    """`_scan` as one node of autograd's graph, which would have ten of each step.
+class _CfCScan(torch.autograd.Function):
+    """`_scan_layer` as one node of autograd's graph, which would have ten of each step.
 
     A potential after a step depends on its own neuron's maps alone, element by element. So all of a step's derivatives
     but one product with `own` are taken at once for all steps.
@@ -161,7 +161,7 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, mode: Mode, driven: Tensor, v: Tensor, own: Tensor, *others: Any) -> Tensor:
-        potentials, maps, before = _scan(mode, driven, v, own, *others)
+        potentials, maps, before = _scan_layer(mode, driven, v, own, *others)
         ctx.mode = mode
         ctx.save_for_backward(torch.stack(maps), torch.stack(before), own, *others)
         return potentials
@@ -288,19 +288,19 @@ class CfC(Fingerprinted):
         potentials = torch.cat([found[start] for start in sorted(found)], dim=-1)
         return potentials, potentials[-1]
 
-    def _step(self, inputs: Tensor, episode_starts: Tensor | None, elapsed_time: Tensor | None) -> _Step:
+    def _step(self, inputs: Tensor, episode_starts: Tensor | None, elapsed_time: Tensor | None) -> _StepTiming:
         for name, operand in (("episode_starts", episode_starts), ("elapsed_time", elapsed_time)):
             if operand is not None and not tracing() and operand.shape != inputs.shape[:2]:
                 expected, came = tuple(inputs.shape[:2]), tuple(operand.shape)
                 raise ValueError(f"{name} must be (T, N) = {expected}, got {came}.")
         starts = None if episode_starts is None else (episode_starts != 0)[..., None]
         if elapsed_time is None:
-            return _Step(starts, None, None)
+            return _StepTiming(starts, None, None)
         elapsed = checked_seconds(elapsed_time)[..., None]
         # In an exported graph nothing is held: it has no sign of zeros.
         held = None if exporting() else torch.signbit(elapsed)
         # By the unit as a tensor, so that a step of `elapsed_time` seconds gives exactly one.
-        return _Step(starts, elapsed / elapsed.new_tensor(self.elapsed_time), held)
+        return _StepTiming(starts, elapsed / elapsed.new_tensor(self.elapsed_time), held)
 
     def fingerprint(self) -> Tensor:
         """Wiring, `elapsed_time` and `mode`; see `ncp_rl.fingerprint`."""

@@ -27,12 +27,12 @@ from torch.nn import functional as F
 from ncp_rl import equations
 from ncp_rl.cell import Floats, MotorMap, checked_seconds, checked_settings
 from ncp_rl.fingerprint import Fingerprinted, fingerprint
-from ncp_rl.kernels import BACKENDS, EPSILON, Backend, HeldParams, Params, Synapses, exporting, ltc_scan, tracing
+from ncp_rl.kernels import BACKENDS, EPSILON, Backend, FrozenParams, Params, Synapses, exporting, ltc_scan, tracing
 from ncp_rl.kernels.numba.vectors import WIDTHS
 from ncp_rl.synapses import SynapseList
 from ncp_rl.wiring import Wiring
 
-Range = tuple[float, float]
+Bounds = tuple[float, float]
 
 # What `_constrain` takes, in its order, and what the scan takes of the wiring.
 _RAW = ("w", "sigma", "mu", "erev", "sensory_w", "sensory_sigma", "sensory_mu", "sensory_erev", "cm", "gleak", "vleak")
@@ -51,17 +51,17 @@ class LTCInit:
     half-open synapses; with `cm` given it is drawn as in ncps.
     """
 
-    tau: Range = (0.1, 2.0)
+    tau: Bounds = (0.1, 2.0)
     """Time constants, in steps of the layer's `elapsed_time`."""
-    cm: Range | None = None
-    gleak: Range = (0.001, 1.0)
-    vleak: Range = (-0.2, 0.2)
-    w: Range = (0.001, 1.0)
-    sigma: Range = (3.0, 8.0)
-    mu: Range = (-0.3, 0.3)
-    sensory_w: Range = (0.001, 1.0)
-    sensory_sigma: Range = (3.0, 8.0)
-    sensory_mu: Range = (0.3, 0.8)
+    cm: Bounds | None = None
+    gleak: Bounds = (0.001, 1.0)
+    vleak: Bounds = (-0.2, 0.2)
+    w: Bounds = (0.001, 1.0)
+    sigma: Bounds = (3.0, 8.0)
+    mu: Bounds = (-0.3, 0.3)
+    sensory_w: Bounds = (0.001, 1.0)
+    sensory_sigma: Bounds = (3.0, 8.0)
+    sensory_mu: Bounds = (0.3, 0.8)
 
     def __post_init__(self) -> None:
         """Refuse ranges that are no ranges, or that allow values the cell cannot have."""
@@ -75,7 +75,7 @@ class LTCInit:
                 raise ValueError(f"{name} must be a range {kind} with low <= high, got {bounds}.")
 
 
-class Packed(NamedTuple):
+class PackedLTC(NamedTuple):
     """What an `LTC` hands to the scan."""
 
     params: Params
@@ -84,11 +84,11 @@ class Packed(NamedTuple):
     input_b: Tensor | None
 
 
-class _Held(NamedTuple):
-    """Packed parameters, and a copy of the values that they were packed from."""
+class _FrozenValues(NamedTuple):
+    """PackedLTC parameters, and a copy of the values that they were packed from."""
 
     values: Tensor
-    params: HeldParams
+    params: FrozenParams
 
 
 class LTC(Fingerprinted):
@@ -176,7 +176,7 @@ class LTC(Fingerprinted):
         self.input_b = nn.Parameter(torch.zeros(wiring.n_sensory)) if input_map else None
         self.motor_map: MotorMap | nn.Identity = MotorMap(wiring.n_motor) if motor_map else nn.Identity()
         self._synapses: Synapses | None = None
-        self._held: _Held | None = None
+        self._frozen: _FrozenValues | None = None
 
     def forward(
         self,
@@ -226,7 +226,7 @@ class LTC(Fingerprinted):
         )
         return potentials, potentials[-1]
 
-    def packed(self) -> Packed:
+    def packed(self) -> PackedLTC:
         """Parameters, constrained, and synapse lists as the scan takes them.
 
         Without gradients, on the CPU, the result is kept until a parameter has another value, since packing costs more
@@ -242,15 +242,15 @@ class LTC(Fingerprinted):
         elif not raw[0].is_cpu:
             params = Params(*_constrain(*raw))  # To compare values there would wait for the device.
         else:
-            params = self._held_params(raw)
-        return Packed(params, self._synapse_lists(), self.input_w, self.input_b)
+            params = self._frozen_params(raw)
+        return PackedLTC(params, self._synapse_lists(), self.input_w, self.input_b)
 
-    def _held_params(self, raw: list[Tensor]) -> HeldParams:
+    def _frozen_params(self, raw: list[Tensor]) -> FrozenParams:
         """The parameters of the `raw` values, packed when these are new."""
-        values, held = torch.cat(raw), self._held
-        if held is None or held.values.dtype is not values.dtype or not torch.equal(held.values, values):
-            held = self._held = _Held(values, HeldParams(*_constrain(*raw)))
-        return held.params
+        values, frozen = torch.cat(raw), self._frozen
+        if frozen is None or frozen.values.dtype is not values.dtype or not torch.equal(frozen.values, values):
+            frozen = self._frozen = _FrozenValues(values, FrozenParams(*_constrain(*raw)))
+        return frozen.params
 
     def _synapse_lists(self) -> Synapses:
         """The same object until the module moves to another device: the scan checks an object once."""
@@ -275,7 +275,7 @@ class LTC(Fingerprinted):
 
     def __getstate__(self) -> dict[str, Any]:
         """All but what is kept for speed: copies, in this process or another one, pack for themselves."""
-        return self.__dict__ | {"_held": None, "_synapses": None}
+        return self.__dict__ | {"_frozen": None, "_synapses": None}
 
     def fingerprint(self) -> Tensor:
         """Wiring, `elapsed_time` and `ode_unfolds`; see `ncp_rl.fingerprint`."""
@@ -413,11 +413,11 @@ def _ncps_weights(cell: Any, wiring: Wiring) -> dict[str, Tensor]:
     return own
 
 
-def _uniform(bounds: Range, size: int) -> Tensor:
+def _uniform(bounds: Bounds, size: int) -> Tensor:
     return torch.empty(size).uniform_(*bounds)
 
 
-def _log_uniform(bounds: Range, size: int) -> Tensor:
+def _log_uniform(bounds: Bounds, size: int) -> Tensor:
     return _uniform((float(np.log(bounds[0])), float(np.log(bounds[1]))), size).exp()
 
 

@@ -516,7 +516,7 @@ class NCPPolicy(RecurrentActorCriticPolicy):
 
 
 @contextmanager
-def senses_fixed(policy: NCPPolicy) -> Iterator[None]:
+def frozen_standardization(policy: NCPPolicy) -> Iterator[None]:
     """Let `policy.forward`, which stands for a rollout of the training otherwise, leave the policy as it is."""
     policy._senses_fixed = True
     try:
@@ -526,7 +526,7 @@ def senses_fixed(policy: NCPPolicy) -> Iterator[None]:
 
 
 @contextmanager
-def holding(policy: NCPPolicy) -> Iterator[None]:
+def bad_readings_held(policy: NCPPolicy) -> Iterator[None]:
     """Let `policy` hold bad readings inside the context, whatever it does outside."""
     before = policy.on_bad_input
     policy.on_bad_input = "hold"

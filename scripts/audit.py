@@ -16,10 +16,9 @@ from pathlib import Path
 
 import torch
 import tyro
-from ncp_envs.disturbance import DISTURBANCES, LEVEL_UNITS, LEVELS
-from ncp_envs.disturbance import Fault as FaultWrapper
+from ncp_envs.disturbance import DISTURBANCES, LEVEL_UNITS, LEVELS, Fault
 
-from ncp_rl.audit import QUESTIONS, Fault, Plan, audit_sources, failures
+from ncp_rl.audit import QUESTIONS, Plan, PlannedFault, audit_sources, failures
 from ncp_rl.audit.audit import Questions
 from ncp_rl.audit.report import write_report
 from ncp_rl.export import DeployedQuestion, ExportError
@@ -126,7 +125,7 @@ def plan(args: Args) -> Plan:
         max_episode_steps=args.max_episode_steps,
         images=args.images,
         faults={
-            name: Fault(FaultWrapper, dict(disturbance=name, level=FAULTS[name], onset=args.onset), args.onset)
+            name: PlannedFault(Fault, dict(disturbance=name, level=FAULTS[name], onset=args.onset), args.onset)
             for name in args.faults
         },
         disturbances={name: (DISTURBANCES[name], LEVELS[name]) for name in args.disturbances},

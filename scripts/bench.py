@@ -37,7 +37,7 @@ import torch
 import tyro
 from ncp_envs.lane_keeping import camera
 from ncp_envs.lane_keeping.baseline import Baseline
-from ncp_envs.lane_keeping.camera import Disturbances
+from ncp_envs.lane_keeping.camera import PictureDisturbances
 from ncp_envs.lane_keeping.sb3 import LaneKeepingVecEnv
 from ncp_envs.lane_keeping.simulation import Simulation
 from sb3_contrib import RecurrentPPO
@@ -433,7 +433,10 @@ def cars(args: Args) -> list[Group]:
         groups.append(measure(f"{n_cars} cars, {name}", "steps/s", -n_cars * N_CAR_STEPS, contenders, args))
     simulation = Simulation(1)
     simulation.start(0, rng)
-    plain, disturbed = Disturbances(), Disturbances(light=0.5, shadow=0.5, noise=0.5, missing_markings=0.5)
+    plain, disturbed = (
+        PictureDisturbances(),
+        PictureDisturbances(light=0.5, shadow=0.5, noise=0.5, missing_markings=0.5),
+    )
     pictures: dict[str, Run] = {
         "plain": lambda: camera.look(simulation, plain),
         "with every disturbance": lambda: camera.look(simulation, disturbed),

@@ -25,7 +25,7 @@ from torch.nn.utils import parametrize, prune
 from torch.optim.swa_utils import AveragedModel
 
 from ncp_rl import LTC, AutoNCP, NCPPolicy
-from ncp_rl.kernels import HeldParams
+from ncp_rl.kernels import FrozenParams
 from tests.random_env import RandomEnv, box
 
 Floats = npt.NDArray[np.float32]
@@ -204,7 +204,7 @@ def test_copies_act_alike_and_leave_the_original_as_it_is(copied: Callable[[NCPP
         np.testing.assert_array_equal(act(other), before)
         np.testing.assert_array_equal(act(policy), before)
         del other
-    held = actor(policy)._held
+    held = actor(policy)._frozen
     assert held is not None and held.params.derived
     if copied is not copy.copy:
         other = copied(policy)
@@ -218,9 +218,9 @@ def test_what_is_kept_for_speed_does_not_travel() -> None:
     policy = new_policy()
     before = len(pickle.dumps(actor(policy)))
     act(policy)
-    assert actor(policy)._held is not None
+    assert actor(policy)._frozen is not None
     assert len(pickle.dumps(actor(policy))) == before
-    assert actor(copy.deepcopy(policy))._held is None
+    assert actor(copy.deepcopy(policy))._frozen is None
 
 
 def predict_elsewhere(policy: NCPPolicy) -> Floats:
@@ -245,7 +245,7 @@ def test_packed_parameters_that_are_sent_away_leave_the_kernel_its_own_memory() 
     with torch.no_grad():
         before = ltc(inputs)[0]
         packed = ltc.packed()
-        assert isinstance(packed.params, HeldParams)
+        assert isinstance(packed.params, FrozenParams)
         for _ in range(2):
             sent = ForkingPickler.dumps(packed.params)
             rubbish = [torch.full((n,), 1e3) for n in range(1, 400)]

@@ -14,7 +14,7 @@ from ncp_rl.audit.fail_on import failures
 from ncp_rl.audit.monitor import LiveMonitor, MonitorAudit, MonitoredModel, audit_monitor, detect, false_alarms, watch
 from ncp_rl.audit.orchestrate import audit_sources
 from ncp_rl.audit.perturb import Perturbation, perturb
-from ncp_rl.audit.plan import Fault, Plan
+from ncp_rl.audit.plan import Plan, PlannedFault
 from ncp_rl.audit.question import Evidence, Question, RecordingQuestion, Runs, RunsQuestion
 from ncp_rl.audit.questions import QUESTIONS
 from ncp_rl.audit.sensitivity import Sensitivity, observation_moves, sensitivity
@@ -33,12 +33,12 @@ __all__ = [
     "Envelope",
     "Evidence",
     "Explanation",
-    "Fault",
     "LiveMonitor",
     "MonitorAudit",
     "MonitoredModel",
     "Perturbation",
     "Plan",
+    "PlannedFault",
     "Question",
     "RecordingQuestion",
     "Runs",

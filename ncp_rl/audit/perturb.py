@@ -29,10 +29,10 @@ from ncp_rl.policy import NCPPolicy
 from ncp_rl.runs import EpisodeBound, Interval, load_run, mean_interval
 
 #: Makes an environment worse by a level; at level 0 it is as it was.
-Disturbance = Callable[[gym.Env[Any, Any], float], gym.Env[Any, Any]]
+DisturbEnv = Callable[[gym.Env[Any, Any], float], gym.Env[Any, Any]]
 
 # Name, level, and what makes it so.
-_Condition = tuple[str, float, Disturbance | None, Ablation | None]
+_Condition = tuple[str, float, DisturbEnv | None, Ablation | None]
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,13 @@ class Trial:
     which: Literal["best", "last"] = "best"
     n_episodes: int = 20
     seed: int = 0
-    disturbance: Disturbance | None = None
+    disturbance: DisturbEnv | None = None
     level: float = 0.0
     ablation: Ablation | None = None
     max_episode_steps: int | None = None
 
 
-class Outcome(NamedTuple):
+class TrialOutcome(NamedTuple):
     """What came of a trial's N episodes."""
 
     returns: Array
@@ -142,7 +142,7 @@ class Perturbation:
 
 def perturb(
     runs: Mapping[str, Path],
-    disturbances: Mapping[str, tuple[Disturbance, Sequence[float]]],
+    disturbances: Mapping[str, tuple[DisturbEnv, Sequence[float]]],
     *,
     ablations: Sequence[Ablation] = (),
     which: Literal["best", "last"] = "best",
@@ -209,7 +209,7 @@ def perturb(
     )
 
 
-def roll_out(trial: Trial) -> Outcome | None:
+def roll_out(trial: Trial) -> TrialOutcome | None:
     """Run a trial's episodes side by side; None for an ablation of a policy that is no NCP."""
     wrap: dict[str, Any] = {}
     if trial.disturbance is not None:
@@ -233,7 +233,7 @@ def failed(info: Mapping[str, Any], terminated: bool) -> bool:
     return bool(info.get("crash", terminated))
 
 
-def _episodes(model: OnPolicyAlgorithm, venv: VecEnv, seed: int) -> Outcome:
+def _episodes(model: OnPolicyAlgorithm, venv: VecEnv, seed: int) -> TrialOutcome:
     """The first episode of every environment."""
     command = model.policy.wiring.command if isinstance(model.policy, NCPPolicy) else None
     venv.seed(seed)
@@ -253,10 +253,10 @@ def _episodes(model: OnPolicyAlgorithm, venv: VecEnv, seed: int) -> Outcome:
             failures[env] = failed(infos[env], not infos[env].get("TimeLimit.truncated", False))
         running &= ~starts
     has_command = command is not None and command.stop > command.start
-    return Outcome(returns, failures, [np.stack(trace) for trace in traces] if has_command else None)
+    return TrialOutcome(returns, failures, [np.stack(trace) for trace in traces] if has_command else None)
 
 
-def _outcomes(trials: Sequence[Trial], n_processes: int) -> Iterable[Outcome | None]:
+def _outcomes(trials: Sequence[Trial], n_processes: int) -> Iterable[TrialOutcome | None]:
     """Outcomes in order, from as many processes."""
     if n_processes == 1:
         yield from map(roll_out, trials)
@@ -267,7 +267,7 @@ def _outcomes(trials: Sequence[Trial], n_processes: int) -> Iterable[Outcome | N
         yield from pool.map(roll_out, trials)
 
 
-def _point(policy: str, condition: str, level: float, outcome: Outcome, nominal: Outcome | None) -> Point:
+def _point(policy: str, condition: str, level: float, outcome: TrialOutcome, nominal: TrialOutcome | None) -> Point:
     assert nominal is not None
     deviation = None
     if outcome.command is not None and nominal.command is not None:
@@ -290,7 +290,7 @@ def _rms_difference(trace: Array, nominal: Array) -> float:
     return float(np.sqrt(np.mean((trace[:n_steps] - nominal[:n_steps]) ** 2)))
 
 
-def _equal(outcome: Outcome | None, nominal: Outcome | None) -> bool:
+def _equal(outcome: TrialOutcome | None, nominal: TrialOutcome | None) -> bool:
     assert outcome is not None and nominal is not None
     same = np.array_equal(outcome.returns, nominal.returns)
     return same and all(map(np.array_equal, outcome.command or [], nominal.command or []))

@@ -9,14 +9,14 @@ from typing import Any
 from gymnasium import Env
 
 from ncp_rl.audit.envelope import episodes_needed
-from ncp_rl.audit.perturb import Disturbance
+from ncp_rl.audit.perturb import DisturbEnv
 
 #: Environments side by side while recording a run, at most; a replay has as many.
 N_ENVS = 10
 
 
 @dataclass(frozen=True)
-class Fault:
+class PlannedFault:
     """A fault that begins in mid-episode: a module-level wrapper, its arguments, and the step at which it begins."""
 
     wrapper: Callable[..., Env[Any, Any]]
@@ -55,9 +55,9 @@ class Plan:
     seed: int = 30_000
     max_episode_steps: int | None = None
     images: bool = False
-    faults: Mapping[str, Fault] = field(default_factory=dict)
+    faults: Mapping[str, PlannedFault] = field(default_factory=dict)
     n_fault_episodes: int = 10
-    disturbances: Mapping[str, tuple[Disturbance, Sequence[float]]] = field(default_factory=dict)
+    disturbances: Mapping[str, tuple[DisturbEnv, Sequence[float]]] = field(default_factory=dict)
     level_units: Mapping[str, str] = field(default_factory=dict)
     n_perturb_episodes: int = 10
     n_processes: int = 1

@@ -2,13 +2,13 @@
 
 from ncp_rl.export.c_source import to_c
 from ncp_rl.export.controller import Controller, ControllerError, Monitor
-from ncp_rl.export.monitor import monitor_to_c, monitor_to_json, monitor_to_onnx
+from ncp_rl.export.controller_recorder import ControllerRecorder
+from ncp_rl.export.deployed_question import DeployedQuestion
+from ncp_rl.export.export_check import ExportCheck, verify_export
+from ncp_rl.export.monitor_source import monitor_to_c, monitor_to_json, monitor_to_onnx
 from ncp_rl.export.numpy_source import to_numpy, write_runtime
 from ncp_rl.export.onnx_graph import to_onnx
-from ncp_rl.export.question import DeployedQuestion
-from ncp_rl.export.recorder import ControllerRecorder
 from ncp_rl.export.spec import ExportError
-from ncp_rl.export.verify import ExportCheck, verify_export
 
 __all__ = [
     "Controller",

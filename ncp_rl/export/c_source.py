@@ -32,7 +32,7 @@ TEMPLATES = jinja2.Environment(
 _LARGEST_TABLE = 2**16 - 1
 
 
-class Row(NamedTuple):
+class TableRow(NamedTuple):
     """A line of a table."""
 
     values: str
@@ -137,11 +137,11 @@ def _names(spec: Spec) -> dict[str, Any]:
         "example": " ".join("0" for _ in observed),
         "observed": observed,
         "quantities": [
-            Row(literals(mean, std), name)
+            TableRow(literals(mean, std), name)
             for mean, std, name in zip(encoder["mean"], encoder["std"], quantities, strict=True)
         ],
         "receptors": [
-            Row(f"{source}u, {literals(gain, offset)}", f"{name} <- {quantities[source]}")
+            TableRow(f"{source}u, {literals(gain, offset)}", f"{name} <- {quantities[source]}")
             for source, gain, offset, name in zip(
                 encoder["source"], encoder["gain"], encoder["offset"], sensory, strict=True
             )
@@ -150,7 +150,7 @@ def _names(spec: Spec) -> dict[str, Any]:
         "synapses": _synapse_rows(synapses, neurons, neurons),
         "neurons": list(_neuron_rows(found, neurons)),
         "output_rows": list(_output_rows(spec, found, outputs)),
-        "actions": [Row(literals(*pair), f"action {i}") for i, pair in enumerate(bounds)],
+        "actions": [TableRow(literals(*pair), f"action {i}") for i, pair in enumerate(bounds)],
         "observation_lines": [f"[{i}] {row.name}" for i, row in enumerate(observed)],
         "action_lines": list(_action_lines(action, outputs, bounds)),
         "range_lines": list(_range_lines(certified, neurons, outputs)),
@@ -171,7 +171,7 @@ def _seconds_comment(timed: bool) -> str:
     return "The step that the policy was trained with. Others may be given: the neurons' equations are in seconds."
 
 
-def _observed_rows(part: dict[str, Any]) -> Iterator[Row]:
+def _observed_rows(part: dict[str, Any]) -> Iterator[TableRow]:
     normalize = part["normalize"]
     largest = np.finfo(np.float32).max
     for i, (name, n_values) in enumerate(zip(part["names"], part["n_values"], strict=True)):
@@ -180,7 +180,7 @@ def _observed_rows(part: dict[str, Any]) -> Iterator[Row]:
         numbers = literals(mean, mean - np.float64(np.float32(mean)), 1.0 / std, min(limit, largest))
         shown = comment(name if part["key"] in (None, name) else f"{part['key']}: {name}")
         choices = f", a whole number from 0 to {n_values - 1}" if n_values else ""
-        yield Row(f"{kind}, {numbers}", shown + choices)
+        yield TableRow(f"{kind}, {numbers}", shown + choices)
 
 
 def _entry(normalize: dict[str, Any], i: int) -> tuple[float, float]:
@@ -196,18 +196,18 @@ def _quantity_names(parts: Sequence[dict[str, Any]]) -> Iterator[str]:
                 yield comment(name)
 
 
-def _synapse_rows(synapses: dict[str, Any], sources: list[str], neurons: list[str]) -> list[Row]:
+def _synapse_rows(synapses: dict[str, Any], sources: list[str], neurons: list[str]) -> list[TableRow]:
     rows = [
-        Row(f"{source}u, {literals(*numbers)}", f"{sources[source]} -> {neurons[destination]}")
+        TableRow(f"{source}u, {literals(*numbers)}", f"{sources[source]} -> {neurons[destination]}")
         for source, destination, *numbers in zip(
             *(synapses[name] for name in ("source", "destination", "w", "sigma", "mu", "erev")), strict=True
         )
     ]
     # C has no empty arrays.
-    return rows or [Row(f"0u, {literals(0, 0, 0, 0)}", "There is no synapse; no neuron reads this line.")]
+    return rows or [TableRow(f"0u, {literals(0, 0, 0, 0)}", "There is no synapse; no neuron reads this line.")]
 
 
-def _neuron_rows(found: dict[str, Any], neurons: list[str]) -> Iterator[Row]:
+def _neuron_rows(found: dict[str, Any], neurons: list[str]) -> Iterator[TableRow]:
     counts = [
         np.bincount(np.array(found[kind]["destination"], np.int64), minlength=len(neurons)).tolist()
         for kind in ("sensory_synapses", "synapses")
@@ -215,15 +215,15 @@ def _neuron_rows(found: dict[str, Any], neurons: list[str]) -> Iterator[Row]:
     cell, inside = found["neurons"], found["certified"]["potentials"]
     columns = cell["cm"], cell["gleak"], cell["vleak"], inside["low"], inside["high"]
     for j, (name, *numbers) in enumerate(zip(neurons, *columns, strict=True)):
-        yield Row(f"{counts[0][j]}u, {counts[1][j]}u, {literals(*numbers)}", f"{j}: {name}")
+        yield TableRow(f"{counts[0][j]}u, {counts[1][j]}u, {literals(*numbers)}", f"{j}: {name}")
 
 
-def _output_rows(spec: Spec, found: dict[str, Any], outputs: list[str]) -> Iterator[Row]:
+def _output_rows(spec: Spec, found: dict[str, Any], outputs: list[str]) -> Iterator[TableRow]:
     readout, inside = found["readout"], found["certified"]["action_means"]
     for i, name in enumerate(outputs):
         weight = readout["weight"][i]
         weights = literal(weight[i]) if spec.circuit.is_affine else f"{{ {literals(*weight)} }}"
-        yield Row(f"{literals(readout['bias'][i], inside['low'][i], inside['high'][i])}, {weights}", name)
+        yield TableRow(f"{literals(readout['bias'][i], inside['low'][i], inside['high'][i])}, {weights}", name)
 
 
 def _bounds(action: dict[str, Any]) -> Iterator[tuple[float, float]]:

@@ -58,7 +58,7 @@ class Taken(NamedTuple):
     """Why the step was held, in a clause; empty where it was not"""
 
 
-class _Step(NamedTuple):
+class _Computed(NamedTuple):
     action: npt.NDArray[Any]
     action_mean: Floats
     potentials: Floats
@@ -68,7 +68,9 @@ class _Step(NamedTuple):
 class _Circuit(Protocol):
     """What computes a step: (parts of the observation by key, potentials (U,), seconds)."""
 
-    def step(self, observation: Mapping[str | None, npt.NDArray[Any]], potentials: Floats, seconds: float) -> _Step: ...
+    def step(
+        self, observation: Mapping[str | None, npt.NDArray[Any]], potentials: Floats, seconds: float
+    ) -> _Computed: ...
 
     def read_out(self, potentials: Floats) -> tuple[npt.NDArray[Any], Floats]: ...
 
@@ -243,7 +245,7 @@ class _Numbers:
         self._unfolds = int(description["ode_unfolds"])
         self._at_rest = self._cell["gleak"] * self._cell["vleak"]
 
-    def step(self, observation: Mapping[str | None, npt.NDArray[Any]], potentials: Floats, seconds: float) -> _Step:
+    def step(self, observation: Mapping[str | None, npt.NDArray[Any]], potentials: Floats, seconds: float) -> _Computed:
         sensory = self._sense(observation)
         v, cell = potentials, self._cell
         delta = np.float32(seconds) / np.float32(self._unfolds)
@@ -255,7 +257,7 @@ class _Numbers:
                 numerator = cell["cm"] * v + delta * (current + more_current)
                 v = numerator / (cell["cm"] + delta * (conductance + more_conductance))
         action, mean = self.read_out(v)
-        return _Step(action, mean, v, sensory)
+        return _Computed(action, mean, v, sensory)
 
     def _sense(self, observation: Mapping[str | None, npt.NDArray[Any]]) -> Floats:
         """Sensory inputs (S,); finite for every finite observation."""
@@ -345,7 +347,7 @@ class _Onnx:
         self.description = _described(described, FORMAT)
         self._inputs = {given.name for given in self._session.get_inputs()}
 
-    def step(self, observation: Mapping[str | None, npt.NDArray[Any]], potentials: Floats, seconds: float) -> _Step:
+    def step(self, observation: Mapping[str | None, npt.NDArray[Any]], potentials: Floats, seconds: float) -> _Computed:
         feed = {
             input_name(part["key"]): observation[part["key"]].astype(part["dtype"])[None]
             for part in self.description["observation"]
@@ -361,11 +363,11 @@ class _Onnx:
         after = self._run(feed, potentials, 0.0)
         return after.action, after.action_mean
 
-    def _run(self, feed: dict[str, npt.NDArray[Any]], potentials: Floats, seconds: float) -> _Step:
+    def _run(self, feed: dict[str, npt.NDArray[Any]], potentials: Floats, seconds: float) -> _Computed:
         feed["state"], feed["reset"] = potentials[None], np.zeros(1, np.bool_)
         feed["elapsed_time"] = np.array([seconds], np.float32)
         action, mean, state, sensory = self._session.run(["action", "action_mean", "new_state", "sensory"], feed)
-        return _Step(action[0], mean[0], state[0], sensory[0])
+        return _Computed(action[0], mean[0], state[0], sensory[0])
 
 
 def input_name(key: str | None) -> str:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ncp_rl.encoder import ELAPSED_TIME
 from ncp_rl.export.controller import METADATA, input_name
-from ncp_rl.export.spec import ExportError, Observed, Source, Spec, find_source
+from ncp_rl.export.spec import ExportError, InputPart, Source, Spec, find_source
 
 # Of the graph's operators; ONNX Runtime has read it since version 1.14.
 _OPSET = 18
@@ -61,7 +61,7 @@ def to_onnx(
     outputs = ["action", "action_mean", "new_state", "sensory"]
     axes = {name: {0: "controllers"} for name in (*inputs, *outputs)}
     example = _example(spec, found.policy.device)
-    return write_graph(_Step(found, spec), example, Path(path), (inputs, outputs, axes), spec.to_dict())
+    return write_graph(_StepGraph(found, spec), example, Path(path), (inputs, outputs, axes), spec.to_dict())
 
 
 def write_graph(
@@ -118,7 +118,7 @@ def _onnx() -> Any:
     return onnx
 
 
-class _Step(nn.Module):
+class _StepGraph(nn.Module):
     """One step as `predict` takes it with `deterministic=True`, normalisation and resets included."""
 
     def __init__(self, source: Source, spec: Spec) -> None:
@@ -139,7 +139,7 @@ class _Step(nn.Module):
         mean = self.policy.action_net(potentials)
         return self._action(mean), mean, potentials, sensory
 
-    def _part(self, part: Observed, given: Tensor) -> Tensor:
+    def _part(self, part: InputPart, given: Tensor) -> Tensor:
         """What the encoder reads: normalised, transposed, scaled or one-hot."""
         statistics = self.statistics[part.key]
         if statistics is not None:
@@ -168,7 +168,7 @@ class _Step(nn.Module):
         return torch.stack([part.argmax(1) for part in mean.split(space.nvec.tolist(), 1)], 1)
 
 
-def _statistics(part: Observed, device: torch.device) -> tuple[Tensor, Tensor, float] | None:
+def _statistics(part: InputPart, device: torch.device) -> tuple[Tensor, Tensor, float] | None:
     if part.mean is None or part.std is None or part.clip is None:
         return None
     shape = part.space.shape or ()

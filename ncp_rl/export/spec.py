@@ -63,7 +63,7 @@ class Source(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Observed:
+class InputPart:
     """A part of the observation: all of it, or one key of a Dict.
 
     Attributes:
@@ -153,7 +153,7 @@ class Spec:
     """
 
     circuit: Circuit
-    observed: tuple[Observed, ...]
+    observed: tuple[InputPart, ...]
     timed: bool
     encoder: Receptive | None
     action_space: spaces.Space[Any]
@@ -292,7 +292,7 @@ def _circuit(policy: NCPPolicy) -> Circuit:
     return Circuit.from_policy(policy)
 
 
-def _check_finite(policy: NCPPolicy, observed: tuple[Observed, ...]) -> None:
+def _check_finite(policy: NCPPolicy, observed: tuple[InputPart, ...]) -> None:
     numbers = {
         f"{name} of the encoder": x.cpu().numpy() for name, x in policy.pi_features_extractor.state_dict().items()
     }
@@ -305,7 +305,7 @@ def _check_finite(policy: NCPPolicy, observed: tuple[Observed, ...]) -> None:
             raise ExportError(f"The policy is broken and is not exported: {name} holds what is not finite.")
 
 
-def _observed(source: Source) -> Iterator[Observed]:
+def _observed(source: Source) -> Iterator[InputPart]:
     policy, space, normalize = source.policy, source.observation_space, source.normalize
     names = observed_names(policy.pi_features_extractor)
     if not isinstance(space, spaces.Dict):
@@ -329,7 +329,7 @@ def _keys(policy: NCPPolicy, space: spaces.Dict) -> tuple[str, ...]:
 
 def _part(
     key: str | None, space: spaces.Space[Any], names: tuple[str, ...], normalize: VecNormalize | None
-) -> Observed:
+) -> InputPart:
     size = int(np.prod(space.shape or ()))
     if is_image_space(space):
         names = ()
@@ -337,9 +337,9 @@ def _part(
         names = tuple(f"{key or 'obs'}_{i}" for i in range(size)) if size > 1 or key is None else (key,)
     statistics = None if normalize is None else _statistics(normalize, key)
     if statistics is None or normalize is None:
-        return Observed(key, space, names)
+        return InputPart(key, space, names)
     mean, variance = (np.broadcast_to(array, space.shape or ()).flatten().astype(np.float64) for array in statistics)
-    return Observed(key, space, names, mean, np.sqrt(variance + normalize.epsilon), float(normalize.clip_obs))
+    return InputPart(key, space, names, mean, np.sqrt(variance + normalize.epsilon), float(normalize.clip_obs))
 
 
 def _statistics(normalize: VecNormalize, key: str | None) -> tuple[Any, Any] | None:
@@ -352,7 +352,7 @@ def _statistics(normalize: VecNormalize, key: str | None) -> tuple[Any, Any] | N
     return None if found is None else (found.mean, found.var)
 
 
-def _receptive(encoder: nn.Module, observed: tuple[Observed, ...]) -> Receptive | None:
+def _receptive(encoder: nn.Module, observed: tuple[InputPart, ...]) -> Receptive | None:
     """An encoder as `Receptive`; None where it is of another kind."""
     inner = encoder.extractor if isinstance(encoder, KeyFilter) else encoder
     # Subclasses may compute something else.

@@ -30,7 +30,7 @@ _TIMEOUT = 600
 GO_ON, RESET, SET = 0.0, 1.0, 2.0
 
 
-class Outcome(NamedTuple):
+class ControllerRun(NamedTuple):
     """What a controller did in T steps."""
 
     status: npt.NDArray[np.int64]
@@ -74,7 +74,7 @@ class Program:
         seconds: npt.ArrayLike,
         observation: npt.ArrayLike,
         potentials: npt.ArrayLike | None = None,
-    ) -> tuple[Outcome, str]:
+    ) -> tuple[ControllerRun, str]:
         """Take T steps.
 
         Args:
@@ -101,7 +101,7 @@ class Program:
             raise ExportError(f"The program answered {numbers.size} numbers, which are not {n_steps} steps.")
         table = numbers[_HEADER:].reshape(n_steps, sum(sizes))
         status, action, mean, after = np.split(table, np.cumsum(sizes)[:-1], axis=1)
-        return Outcome(status[:, 0].astype(np.int64), action, mean, after), printed
+        return ControllerRun(status[:, 0].astype(np.int64), action, mean, after), printed
 
 
 # Numbers with which an outcome begins: sizes, and the bytes of the hash.

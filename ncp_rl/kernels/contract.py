@@ -31,7 +31,7 @@ class Params(NamedTuple):
     """(3, U) rows cm, gleak, vleak."""
 
 
-class HeldParams(Params):
+class FrozenParams(Params):
     """Parameters whose tensors nobody changes any more, so that what follows from them is computed once."""
 
     @functools.cached_property

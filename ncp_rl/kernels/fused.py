@@ -27,7 +27,7 @@ def scan(backend: BackendEntry, operands: Operands) -> Tensor:
     assert backend.load is not None
     module = backend.load()
     if torch.is_grad_enabled() and _wants_gradient(operands):
-        potentials = _Scan.apply(module, operands.ode_unfolds, operands.synapses, *operands.values)
+        potentials = _FusedScan.apply(module, operands.ode_unfolds, operands.synapses, *operands.values)
         return potentials
     return module.forward(operands, save=False)[0]
 
@@ -44,7 +44,7 @@ def _wants_gradient(operands: Operands) -> bool:
     )
 
 
-class _Scan(torch.autograd.Function):
+class _FusedScan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, backend: FusedBackend, ode_unfolds: int, synapses: Synapses, *values: Any) -> Tensor:
         operands = Operands.from_values(values, synapses, ode_unfolds)

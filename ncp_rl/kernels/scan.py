@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ncp_rl.kernels import fused, reference
 from ncp_rl.kernels.backends import Backend, choose
-from ncp_rl.kernels.contract import HeldParams, Operands, Params, Synapses, tracing
+from ncp_rl.kernels.contract import FrozenParams, Operands, Params, Synapses, tracing
 
 
 def ltc_scan(
@@ -84,7 +84,7 @@ class _Sizes:
     n_sensory_synapses: int
     n_inputs: int
     """How many sensory inputs there must be at least"""
-    fitted: HeldParams | None = None
+    fitted: FrozenParams | None = None
     """The last of them that fitted, of the lists' device"""
 
 
@@ -168,7 +168,7 @@ def _fit(name: str, tensor: Tensor, shape: tuple[int, ...], inputs: Tensor) -> T
 
 
 def _fit_params(params: Params, sizes: _Sizes, inputs: Tensor) -> Params:
-    """`params`, contiguous; a rollout passes the same `HeldParams` at every step, so the last ones are remembered."""
+    """`params`, contiguous; a rollout passes the same `FrozenParams` at every step, so the last ones are remembered."""
     if params is sizes.fitted and params.neuronal.dtype is inputs.dtype:
         return params
     fitting = (
@@ -178,7 +178,7 @@ def _fit_params(params: Params, sizes: _Sizes, inputs: Tensor) -> Params:
     )
     if not all(tensor.is_contiguous() for tensor in params):
         return Params(*fitting)
-    if isinstance(params, HeldParams):
+    if isinstance(params, FrozenParams):
         sizes.fitted = params
     return params
 

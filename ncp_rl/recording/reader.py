@@ -28,7 +28,7 @@ from ncp_rl.recording.errors import RecordingError
 from ncp_rl.recording.layout import Layout, load_json
 from ncp_rl.recording.manifest import read_manifest
 from ncp_rl.recording.pictures import from_picture
-from ncp_rl.recording.scan import (
+from ncp_rl.recording.records import (
     MAX_MEMORY,
     Budget,
     Record,
@@ -36,7 +36,7 @@ from ncp_rl.recording.scan import (
     parse_metadata,
     read_messages,
     read_record,
-    scan,
+    walk_records,
 )
 
 #: What every recording has on board.
@@ -68,7 +68,7 @@ class RecordedImage(NamedTuple):
     """(H, W, 3) or (H, W)"""
 
 
-class _Span(NamedTuple):
+class _EpisodeSpan(NamedTuple):
     """Where an episode lies."""
 
     env_index: int
@@ -97,7 +97,7 @@ class Recording:
         self.ending: str | None = None
         self.budget = Budget(max_memory)
         self._cache: OrderedDict[int, Messages] = OrderedDict()
-        attachments, spans = self._scan()
+        attachments, spans = self._read_index()
         if set(attachments) != set(ATTACHMENTS):
             raise RecordingError(f"{path} is no recording: it must hold {ATTACHMENTS}, got {tuple(attachments)}.")
         for name in ("manifest.json", "circuit.json"):
@@ -113,12 +113,12 @@ class Recording:
             raise RecordingError(f"{path}: {error}.") from error
         self._check_circuit()
 
-    def _scan(self) -> tuple[dict[str, bytes], _Spans]:
+    def _read_index(self) -> tuple[dict[str, bytes], _Spans]:
         """Go through the file, contents of chunks skipped: its attachments, and where its episodes lie."""
         attachments: dict[str, bytes] = {}
         spans = _Spans(self.budget)
         with _opened(self.path) as (file, size):
-            for record in scan(file, size):
+            for record in walk_records(file, size):
                 if record.opcode == Opcode.ATTACHMENT and len(attachments) < len(ATTACHMENTS):
                     attachment = parse_attachment(read_record(file, record, self.budget))
                     attachments[attachment.name] = attachment.data
@@ -243,19 +243,19 @@ class Recording:
         images = {key: np.stack(frames) for key, frames in found.items()}
         return images[None] if None in images else {**parts, **images}
 
-    def _log_times(self, index: int, span: _Span) -> Iterator[int]:
+    def _log_times(self, index: int, span: _EpisodeSpan) -> Iterator[int]:
         prefix = f'{{"env":{span.env_index},"episode":{index},'.encode()
         for messages in self._messages(span):
             for (_, text), time in zip(_texts(messages), messages.log_times.tolist(), strict=True):
                 if text[: len(prefix)] == prefix:
                     yield time
 
-    def _span(self, index: int) -> _Span:
+    def _span(self, index: int) -> _EpisodeSpan:
         if not 0 <= index < len(self):
             raise IndexError(f"The recording has {len(self)} episodes, asked for number {index}.")
         return self._spans[index]
 
-    def _messages(self, span: _Span) -> Iterator[Messages]:
+    def _messages(self, span: _EpisodeSpan) -> Iterator[Messages]:
         with _opened(self.path) as (file, _):
             for record in span.chunks:
                 if record.offset not in self._cache:
@@ -401,11 +401,11 @@ class _SpansByEpisode:
         """Number of episodes."""
         return len(self._starts)
 
-    def __getitem__(self, index: int) -> _Span:
+    def __getitem__(self, index: int) -> _EpisodeSpan:
         """Where episode number `index` lies."""
         stop = self._starts[index + 1] if index + 1 < len(self) else len(self._chunk_of)
         chunks = [self._chunks[at] for at in self._chunk_of[self._starts[index] : stop].tolist()]
-        return _Span(int(self.env_index[index]), int(self.n_steps[index]), chunks)
+        return _EpisodeSpan(int(self.env_index[index]), int(self.n_steps[index]), chunks)
 
 
 class _Spans:

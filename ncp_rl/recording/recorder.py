@@ -18,7 +18,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_no
 from tqdm import tqdm
 
 from ncp_rl.circuit import Circuit
-from ncp_rl.policy import NCPPolicy, senses_fixed
+from ncp_rl.policy import NCPPolicy, frozen_standardization
 from ncp_rl.readings import BadInputError
 from ncp_rl.recording.errors import RecordingError
 from ncp_rl.recording.layout import Layout
@@ -117,7 +117,7 @@ def _rollout(policy: NCPPolicy, env: VecEnv, camera: _Camera | None, determinist
             tensors, _ = policy.obs_to_tensor(admitted)
             with torch.no_grad():
                 first = torch.as_tensor(marked, dtype=torch.float32, device=policy.device)
-                with senses_fixed(policy):
+                with frozen_standardization(policy):
                     drawn, _, _, states = policy(tensors, states, first, deterministic=deterministic)
             sample = drawn.cpu().numpy()
             action = to_environment(policy, sample)

@@ -26,7 +26,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from ncp_rl.circuit import Circuit
-from ncp_rl.policy import holding, senses_fixed
+from ncp_rl.policy import bad_readings_held, frozen_standardization
 from ncp_rl.recording.compare import TOLERANCE, Comparison, Divergence, Tally
 from ncp_rl.recording.episode import Episode
 from ncp_rl.recording.errors import RecordingError
@@ -133,7 +133,7 @@ def replay(
         f"To replay {layout.n_envs} environments side by side",
     )
     # What was recorded without an error was held wherever a reading was bad.
-    held = nullcontext() if model is None else holding(ncp_policy(model))
+    held = nullcontext() if model is None else bad_readings_held(ncp_policy(model))
     with held, _threads(recording.manifest["threads"] if same else torch.get_num_threads()):
         _compare_readout(recording.circuit, tally)
         policy_replay = None if model is None else _PolicyReplay(recording, model, env)
@@ -276,7 +276,7 @@ class _PolicyReplay:
                 tensors, _ = policy.obs_to_tensor(admitted)
                 first = torch.as_tensor(starts, dtype=torch.float32, device=policy.device)
                 h = torch.from_numpy(before[t]).to(policy.device).expand(shape).contiguous()
-                with torch.no_grad(), senses_fixed(policy):
+                with torch.no_grad(), frozen_standardization(policy):
                     drawn, _, highest, states = policy(
                         tensors, RNNStates((h, zero), states.vf), first, deterministic=True
                     )

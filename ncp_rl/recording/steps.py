@@ -118,7 +118,7 @@ class _Envs(NamedTuple):
     time: Integers
 
 
-class _Span(NamedTuple):
+class _BlockSpan(NamedTuple):
     """Steps of one episode."""
 
     episode: int
@@ -199,16 +199,16 @@ class StepEncoder:
             self._columns = _columns(shapes, self._layout, self._circuit)
         return np.take(rows.view(np.float64).reshape(len(steps), -1), self._columns, axis=1)
 
-    def _count(self, starts: Array, keep: Array, elapsed: Array) -> tuple[Integers, Array, list[_Span]]:
+    def _count(self, starts: Array, keep: Array, elapsed: Array) -> tuple[Integers, Array, list[_BlockSpan]]:
         """Count on; see `_place` for the arguments, and for the results: `times`, `places`, `spans`."""
         times, places = np.empty(keep.shape, np.int64), np.empty((*keep.shape, 3))
-        spans = np.empty((keep.size, len(_Span._fields)), np.int64)
+        spans = np.empty((keep.size, len(_BlockSpan._fields)), np.int64)
         counts = self.n_episodes, *self._envs
         self.n_episodes, n_spans = _place(starts, keep, elapsed, *counts, times, places, spans)
-        return times, places, [_Span(*span) for span in spans[:n_spans].tolist()]
+        return times, places, [_BlockSpan(*span) for span in spans[:n_spans].tolist()]
 
     def _episode_messages(
-        self, spans: list[_Span], starts: Array, before: Array, times: Integers, sequence: int
+        self, spans: list[_BlockSpan], starts: Array, before: Array, times: Integers, sequence: int
     ) -> list[Messages]:
         """A message for each episode that begins; only the first step of all can begin with other than zero."""
         found: list[Messages] = []
@@ -285,7 +285,7 @@ def _place(
             other; changed.
         times: (K, N), filled: `time` after each step.
         places: (K, N, 3), filled: environment, episode and step.
-        spans: (K N, 5), filled with a `_Span` for each episode that is recorded.
+        spans: (K N, 5), filled with a `_BlockSpan` for each episode that is recorded.
 
     Returns:
         Number of the next episode, and of spans.

@@ -35,7 +35,7 @@ from ncp_rl.recording.encode import MESSAGE_HEADER, Messages
 from ncp_rl.recording.errors import MemoryLimitError, RecordingError
 from ncp_rl.recording.layout import Layout, load_json
 from ncp_rl.recording.reader import ATTACHMENTS
-from ncp_rl.recording.scan import (
+from ncp_rl.recording.records import (
     MAX_MEMORY,
     Budget,
     Record,
@@ -46,7 +46,7 @@ from ncp_rl.recording.scan import (
     parse_metadata,
     read_record,
     record_at,
-    scan,
+    walk_records,
 )
 
 # Records before the first chunk, and indexes of a chunk: no recording has more.
@@ -195,7 +195,7 @@ class _Verifier:
         """Schemas, channels, attachments and the record that closes them."""
         attachments: dict[str, bytes] = {}
         closing: Record | None = None
-        for record in islice(scan(self._file, self._size), _MAX_BEGINNING):
+        for record in islice(walk_records(self._file, self._size), _MAX_BEGINNING):
             if record.opcode in (Opcode.CHUNK, Opcode.METADATA):
                 closing = record
                 break

@@ -27,7 +27,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from ncp_rl.encoder import Standardize
 from ncp_rl.policy import NCPPolicy
 from ncp_rl.runs.config import RunConfig, RunError, installed_versions
-from ncp_rl.runs.environment_state import Packed, pack, unpack, why_no_twin
+from ncp_rl.runs.environment_state import Packed, difference_after_step, pack, unpack
 from ncp_rl.runs.folder import write_file
 
 CHECKPOINT = Path("checkpoints") / "resume.pt"
@@ -44,7 +44,7 @@ _GIVEN = ("model", "parent", "logger", "locals", "globals")
 _log = logging.getLogger("ncp_rl.runs")
 
 
-class Plan(NamedTuple):
+class TrainingPlan(NamedTuple):
     """How often a training is evaluated and kept."""
 
     n_evaluations: int
@@ -63,7 +63,7 @@ class KeepCheckpoint(BaseCallback):
         self,
         folder: Path,
         config: RunConfig,
-        plan: Plan,
+        plan: TrainingPlan,
         *,
         callbacks: Sequence[BaseCallback],
         checkpoint: Mapping[str, Any] | None = None,
@@ -111,7 +111,7 @@ class KeepCheckpoint(BaseCallback):
         self.why_not_packed = self.packed.why_not
         if self.packed.data is not None:
             streams = random_streams()
-            self.why_not_packed = why_no_twin(self.packed.data, self.training_env)
+            self.why_not_packed = difference_after_step(self.packed.data, self.training_env)
             set_random_streams(streams)
         self.packed = None
         return True

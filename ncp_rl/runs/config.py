@@ -70,13 +70,13 @@ class RunConfig:
         """Environment steps of the training in all."""
         return int(self.hyperparams.get("n_timesteps") or 1e5)
 
-    def lasting(self, n_timesteps: int) -> RunConfig:
+    def with_n_timesteps(self, n_timesteps: int) -> RunConfig:
         """The same for so many environment steps in all."""
         return replace(self, hyperparams=self.hyperparams | dict(n_timesteps=n_timesteps))
 
     def differences(self, other: RunConfig) -> list[str]:
         """Where another run has other settings than this one, the length of the training aside, in words."""
-        mine, others = (_flat(json.loads(to_json(config.lasting(1)))) for config in (self, other))
+        mine, others = (_flat(json.loads(to_json(config.with_n_timesteps(1)))) for config in (self, other))
         names = [name for name in {**mine, **others} if name.split(".")[0] not in ("versions", "python")]
         return [
             f"{name} is {mine.get(name, 'not given')!r} here and {others.get(name, 'not given')!r} there"

@@ -60,7 +60,7 @@ def unpack(data: bytes, venv: VecEnv) -> str:
     return ""
 
 
-def why_no_twin(data: bytes, venv: VecEnv) -> str:
+def difference_after_step(data: bytes, venv: VecEnv) -> str:
     """Whether all that environments hold was packed: a copy takes the step that they took since, and ends alike.
 
     Some classes leave out of a pickle what they hold, without a word. `gymnasium.utils.EzPickle` does so too, but is

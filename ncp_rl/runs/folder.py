@@ -42,7 +42,7 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def trained_by_one(folder: Path) -> Iterator[None]:
+def training_lock(folder: Path) -> Iterator[None]:
     """Keep other processes from training in a folder meanwhile; a killed process keeps none from it.
 
     Raises:

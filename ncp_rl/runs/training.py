@@ -16,11 +16,11 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize, VecTransposeI
 from ncp_rl.policy import NCPPolicy
 from ncp_rl.readings import BadInputError
 from ncp_rl.runs import settings
-from ncp_rl.runs.checkpoint import KeepCheckpoint, Plan, read_checkpoint, restore, restore_files
+from ncp_rl.runs.checkpoint import KeepCheckpoint, TrainingPlan, read_checkpoint, restore, restore_files
 from ncp_rl.runs.config import EVALUATION_SEED, RunConfig, RunError, installed_versions, to_json
 from ncp_rl.runs.environments import make_envs
 from ncp_rl.runs.evaluation import SeededEvaluation
-from ncp_rl.runs.folder import load_run, read_config, save_model, trained_by_one, write_file
+from ncp_rl.runs.folder import load_run, read_config, save_model, training_lock, write_file
 from ncp_rl.runs.logs import make_logger
 from ncp_rl.runs.models import make_model
 
@@ -29,7 +29,7 @@ class _Made(NamedTuple):
     """What a training consists of."""
 
     config: RunConfig
-    plan: Plan
+    plan: TrainingPlan
     venv: VecEnv
     eval_venv: VecEnv
     model: OnPolicyAlgorithm
@@ -75,7 +75,7 @@ def train(
             f"The folder {folder} exists and is left as it is; name another one for this run, or go on with a killed "
             f"training: scripts/train.py --resume {folder}."
         )
-    text, plan = to_json(config), Plan(n_evaluations, n_eval_episodes, n_checkpoints)
+    text, plan = to_json(config), TrainingPlan(n_evaluations, n_eval_episodes, n_checkpoints)
     for name, number in plan._asdict().items():
         if number < 1:
             raise RunError(f"{name} must be at least 1, got {number}.")
@@ -83,7 +83,7 @@ def train(
         if init is not None:
             _begin_with(init, made)
         folder.mkdir(parents=True)
-        with trained_by_one(folder):
+        with training_lock(folder):
             write_file(folder / "config.json", text.encode())
             return _learn(made, folder, progress_bar=progress_bar, callback=callback)
 
@@ -121,10 +121,10 @@ def resume(
             process trains in the folder; and all that `train` raises.
     """
     config = read_config(folder)
-    with trained_by_one(folder):
+    with training_lock(folder):
         checkpoint = read_checkpoint(folder)
         config = _going_on(config, checkpoint, folder, n_timesteps)
-        with _made(config, Plan(*checkpoint["plan"]), device) as made:
+        with _made(config, TrainingPlan(*checkpoint["plan"]), device) as made:
             began = checkpoint["steps"] > 0
             seed = int(np.random.SeedSequence([config.seed, checkpoint["steps"]]).generate_state(1)[0])
             why_not = restore(made.model, checkpoint, seed % 2**31) if began else ""
@@ -150,7 +150,7 @@ def _going_on(config: RunConfig, checkpoint: Mapping[str, Any], folder: Path, n_
         )
     steps, in_all = checkpoint["steps"], config.n_timesteps if n_timesteps is None else n_timesteps
     if steps < in_all or (n_timesteps is None and not (folder / "last" / "model.zip").exists()):
-        return config.lasting(in_all)
+        return config.with_n_timesteps(in_all)
     raise RunError(
         f"The training of {folder} has taken {steps:,} steps of {in_all:,} and is finished. To go on with it, give "
         f"more steps in all: --timesteps {2 * steps} for scripts/train.py, n_timesteps={2 * steps} for resume."
@@ -172,7 +172,7 @@ def _tell(folder: Path, checkpoint: Mapping[str, Any], why_not: str) -> None:
 
 
 @contextmanager
-def _made(config: RunConfig, plan: Plan, device: str) -> Iterator[_Made]:
+def _made(config: RunConfig, plan: TrainingPlan, device: str) -> Iterator[_Made]:
     callbacks = _callbacks(config)
     n_envs = int(config.hyperparams.get("n_envs") or 1)
     venv, eval_venv = make_envs(config, n_envs), make_envs(config, min(plan.n_eval_episodes, 20), training=False)

@@ -18,7 +18,7 @@ from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from ncp_rl.runs import EpisodeBound, Evaluation, mean_interval
 from ncp_rl.teach.cloning import DEFAULT, Imitation, Lessons, Taught
-from ncp_rl.teach.demonstrations import Demonstration, Expert, Privilege, demonstrate, expert_view, still
+from ncp_rl.teach.demonstrations import Demonstration, Expert, Privilege, demonstrate, expert_view, frozen_statistics
 
 #: Added to a seed for the environments in which a student's progress is judged.
 JUDGING_SEED = 500_000
@@ -237,7 +237,7 @@ def paired_episodes(
     """
     returns: list[float] = []
     lengths: list[int] = []
-    with still(venv):
+    with frozen_statistics(venv):
         for begin in range(0, n_episodes, venv.num_envs):
             venv.seed(seed + begin)
             observation: Any = venv.reset()

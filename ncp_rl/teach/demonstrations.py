@@ -129,7 +129,7 @@ def demonstrate(
     push = _Pushes(space, n, pushes, rng) if pushes else None
     ends = np.zeros((n, n_steps), np.bool_)
     kept: dict[str, Any] = {}
-    with still(venv), tqdm(range(n_steps), desc="drive", unit="step", disable=not progress_bar) as steps:
+    with frozen_statistics(venv), tqdm(range(n_steps), desc="drive", unit="step", disable=not progress_bar) as steps:
         venv.seed(seed)
         observation: Any = venv.reset()
         starts = np.ones(n, np.bool_)
@@ -163,7 +163,7 @@ def expert_view(venv: VecEnv, observation: Any, privilege: Privilege | None) -> 
 
 
 @contextmanager
-def still(venv: VecEnv) -> Iterator[None]:
+def frozen_statistics(venv: VecEnv) -> Iterator[None]:
     """Let statistics of a VecNormalize stand still inside the context."""
     normalize = unwrap_vec_normalize(venv)
     training = normalize is not None and normalize.training

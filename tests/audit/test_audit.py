@@ -7,13 +7,12 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
-from ncp_envs.disturbance import DISTURBANCES
-from ncp_envs.disturbance import Fault as FaultWrapper
+from ncp_envs.disturbance import DISTURBANCES, Fault
 
 from ncp_rl.audit.audit import Audit
 from ncp_rl.audit.fail_on import failures
 from ncp_rl.audit.orchestrate import audit_sources
-from ncp_rl.audit.plan import Fault, Plan
+from ncp_rl.audit.plan import Plan, PlannedFault
 from ncp_rl.audit.schema import audit_schema
 from ncp_rl.audit.trees import MIN_R2
 from ncp_rl.recording import Recording, RecordingError
@@ -42,7 +41,7 @@ def audited(run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Audit,
     baseline = small_run(folder / "mlp", "MlpPolicy")
     plan = Plan(
         n_episodes=14,
-        faults={"bias": Fault(FaultWrapper, dict(disturbance="sensor_bias", level=0.5, onset=20), 20)},
+        faults={"bias": PlannedFault(Fault, dict(disturbance="sensor_bias", level=0.5, onset=20), 20)},
         n_fault_episodes=2,
         disturbances={"action_delay": (DISTURBANCES["action_delay"], (0.0, 3.0))},
         n_perturb_episodes=2,

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ncp_rl.kernels import BACKENDS, Backend, HeldParams, Params, Synapses, ltc_scan
+from ncp_rl.kernels import BACKENDS, Backend, FrozenParams, Params, Synapses, ltc_scan
 from ncp_rl.kernels.backends import BackendEntry, load_backend
 from ncp_rl.kernels.numba import backend as numba_backend
 from tests.kernels.circuits import TOLERANCES, Case, Sizes, draw_case
@@ -261,7 +261,7 @@ def test_what_is_kept_for_the_backward_pass_does_not_change_a_bit(
     everything = potentials_and_gradients(case, "numba", weights)
     whole = numba_backend.forward(case, save=True)[1]
     assert whole is not None and whole.n_kept == 19
-    n_blocks = -(-n_sequences // whole.tables.layout.width)
+    n_blocks = -(-n_sequences // whole.tables.wiring.width)
     monkeypatch.setattr(numba_backend, "SAVED_BYTES", 4 * whole.step_size * n_blocks * room)
     part = numba_backend.forward(case, save=True)[1]
     assert part is not None and part.n_kept == room
@@ -298,7 +298,7 @@ def test_memory_for_the_backward_pass_is_used_again() -> None:
 def test_held_parameters_follow_the_synapse_lists(n_sequences: int) -> None:
     """What is computed once for parameters is computed for one wiring and one width of a block."""
     case = draw_case(Sizes(3, n_sequences, 5, 12)).with_dtype(torch.float32, requires_grad=False)
-    held = HeldParams(*case.params)
+    held = FrozenParams(*case.params)
     rolled = Synapses(case.synapses.pointer, case.synapses.source.flip(0), *case.synapses[2:])
     for synapses in (case.synapses, rolled, Synapses(*case.synapses), rolled):
         expected = run(case._replace(synapses=synapses), "numba")

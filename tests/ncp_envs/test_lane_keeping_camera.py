@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from ncp_envs.lane_keeping import camera, road
-from ncp_envs.lane_keeping.camera import Disturbances, look
+from ncp_envs.lane_keeping.camera import PictureDisturbances, look
 from ncp_envs.lane_keeping.dynamics import HEADING_ERROR, LATERAL_ERROR, STATION
 from ncp_envs.lane_keeping.simulation import Simulation
 
@@ -41,7 +41,7 @@ def driven(n_cars: int = 6) -> Simulation:
 def test_the_right_line_is_where_the_formula_says() -> None:
     """The line's points on the ground come from the road's course alone, their pixels from the camera's matrix."""
     simulation = driven()
-    images = look(simulation, Disturbances()).astype(np.int64)
+    images = look(simulation, PictureDisturbances()).astype(np.int64)
     seen = 0
     for i, image in enumerate(images):
         one = slice(i, i + 1)
@@ -67,7 +67,7 @@ def test_the_right_line_is_where_the_formula_says() -> None:
 
 
 def test_the_horizon_parts_sky_and_ground() -> None:
-    image = look(driven(1), Disturbances())[0].astype(np.int64)
+    image = look(driven(1), PictureDisturbances())[0].astype(np.int64)
     horizon = camera.HEIGHT / 2 - camera.FOCAL * np.tan(camera.PITCH)
     assert (image[: int(horizon) - 1, :, 2] > image[: int(horizon) - 1, :, 1]).all()
     assert (image[int(horizon) + 6 :, :, 2] <= image[int(horizon) + 6 :, :, :2].max(axis=2) + 12).all()
@@ -75,30 +75,33 @@ def test_the_horizon_parts_sky_and_ground() -> None:
 
 def test_level_0_is_the_plain_picture_and_every_level_disturbs_it() -> None:
     simulation = driven()
-    plain = look(simulation, Disturbances())
-    np.testing.assert_array_equal(plain, look(simulation, Disturbances(0.0, 0.0, 0.0, 0.0)))
+    plain = look(simulation, PictureDisturbances())
+    np.testing.assert_array_equal(plain, look(simulation, PictureDisturbances(0.0, 0.0, 0.0, 0.0)))
     for name in ("light", "shadow", "noise", "missing_markings"):
-        weak, strong = look(simulation, Disturbances(**{name: 0.3})), look(simulation, Disturbances(**{name: 1.0}))
-        np.testing.assert_array_equal(strong, look(simulation, Disturbances(**{name: 1.0})))
+        weak, strong = (
+            look(simulation, PictureDisturbances(**{name: 0.3})),
+            look(simulation, PictureDisturbances(**{name: 1.0})),
+        )
+        np.testing.assert_array_equal(strong, look(simulation, PictureDisturbances(**{name: 1.0})))
         distance = [np.abs(image.astype(int) - plain).mean() for image in (weak, strong)]
         assert 0.0 < distance[0] < distance[1]
 
 
 def test_noise_has_the_deviation_that_it_says_and_is_new_at_each_step() -> None:
     simulation = driven(1)
-    plain = look(simulation, Disturbances()).astype(int)
+    plain = look(simulation, PictureDisturbances()).astype(int)
     inner = (plain > 80) & (plain < 175)
-    noise = (look(simulation, Disturbances(noise=0.25)).astype(int) - plain)[inner]
+    noise = (look(simulation, PictureDisturbances(noise=0.25)).astype(int) - plain)[inner]
     assert noise.std() == pytest.approx(16.0, rel=0.05) and abs(noise.mean()) < 1.0
     simulation.steps += 1
-    other = (look(simulation, Disturbances(noise=0.25)).astype(int) - plain)[inner]
+    other = (look(simulation, PictureDisturbances(noise=0.25)).astype(int) - plain)[inner]
     assert abs(np.corrcoef(noise, other)[0, 1]) < 0.05
 
 
 def test_all_markings_can_be_missing() -> None:
     simulation = driven()
-    assert look(simulation, Disturbances()).min(axis=3)[:, 26:].max() > 200
-    assert look(simulation, Disturbances(missing_markings=1.0)).min(axis=3)[:, 26:].max() < 120
+    assert look(simulation, PictureDisturbances()).min(axis=3)[:, 26:].max() > 200
+    assert look(simulation, PictureDisturbances(missing_markings=1.0)).min(axis=3)[:, 26:].max() < 120
 
 
 def test_the_drive_is_that_of_the_plain_environment() -> None:

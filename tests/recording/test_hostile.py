@@ -24,7 +24,7 @@ from ncp_rl.recording.container import MAGIC, _bytes
 from ncp_rl.recording.errors import MemoryLimitError
 from ncp_rl.recording.layout import Layout
 from ncp_rl.recording.manifest import read_space
-from ncp_rl.recording.scan import scan
+from ncp_rl.recording.records import walk_records
 from tests.random_env import box
 from tests.recording.recordings import pendulum_recording, random_model
 from tests.recording.test_verify import careful
@@ -52,7 +52,7 @@ def read(path: Path, data: bytes) -> None:
 
 def spliced(good: bytes, opcode: int, replacement: bytes) -> bytes:
     """The recording with its first record of a kind replaced."""
-    record = next(r for r in scan(io.BytesIO(good), len(good)) if r.opcode == opcode)
+    record = next(r for r in walk_records(io.BytesIO(good), len(good)) if r.opcode == opcode)
     return good[: record.offset] + replacement + good[record.offset + record.length :]
 
 
@@ -139,7 +139,7 @@ def test_memory_stays_bounded(good: tuple[bytes, Path]) -> None:
 
     (folder / "environments.mcap").write_bytes(careful(data, rechained=True, manifest=environments))
     listed = Metadata("chunk", {"episodes": json.dumps([[i, 0, 0, 1] for i in range(500_000)]), "links": "00"})
-    first_list = next(r for r in scan(io.BytesIO(data), len(data)) if r.opcode == 6).end
+    first_list = next(r for r in walk_records(io.BytesIO(data), len(data)) if r.opcode == 6).end
     (folder / "listed.mcap").write_bytes(data[:first_list] + 3 * _bytes([listed]) + data[first_list:])
     (folder / "chunk.mcap").write_bytes(spliced(data, 6, chunk(tiny_messages(2**25), 2**25, "")))
     done = subprocess.run(

@@ -29,7 +29,14 @@ from ncp_rl.recording.chain import Chain, with_checksum
 from ncp_rl.recording.container import Container
 from ncp_rl.recording.encode import Messages
 from ncp_rl.recording.layout import Layout
-from ncp_rl.recording.scan import decompress, parse_attachment, parse_chunk, parse_messages, parse_metadata, scan
+from ncp_rl.recording.records import (
+    decompress,
+    parse_attachment,
+    parse_chunk,
+    parse_messages,
+    parse_metadata,
+    walk_records,
+)
 from tests.recording.recordings import pendulum_recording
 
 
@@ -63,7 +70,7 @@ def regions(data: bytes, folder: Path) -> dict[str, list[range]]:
     path.write_bytes(data)
     found: dict[str, list[range]] = {"magic": [range(8), range(len(data) - 8, len(data))]}
     with path.open("rb") as file:
-        for record in scan(file, len(data)):
+        for record in walk_records(file, len(data)):
             found.setdefault(Opcode(record.opcode).name, []).append(range(record.offset, record.offset + record.length))
     return found
 
@@ -154,7 +161,7 @@ def careful(
     """
     container = Container()
     attachments: dict[str, bytes] = {}
-    records = list(scan(io.BytesIO(data), len(data)))
+    records = list(walk_records(io.BytesIO(data), len(data)))
     raw = {record: data[record.offset : record.offset + record.length] for record in records}
     for record in records:
         if record.opcode == Opcode.ATTACHMENT:
@@ -198,7 +205,7 @@ def careful(
 
 def original_manifest(data: bytes) -> bytes:
     """The first attachment of a recording."""
-    record = next(r for r in scan(io.BytesIO(data), len(data)) if r.opcode == Opcode.ATTACHMENT)
+    record = next(r for r in walk_records(io.BytesIO(data), len(data)) if r.opcode == Opcode.ATTACHMENT)
     return parse_attachment(data[record.offset : record.end]).data
 
 

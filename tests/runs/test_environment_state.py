@@ -10,7 +10,7 @@ import pytest
 from stable_baselines3.common.vec_env import VecEnv
 
 from ncp_rl.runs import RunConfig, make_envs
-from ncp_rl.runs.environment_state import pack, unpack, why_no_twin
+from ncp_rl.runs.environment_state import difference_after_step, pack, unpack
 
 ENVS = ["ncp/CartPoleNoVel-v1", "ncp/PendulumIrregular-v0", "ncp/HalfCheetahNoVel-v5", "ncp/LaneKeeping-v0"]
 DISTURBED = [{"ncp_envs.RandomDisturbances": dict(observation_delay=[0, 2], sensor_noise=0.1)}]
@@ -38,7 +38,7 @@ def test_they_go_on_where_they_were(env_id: str) -> None:
     packed = pack(venv)
     assert packed.data is not None, packed.why_not
     first = steps(venv, actions[30:31])
-    assert why_no_twin(packed.data, venv) == ""
+    assert difference_after_step(packed.data, venv) == ""
     assert unpack(packed.data, other) == ""
     for a, b in zip(first + steps(venv, actions[31:]), steps(other, actions[30:]), strict=True):
         np.testing.assert_array_equal(a, b)

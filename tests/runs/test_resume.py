@@ -25,7 +25,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from ncp_rl.runs import RunError, load_run, resume, train
 from ncp_rl.runs.checkpoint import CHECKPOINT, read_checkpoint
-from ncp_rl.runs.folder import trained_by_one, write_file
+from ncp_rl.runs.folder import training_lock, write_file
 from scripts import train as train_script
 from tests.runs.killed_training import CASES, HOW, Counting
 
@@ -170,13 +170,13 @@ steps.write_text("0")
 if folder.exists():
     resume(folder, progress_bar=False, callback=Tell())
 else:
-    train(CASES["between two"].config().lasting(int(sys.argv[2])), folder, callback=Tell(), **HOW)
+    train(CASES["between two"].config().with_n_timesteps(int(sys.argv[2])), folder, callback=Tell(), **HOW)
 """
 
 
 def kill_and_compare(folder: Path, *, n_kills: int, rng: random.Random) -> None:
     """Start, wait, kill, look at the folder; again and again; then let it end."""
-    config, run = CASES["between two"].config().lasting(1024 * n_kills), folder / "run"
+    config, run = CASES["between two"].config().with_n_timesteps(1024 * n_kills), folder / "run"
     command = [sys.executable, "-c", GO_ON, str(run), str(config.n_timesteps)]
     for kill in range(n_kills):
         moment = 1024 * kill + rng.randrange(1, 900)
@@ -275,7 +275,7 @@ def test_other_versions_are_told(between: Path, caplog: pytest.LogCaptureFixture
 
 
 def test_two_processes_do_not_train_in_one_folder(between: Path) -> None:
-    with trained_by_one(between), pytest.raises(RunError, match="Another process trains in"):
+    with training_lock(between), pytest.raises(RunError, match="Another process trains in"):
         resume(between, progress_bar=False)
 
 

@@ -89,7 +89,7 @@ class Frame:
 
 
 @dataclass(frozen=True)
-class Disturbances:
+class PictureDisturbances:
     """Levels from 0, which leaves the picture as it is, to 1; what they do is drawn anew for each episode."""
 
     light: float = 0.0
@@ -108,7 +108,7 @@ class Disturbances:
                 raise ValueError(f"{name} must be a level from 0 to 1, got {level}.")
 
 
-def look(simulation: Simulation, disturbances: Disturbances | Sequence[Disturbances]) -> Images:
+def look(simulation: Simulation, disturbances: PictureDisturbances | Sequence[PictureDisturbances]) -> Images:
     """What the cameras of all cars see.
 
     Args:
@@ -142,7 +142,7 @@ def look(simulation: Simulation, disturbances: Disturbances | Sequence[Disturban
         axis=1,
     )
     images = np.empty((len(stations), HEIGHT, WIDTH, 3), dtype=np.uint8)
-    each = [disturbances] * len(stations) if isinstance(disturbances, Disturbances) else disturbances
+    each = [disturbances] * len(stations) if isinstance(disturbances, PictureDisturbances) else disturbances
     levels = np.array([astuple(of_car) for of_car in each], dtype=np.float64)
     paint(course, simulation.scenes, simulation.steps, levels, images)
     return images

@@ -218,7 +218,7 @@ class LaneKeepingCameraEnv(LaneKeepingBase):
 
     - `render_mode`: None, "rgb_array" or "human".
     - `light`, `shadow`, `noise`, `missing_markings`: levels from 0, the plain picture, to 1; see
-      `camera.Disturbances`. These disturb the picture alone: the drive stays the same.
+      `camera.PictureDisturbances`. These disturb the picture alone: the drive stays the same.
     - `rows`, `pool`: which rows of the picture are observed, and the side of the squares of pixels that are averaged;
       `rows=(16, 48), pool=2` leaves the sky out and gives (16, 80, 3).
     - `vehicle`: a `Vehicle` of other parameters.
@@ -239,11 +239,11 @@ class LaneKeepingCameraEnv(LaneKeepingBase):
         pool: int = 1,
         vehicle: Vehicle | None = None,
     ) -> None:
-        """Make it; see `LaneKeepingBase`, `camera.Disturbances` and `camera.Frame`."""
+        """Make it; see `LaneKeepingBase`, `camera.PictureDisturbances` and `camera.Frame`."""
         super().__init__(render_mode, vehicle)
         self.frame = camera.Frame(rows, pool)
         self.observation_space = self.frame.space
-        self.disturbances = camera.Disturbances(light, shadow, noise, missing_markings)
+        self.disturbances = camera.PictureDisturbances(light, shadow, noise, missing_markings)
 
     def _observation(self) -> Observation:
         seen: Observation = self.frame.cut(self._picture()[None])[0]

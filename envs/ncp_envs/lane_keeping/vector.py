@@ -200,7 +200,9 @@ class LaneKeepingCameraVectorEnv(LaneKeepingVectorBase):
         pool: int = 1,
         **kwargs: Any,
     ) -> None:
-        """Make them; see `LaneKeepingVectorBase`, `camera.Frame` and `camera.Disturbances`, with a level for each car.
+        """Make `num_envs` cars; see `LaneKeepingVectorBase`, `camera.Frame` and `camera.PictureDisturbances`.
+
+        Each level may be one number for all cars, or a sequence of one number for each.
 
         Raises:
             ValueError: Levels that are neither one number nor one of each car.
@@ -212,7 +214,7 @@ class LaneKeepingCameraVectorEnv(LaneKeepingVectorBase):
             if np.shape(levels) not in ((), (num_envs,)):
                 raise ValueError(f"{name} must be one level or {num_envs} of them, got {np.shape(levels)}.")
         by_car = np.stack([np.broadcast_to(levels, num_envs) for levels in given.values()], axis=1)
-        self.disturbances = [camera.Disturbances(*levels) for levels in by_car.tolist()]
+        self.disturbances = [camera.PictureDisturbances(*levels) for levels in by_car.tolist()]
 
     def observations(self) -> npt.NDArray[Any]:
         """Pictures, (N, 48, 160, 3) uint8 where the whole frame is observed."""

@@ -29,19 +29,19 @@ class Saved:
 
     def __init__(self, tables: Tables, n_blocks: int, n_steps: int, n_neurons: int, ode_unfolds: int) -> None:
         """Tables, and room for as many of the last steps as `SAVED_BYTES` allow."""
-        width, (n_vectors, n_sensory_vectors) = tables.layout.width, tables.layout.sizes
+        width, (n_vectors, n_sensory_vectors) = tables.wiring.width, tables.wiring.sizes
         self.tables = tables
         self.step_size: int = kept_size.py_func(n_sensory_vectors, n_vectors, ode_unfolds, n_neurons, width)
         """Number of float32 for one step of one block"""
         self.n_kept = min(n_steps, SAVED_BYTES // max(1, 4 * n_blocks * self.step_size))
-        self._free, self._capacity = _free, SAVED_BYTES // 4 + LANES
+        self._spare, self._capacity = _spare, SAVED_BYTES // 4 + LANES
         self.memory = _borrow(n_blocks * self.n_kept * self.step_size)
 
     def __del__(self) -> None:
         """Give the memory back."""
         # At exit, functions of this module, and what `len` of a tensor calls, are gone before its objects are.
-        if sum(other.numel() for other in self._free) + self.memory.numel() <= self._capacity:
-            self._free.append(self.memory)
+        if sum(other.numel() for other in self._spare) + self.memory.numel() <= self._capacity:
+            self._spare.append(self.memory)
 
     @property
     def arguments(self) -> tuple[int, int]:
@@ -94,7 +94,7 @@ def backward(grad: Tensor, potentials: Tensor, saved: Saved | None, operands: Op
     inputs_gradient, state_gradient = torch.empty_like(inputs), torch.empty_like(state)
     elapsed_gradient = None if elapsed_time is None else torch.empty_like(elapsed_time)
     partials = [inputs.new_empty(n_blocks, *tensor.shape) for tensor in params]
-    between, senses = saved.tables.layout.vectors
+    between, senses = saved.tables.wiring.vectors
     arguments = (
         _addresses(grad, potentials),
         _addresses(inputs, state, episode_starts, elapsed_time),
@@ -115,7 +115,7 @@ def _addresses(*tensors: Tensor | None) -> tuple[int, ...]:
 
 
 #: Memory of forward passes gone by, for those to come: to touch fresh pages takes longer than to compute again.
-_free: list[Tensor] = []
+_spare: list[Tensor] = []
 
 
 def _borrow(n_elements: int) -> Tensor:
@@ -123,7 +123,7 @@ def _borrow(n_elements: int) -> Tensor:
     n_elements += LANES
     try:
         # What is too small has served its time.
-        while len(memory := _free.pop()) < n_elements:
+        while len(memory := _spare.pop()) < n_elements:
             pass
     except IndexError:
         # NumPy asks for huge pages, PyTorch does not.

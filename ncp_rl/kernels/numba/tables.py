@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ncp_rl.jit import inlined
-from ncp_rl.kernels.contract import HeldParams, Params, Synapses
+from ncp_rl.kernels.contract import FrozenParams, Params, Synapses
 from ncp_rl.kernels.numba.access import load_integer, load_number, store
 from ncp_rl.kernels.numba.exp2 import MAX_EXPONENT
 from ncp_rl.kernels.numba.memory import Floats, Integers, floats, integers, rows_at
@@ -63,7 +63,7 @@ class Vectors(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Layout:
+class VectorizedWiring:
     """A wiring as the kernels read it."""
 
     synapses: Synapses
@@ -82,51 +82,51 @@ class Layout:
 class Tables(NamedTuple):
     """Parameters as the kernels read them."""
 
-    layout: Layout
+    wiring: VectorizedWiring
     memory: Tensor
     """(n,) float32, see `read_tables`"""
     neuronal: Tensor
     """(3, U) of `Params`, a copy: what an address points to must be nobody else's to move"""
     addresses: tuple[int, ...]
-    """Those of `memory` and `neuronal`, then `Layout.lists`, as `read_tables` takes them"""
+    """Those of `memory` and `neuronal`, then `VectorizedWiring.lists`, as `read_tables` takes them"""
 
 
 def tables_of(params: Params, synapses: Synapses, width: int) -> Tables:
-    """Tables for blocks of `width` sequences; those of `HeldParams` are made once."""
-    if not isinstance(params, HeldParams):
+    """Tables for blocks of `width` sequences; those of `FrozenParams` are made once."""
+    if not isinstance(params, FrozenParams):
         return _make_tables(params, synapses, width)
     tables: Tables | None = params.derived.get(width)
     # Another object may hold the same lists.
-    if tables is None or (tables.layout.synapses is not synapses and tables.layout is not _layout(synapses, width)):
+    if tables is None or (tables.wiring.synapses is not synapses and tables.wiring is not _vectorized(synapses, width)):
         tables = params.derived[width] = _make_tables(params, synapses, width)
     return tables
 
 
 def _make_tables(params: Params, synapses: Synapses, width: int) -> Tables:
-    layout = _layout(synapses, width)
+    wiring = _vectorized(synapses, width)
     synaptic, sensory, neuronal = params.synaptic, params.sensory, params.neuronal.clone()
-    memory = torch.zeros(LANES + (sum(layout.sizes) + LOOK_AHEAD) * COLUMNS * table_width(width))
+    memory = torch.zeros(LANES + (sum(wiring.sizes) + LOOK_AHEAD) * COLUMNS * table_width(width))
     own = memory.data_ptr(), neuronal.data_ptr()
     fill_kernel(width)(
         *own,
         synaptic.data_ptr(),
         sensory.data_ptr(),
-        *layout.places,
+        *wiring.places,
         neuronal.shape[1],
         synaptic.shape[1],
         sensory.shape[1],
-        *layout.sizes,
+        *wiring.sizes,
     )
-    return Tables(layout, memory, neuronal, own + layout.lists)
+    return Tables(wiring, memory, neuronal, own + wiring.lists)
 
 
 @functools.lru_cache(maxsize=64)
-def _layout(synapses: Synapses, width: int) -> Layout:
-    """The layout for blocks of `width` sequences; tensors are told apart by identity."""
+def _vectorized(synapses: Synapses, width: int) -> VectorizedWiring:
+    """The wiring for blocks of `width` sequences; tensors are told apart by identity."""
     pointer, source, sensory_pointer, sensory_source = (tensor.numpy() for tensor in synapses)
     vectors = _arrange(pointer, source, width), _arrange(sensory_pointer, sensory_source, width)
     between, sensory = vectors
-    return Layout(
+    return VectorizedWiring(
         synapses,
         width,
         vectors,

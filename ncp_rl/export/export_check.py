@@ -18,7 +18,7 @@ import numpy.typing as npt
 from ncp_rl.encoder import ELAPSED_TIME
 from ncp_rl.export.controller import Controller, ControllerError
 from ncp_rl.export.spec import ExportError
-from ncp_rl.export.toolchain import GO_ON, RESET, SET, Outcome, Program, build_here
+from ncp_rl.export.toolchain import GO_ON, RESET, SET, ControllerRun, Program, build_here
 from ncp_rl.recording import Divergence, Episode, Recording
 from ncp_rl.recording.compare import TOLERANCE, Tally
 from ncp_rl.recording.reader import observation_parts
@@ -164,7 +164,7 @@ def _load(path: Path) -> Controller:
 
 
 def _check(
-    recording: Recording, run: Callable[[Episode, bool], Outcome], export: str, form: str, sha256: str
+    recording: Recording, run: Callable[[Episode, bool], ControllerRun], export: str, form: str, sha256: str
 ) -> ExportCheck:
     recorded = str(recording.manifest["policy"]["sha256"])
     if sha256 != recorded:
@@ -182,7 +182,7 @@ def _check(
     return ExportCheck(export, form, str(recording.path), (sha256, recorded), tuple(found), first, rounding)
 
 
-def _compare(recording: Recording, episode: Episode, outcome: Outcome) -> Tally:
+def _compare(recording: Recording, episode: Episode, outcome: ControllerRun) -> Tally:
     circuit, tally = recording.circuit, Tally(TOLERANCE)
     tally.add(episode, "refused steps", episode.held, outcome.held, ["whether the step is refused"])
     tally.add(episode, "potentials", episode.potentials, outcome.potentials, circuit.wiring.names)
@@ -215,7 +215,7 @@ def _difference(episode: Episode, tally: Tally) -> EpisodeDifference:
     )
 
 
-def _first(tally: Tally, recording: Recording, episode: Episode, outcome: Outcome) -> Divergence | None:
+def _first(tally: Tally, recording: Recording, episode: Episode, outcome: ControllerRun) -> Divergence | None:
     """The earliest value beyond the tolerance; of neurons that differ in the same step, the one that differs most."""
     found = [comparison.first for comparison in tally.comparisons() if comparison.first is not None]
     first = min(found, key=lambda divergence: divergence.step or 0, default=None)
@@ -237,7 +237,7 @@ def _deployed(divergence: Divergence) -> str:
 
 def _driven(
     program: Program, description: dict[str, Any], recording: Recording, episode: Episode, alone: bool
-) -> Outcome:
+) -> ControllerRun:
     parts = observation_parts(recording.layout, episode.observation, episode.index)
     columns = [_part(parts, part["key"]).reshape(len(episode), -1) for part in description["observation"]]
     seconds = _seconds(parts, episode, bool(description["timed"]))
@@ -249,7 +249,7 @@ def _driven(
     return outcome
 
 
-def _live(controller: Controller, recording: Recording, episode: Episode, alone: bool) -> Outcome:
+def _live(controller: Controller, recording: Recording, episode: Episode, alone: bool) -> ControllerRun:
     steps, timed = list(_observations(controller, recording, episode)), bool(controller.description["timed"])
     parts = observation_parts(recording.layout, episode.observation, episode.index)
     seconds = _seconds(parts, episode, timed)
@@ -262,7 +262,7 @@ def _live(controller: Controller, recording: Recording, episode: Episode, alone:
         action = controller.step(observation, float(seconds[t]))
         rows.append((bool(controller.problem), action.ravel(), controller.action_mean, controller.potentials))
     held, actions, means, potentials = zip(*rows, strict=True)
-    return Outcome(np.array(held, np.int64), np.stack(actions), np.stack(means), np.stack(potentials))
+    return ControllerRun(np.array(held, np.int64), np.stack(actions), np.stack(means), np.stack(potentials))
 
 
 def _observations(controller: Controller, recording: Recording, episode: Episode) -> Iterator[Any]:

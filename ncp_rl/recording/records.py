@@ -85,7 +85,7 @@ class Budget(NamedTuple):
 DEFAULT_BUDGET = Budget()
 
 
-def scan(file: IO[bytes], size: int) -> Iterator[Record]:
+def walk_records(file: IO[bytes], size: int) -> Iterator[Record]:
     """Records one after the other, contents skipped, up to the footer or the last whole record.
 
     Raises:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ncp_rl.audit.envelope import Envelope
-from ncp_rl.export.c_source import TEMPLATES, Row, comment
+from ncp_rl.export.c_source import TEMPLATES, TableRow, comment
 from ncp_rl.export.controller import MONITOR_FORMAT
 from ncp_rl.export.numpy_source import json_text
 from ncp_rl.export.onnx_graph import write_graph
@@ -127,7 +127,7 @@ def _names(envelope: Envelope) -> dict[str, Any]:
         "n_neurons": int(envelope.watched.index.max()) + 1,
         "box": box,
         "index": ", ".join(f"{j}u" for j in envelope.watched.index.tolist()),
-        "centre": [Row(_double(x), name) for x, name in zip(envelope.centre, names, strict=True)],
+        "centre": [TableRow(_double(x), name) for x, name in zip(envelope.centre, names, strict=True)],
         "precision": [", ".join(map(_double, row)) for row in precision],
         "profile": [_double(x) for x in envelope.profile],
         "threshold": _double(envelope.threshold) if known else "HUGE_VAL",

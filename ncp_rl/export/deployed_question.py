@@ -10,7 +10,7 @@ from ncp_rl.audit.plan import Plan
 from ncp_rl.audit.question import Evidence, RecordingQuestion, Schema
 from ncp_rl.audit.section import Paragraph, Part, Table
 from ncp_rl.audit.verdict import Verdict
-from ncp_rl.export.verify import ExportCheck, verify_export
+from ncp_rl.export.export_check import ExportCheck, verify_export
 
 #: A figure that JSON can hold stands in for differences without end.
 _LARGEST = 1e30

@@ -325,7 +325,9 @@ class CfC(Fingerprinted):
         Raises:
             ValueError: Always.
         """
-        raise ValueError("CfC neurons have no time constants; how long they remember, their gates decide anew.")
+        raise ValueError(
+            "CfC neurons have no time constants; their gates decide anew in each step how much they remember."
+        )
 
     @classmethod
     def from_ncps(cls, module: Any) -> CfC:
@@ -336,11 +338,14 @@ class CfC(Fingerprinted):
         """
         cell = getattr(module, "rnn_cell", module)
         if not hasattr(cell, "_wiring"):
-            raise ValueError("from_ncps reads wired CfCs alone: give ncps.torch.CfC a wiring in place of units.")
+            raise ValueError(
+                "from_ncps reads wired CfCs only, this one has no wiring; give ncps.torch.CfC a wiring in place of "
+                "units."
+            )
         if getattr(module, "use_mixed", False):
-            raise ValueError("from_ncps reads CfC weights alone; this CfC has mixed_memory=True, an LSTM beside them.")
+            raise ValueError("from_ncps reads CfC weights only; this CfC has an LSTM beside them (mixed_memory=True).")
         if not isinstance(getattr(module, "fc", nn.Identity()), nn.Identity):
-            raise ValueError("from_ncps reads CfC weights alone; this CfC has a proj_size, a layer behind its neurons.")
+            raise ValueError("from_ncps reads CfC weights only; this CfC has a layer behind its neurons (proj_size).")
         cfc = cls(Wiring.from_ncps(cell._wiring), mode=cell._layers[0].mode, motor_map=False)
         with torch.no_grad():
             for layer, theirs in zip(cfc.layers, cell._layers, strict=True):
@@ -387,8 +392,9 @@ def _between(wiring: Wiring, parts: tuple[slice, ...]) -> list[npt.NDArray[np.bo
         if len(wrong):
             source, destination = wrong[0]
             raise ValueError(
-                f"In a CfC the layers act one after the other, inter, command, motor neurons, and each hears the one "
-                f"before; the wiring has a synapse from {sources[source]} to {wiring.names[destination]}: take NCP, "
-                "AutoNCP, or a wiring without command neurons, which makes one layer."
+                f"The layers of a CfC act in the order inter, command, motor neurons, and each reads only the layer "
+                f"before it, but the wiring has a synapse from {sources[source]} to {wiring.names[destination]}. "
+                "Use NCP, "
+                "AutoNCP, or a wiring without command neurons, whose neurons form one layer."
             )
     return [senses[:, parts[0]], *(between[before, part] for before, part in pairwise(parts))]

@@ -74,7 +74,9 @@ class Circuit:
             ValueError: They are of another kind.
         """
         if not isinstance(self.core, LTC):
-            raise ValueError(f"This holds for LTC neurons alone; the circuit's neurons are {type(self.core).__name__}.")
+            raise ValueError(
+                f"Only circuits of LTC neurons have this; the circuit's neurons are {type(self.core).__name__} neurons."
+            )
         return self.core
 
     @property
@@ -124,7 +126,7 @@ class Circuit:
                 raise ValueError(f"readout {readout.shape}, bias {bias.shape} and names must fit {expected}")
             return circuit
         except (AttributeError, KeyError, RecursionError, RuntimeError, TypeError, ValueError) as error:
-            raise ValueError(f"No circuit can be made of these files: {error}") from error
+            raise ValueError(f"The circuit's files do not describe a circuit: {error}") from error
         except safetensors.SafetensorError as error:
             raise ValueError(f"The circuit's tensors are damaged: {error}") from error
 
@@ -246,18 +248,20 @@ def _load_dense(tensors: dict[str, Tensor]) -> nn.Linear | None:
 def _checked_entries(entries: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """What every circuit has, and the settings of its cell, which checks them itself."""
     if not isinstance(entries, dict):
-        raise ValueError("the settings must be an object")
+        raise ValueError(f"the settings must be a JSON object, got {type(entries).__name__}")
     entries = {"cell": LTC.cell} | entries  # Older circuits do not name their cell: there was one.
     missing = [name for name in _ENTRIES if name not in entries]
     if missing:
         raise ValueError(f"the settings must have the keys {', '.join(_ENTRIES)}; {', '.join(missing)} is missing")
     if entries["format"] != FORMAT:
-        raise ValueError(f"their format is {entries['format']!r}, this version reads {FORMAT}")
+        raise ValueError(
+            f"the format must be {FORMAT}, got {entries['format']!r}; read it with the version of ncp_rl that wrote it"
+        )
     if type(entries["cell"]) is not str or entries["cell"] not in CELLS:
         raise ValueError(f"the cell must be one of {', '.join(CELLS)}, got {entries['cell']!r:.40}")
     for name in ("sensory_names", "action_names"):
         if not isinstance(entries[name], list) or not all(isinstance(item, str) for item in entries[name]):
-            raise ValueError(f"{name} must be a list of names")
+            raise ValueError(f"{name} must be a list of texts, got {entries[name]!r:.40}")
         for item in entries[name]:
             item.encode()  # Half a character, which JSON can hold, is no text.
     return entries, {name: value for name, value in entries.items() if name not in _ENTRIES}

@@ -61,7 +61,7 @@ def cell_builder(
         arguments |= dict(input_map=False, **of_ltc)
     elif of_ltc != _LTC_DEFAULTS:
         given = ", ".join(name for name, value in of_ltc.items() if value != _LTC_DEFAULTS[name])
-        raise ValueError(f"{given}: LTC neurons alone have such, the cell is {cell.__name__}; leave it out.")
+        raise ValueError(f"Only LTC neurons take the argument {given}, and the cell is {cell.__name__}; leave it out.")
     return functools.partial(cell, **(arguments | cell_kwargs))
 
 

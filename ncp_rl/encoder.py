@@ -104,7 +104,8 @@ class Receptors(BaseFeaturesExtractor):
         """
         if is_image_space(observation_space, check_channels=False, normalized_image=normalized_image):
             raise ValueError(
-                f"Receptors are for vectors, the observation is an image {observation_space.shape}; use CnnNCPPolicy."
+                f"Receptors read vectors, but the observation is an image of shape {observation_space.shape}; use "
+                "CnnNCPPolicy."
             )
         if receptors < 1:
             raise ValueError(f"receptors must be at least 1, got {receptors}.")
@@ -196,7 +197,8 @@ class KeyFilter(BaseFeaturesExtractor):
         shown = {k: s for k, s in observation_space.items() if k not in hidden_keys and k != ELAPSED_TIME}
         if not shown:
             raise ValueError(
-                f"No observation is left for the encoder: {list(observation_space)}, hidden {hidden_keys}."
+                f"The encoder must read at least one key of {list(observation_space)} beside {ELAPSED_TIME!r}; hide "
+                f"fewer than {sorted(hidden_keys)}."
             )
         extractor = extractor_class(spaces.Dict(shown), **extractor_kwargs)
         self.timed = ELAPSED_TIME in observation_space.spaces

@@ -269,8 +269,8 @@ class LTC(Fingerprinted):
             TypeError: Always.
         """
         raise TypeError(
-            "torch.jit.script compiles a part of Python alone, and this layer is written in more of it; export it by "
-            "torch.export.export or torch.onnx.export, or trace it by torch.jit.trace."
+            "torch.jit.script cannot compile this layer, which uses more of Python than it knows; export it by "
+            "torch.export.export or torch.onnx.export, or trace it with torch.jit.trace."
         )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -335,10 +335,10 @@ class LTC(Fingerprinted):
             ValueError: The module has a mixed memory (an LSTM beside the LTC), or another epsilon than ncps' default.
         """
         if getattr(module, "use_mixed", False):
-            raise ValueError("from_ncps reads LTC weights alone; this LTC has mixed_memory=True, an LSTM beside them.")
+            raise ValueError("from_ncps reads LTC weights only; this LTC has an LSTM beside them (mixed_memory=True).")
         cell = getattr(module, "rnn_cell", module)
         if cell._epsilon != EPSILON:
-            raise ValueError(f"The scan's epsilon is {EPSILON}, the ncps cell has {cell._epsilon}.")
+            raise ValueError(f"epsilon of the ncps cell must be {EPSILON}, got {cell._epsilon}.")
         input_map = cell._input_mapping is not None
         wiring = Wiring.from_ncps(cell._wiring)
         ltc = cls(wiring, input_map=input_map, ode_unfolds=cell._ode_unfolds, backend=backend)

@@ -176,7 +176,9 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         self.on_bad_input = on_bad_input
         known = set(observation_space.spaces) if isinstance(observation_space, spaces.Dict) else set()
         if not known.issuperset(privileged_keys):
-            raise ValueError(f"privileged_keys {privileged_keys} must be keys of the observation, {observation_space}.")
+            raise ValueError(
+                f"privileged_keys must be keys of the observation {observation_space}, got {privileged_keys}."
+            )
         if optimizer_kwargs is None and optimizer_class in (torch.optim.Adam, ScaledAdam):
             optimizer_kwargs = dict(eps=1e-12, fused=True)
         self.recipe = read_recipe(wiring)
@@ -262,7 +264,7 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         n_motor = self.n_motor or n_outputs
         if self.motor_map == "affine" and n_motor != n_outputs:
             raise ValueError(
-                f"{n_motor} motor neurons cannot be mapped one to one on {n_outputs} action outputs; leave n_motor "
+                f"n_motor must be {n_outputs}, a motor neuron for each action output, got {n_motor}; leave n_motor "
                 'out, or set motor_map="dense".'
             )
         self.wiring = self.recipe.build(_n_sensory(self.pi_features_extractor), n_motor)
@@ -351,8 +353,8 @@ class NCPPolicy(RecurrentActorCriticPolicy):
             return observation, episode_start
         if self.on_bad_input == "raise":
             raise BadInputError(
-                f'{bad.first.sentence()} Mend the reading, or set policy.on_bad_input = "hold", which keeps the '
-                "neurons and the action of that environment as they are through the step."
+                f'{bad.first.sentence()} Correct the reading, or set policy.on_bad_input = "hold", which keeps the '
+                "neurons and the action of that environment unchanged in such a step."
             )
         starts = np.zeros(len(bad.rows)) if episode_start is None else np.asarray(episode_start, np.float32)
         return replace_bad(observation, self.observation_space), starts.reshape(-1) + HELD * bad.rows
@@ -379,8 +381,9 @@ class NCPPolicy(RecurrentActorCriticPolicy):
             env, neuron = wrong[0].tolist()
             raise ValueError(
                 f"The state of environment {env} is not finite: {self.wiring.names[neuron]} is "
-                f"{potentials[env, neuron]}. Go on from state=None, or set episode_start for that environment; if it "
-                "happens again, parameters of the policy are not finite."
+                f"{potentials[env, neuron]}. Continue with state=None, or set episode_start for that environment; if "
+                "it "
+                "happens again, the policy has parameters that are not finite."
             )
 
     def forward(  # type: ignore[override]  # Upstream's recurrent class has two arguments more.
@@ -610,7 +613,7 @@ def _check_arguments(critic: object, motor_map: str, net_arch: list[int] | dict[
     if isinstance(net_arch, list) or "vf" not in net_arch:
         raise ValueError(message)
     # Tuners such as rl-zoo's sampler always send both; the critic's layers are what can be tuned.
-    warnings.warn(f"{message} Layers of pi are left out.", stacklevel=3)
+    warnings.warn(f"{message} The layers of pi are ignored.", stacklevel=3)
 
 
 def _critic_arch(net_arch: list[int] | dict[str, list[int]] | None) -> dict[str, list[int]]:

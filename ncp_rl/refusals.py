@@ -36,7 +36,8 @@ def check_algorithm(policy_name: str) -> None:
     maker = frame.f_locals.get("self") if frame is not None else None
     if isinstance(maker, (PPO, A2C, TRPO, OffPolicyAlgorithm)):
         raise TypeError(
-            f"{policy_name} has a state, which {type(maker).__name__} does not carry from step to step; train it with "
+            f"{policy_name} needs an algorithm that carries its state from step to step, got {type(maker).__name__}; "
+            "use "
             "sb3_contrib.RecurrentPPO."
         )
 
@@ -52,7 +53,7 @@ def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Spac
         _check_observation_space("The observation space", observation_space)
         return
     if not observation_space.spaces:
-        raise ValueError("The observation space is a Dict without keys; a policy needs something to observe.")
+        raise ValueError("The observation space must have at least one key, got a Dict without keys.")
     for key, space in observation_space.spaces.items():
         _check_observation_space(f"The observation space of key {key!r}", space)
 

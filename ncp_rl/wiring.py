@@ -153,7 +153,9 @@ class Wiring:
         """
         expected = {field.name for field in fields(cls)}
         if set(description) != expected:
-            raise ValueError(f"A wiring has the keys {sorted(expected)}, got {sorted(description)}.")
+            raise ValueError(
+                f"A description of a wiring must have the keys {sorted(expected)}, got {sorted(description)}."
+            )
         return cls(**description)
 
     @classmethod
@@ -164,7 +166,7 @@ class Wiring:
             ValueError: The ncps wiring is not built, so that its sensory synapses are unknown.
         """
         if not wiring.is_built():
-            raise ValueError("The ncps wiring is not built; call its build(n_sensory) once, and only once, before.")
+            raise ValueError("The ncps wiring must be built; call its build(n_sensory), once only, before from_ncps.")
         n_command = sum(wiring.get_type_of_neuron(neuron) == "command" for neuron in range(wiring.units))
         return cls(wiring.adjacency_matrix, wiring.sensory_adjacency_matrix, wiring.output_dim, n_command)
 

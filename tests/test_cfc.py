@@ -119,7 +119,7 @@ def test_what_no_layer_can_hear_is_refused() -> None:
     wiring = AutoNCP(9).build(4, 2)
     skipping = wiring.adjacency.copy()
     skipping[wiring.inter.start, 0] = 1
-    with pytest.raises(ValueError, match="a synapse from inter_0 to motor_0: take NCP"):
+    with pytest.raises(ValueError, match=r"a synapse from inter_0 to motor_0\. Use NCP"):
         CfC(Wiring(skipping, wiring.sensory_adjacency, 2, wiring.n_command))
     senses = wiring.sensory_adjacency.copy()
     senses[3, 1] = -1
@@ -156,7 +156,7 @@ def test_operands_that_do_not_fit() -> None:
 def test_modules_of_ncps_that_are_more_than_a_wired_cfc() -> None:
     wiring = ncps.wirings.AutoNCP(12, 3)
     for module, message in (
-        (ncps.torch.CfC(5, 12), "wired CfCs alone"),
+        (ncps.torch.CfC(5, 12), "wired CfCs only"),
         (ncps.torch.CfC(5, wiring, mixed_memory=True), "mixed_memory"),
         (ncps.torch.CfC(5, wiring, proj_size=2), "proj_size"),
     ):
@@ -272,7 +272,7 @@ def test_the_critics_cell(critic: Any, kinds: tuple[str, str]) -> None:
     ("kwargs", "message"),
     [
         (dict(cell="gru"), "cell must be one of 'ltc', 'cfc', or a class, got 'gru'"),
-        (dict(cell="cfc", ode_unfolds=4), "ode_unfolds: LTC neurons alone have such, the cell is CfC"),
+        (dict(cell="cfc", ode_unfolds=4), "Only LTC neurons take the argument ode_unfolds, and the cell is CfC"),
         (dict(cell="cfc", cell_kwargs=dict(mode="fast")), "mode must be one of"),
     ],
 )

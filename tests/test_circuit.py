@@ -116,7 +116,7 @@ def test_time_constants_are_of_cells_that_have_them() -> None:
     other = Circuit.from_policy(policy_of("cfc"))
     with pytest.raises(ValueError, match="CfC neurons have no time constants"):
         other.time_constants(sensory, np.zeros((20, 12), np.float32))
-    with pytest.raises(ValueError, match="holds for LTC neurons alone; the circuit's neurons are CfC"):
+    with pytest.raises(ValueError, match="Only circuits of LTC neurons have this; the circuit's neurons are CfC"):
         _ = other.ltc
 
 
@@ -134,17 +134,17 @@ ENTRIES: dict[str, tuple[str, dict[str, Any], str]] = {
     "unknown cell": ("ltc", dict(cell="gru"), "the cell must be one of ltc, cfc, got 'gru'"),
     "cell that is a list": ("ltc", dict(cell=[]), "the cell must be one of"),
     "cell of other weights": ("ltc", dict(cell="cfc"), "the settings must be mode, elapsed_time"),
-    "format": ("ltc", dict(format=2), "their format is 2, this version reads 1"),
+    "format": ("ltc", dict(format=2), "the format must be 1, got 2"),
     "no time": ("cfc", dict(elapsed_time=0), "elapsed_time must be positive seconds"),
     "time that is a text": ("ltc", dict(elapsed_time="a"), "elapsed_time must be positive seconds"),
     "unfolds": ("ltc", dict(ode_unfolds=10**6), "ode_unfolds must be an integer from 1 to 1000"),
     "backend": ("ltc", dict(backend="evil"), "backend must be one of"),
     "mode": ("cfc", dict(mode=["default"]), "mode must be one of default, no_gate, pure"),
     "mode of other weights": ("cfc", dict(mode="pure"), "Error.s. in loading state_dict for CfC"),
-    "wiring": ("cfc", dict(wiring={}), "A wiring has the keys"),
+    "wiring": ("cfc", dict(wiring={}), "A description of a wiring must have the keys"),
     "more": ("cfc", dict(backend="auto"), "the settings must be mode, elapsed_time, got"),
     "names": ("ltc", dict(action_names=["a"]), "must fit"),
-    "names that are none": ("ltc", dict(sensory_names=[1]), "sensory_names must be a list of names"),
+    "names that are none": ("ltc", dict(sensory_names=[1]), "sensory_names must be a list of texts"),
 }
 
 
@@ -152,7 +152,7 @@ ENTRIES: dict[str, tuple[str, dict[str, Any], str]] = {
 def test_settings_that_no_circuit_has(name: str) -> None:
     actor, changes, message = ENTRIES[name]
     tensors, settings = Circuit.from_policy(policy_of(actor)).save()
-    with pytest.raises(ValueError, match=f"No circuit can be made of these files: .*{message}"):
+    with pytest.raises(ValueError, match=f"The circuit's files do not describe a circuit: .*{message}"):
         Circuit.load(tensors, json.dumps(json.loads(settings) | changes).encode())
 
 
@@ -160,7 +160,7 @@ def test_settings_that_no_circuit_has(name: str) -> None:
 def test_files_that_no_circuit_has(actor: str) -> None:
     tensors, settings = Circuit.from_policy(policy_of(actor)).save()
     for broken in (b"{}", b"[]", settings[:-3], b"\xff"):
-        with pytest.raises(ValueError, match="No circuit can be made"):
+        with pytest.raises(ValueError, match="files do not describe a circuit"):
             Circuit.load(tensors, broken)
     for broken in (b"", tensors[:100], tensors[:-4]):
         with pytest.raises(ValueError, match="tensors are damaged"):

@@ -403,7 +403,7 @@ def test_optimizer_holds_every_parameter_that_is_used() -> None:
 
 def test_layers_of_pi_beside_the_critics_are_left_out_with_a_warning() -> None:
     """As rl-zoo's sampler sends them."""
-    with pytest.warns(UserWarning, match=r"net_arch puts layers behind the motor neurons.*Layers of pi are left out"):
+    with pytest.warns(UserWarning, match=r"net_arch puts layers behind.*The layers of pi are ignored"):
         tuned = make_model(box(5), box(2), policy_kwargs=dict(net_arch=dict(pi=[64, 64], vf=[7]))).policy
     plain = make_model(box(5), box(2), policy_kwargs=dict(net_arch=dict(vf=[7]))).policy
     assert {name: p.shape for name, p in tuned.named_parameters()} == {n: p.shape for n, p in plain.named_parameters()}
@@ -416,7 +416,7 @@ def test_layers_of_pi_beside_the_critics_are_left_out_with_a_warning() -> None:
         (dict(net_arch=dict(pi=[8])), ValueError, "puts layers behind the motor neurons"),
         (dict(critic="gru"), ValueError, 'critic must be "cell", "ltc", "cfc", .* or a recipe, got '),
         (dict(motor_map="linear"), ValueError, 'motor_map must be "affine" or "dense"'),
-        (dict(n_motor=5), ValueError, "5 motor neurons cannot be mapped one to one on 2 action outputs"),
+        (dict(n_motor=5), ValueError, "n_motor must be 2, a motor neuron for each action output, got 5"),
         (dict(critic=FullyConnected(7)), ValueError, "critic's recipe gives 7 neurons, the actor has 12"),
         (dict(wiring=AutoNCP(4)), ValueError, "n_motor must be from 1 to units - 3 = 1, got 2"),
         (dict(privileged_keys=("x",)), ValueError, "must be keys of the observation"),
@@ -438,7 +438,7 @@ def test_images_and_times_of_the_wrong_kind_are_refused() -> None:
         make_model(spaces.Box(0, 255, (36, 36, 3), np.uint8), box(1))
     with pytest.raises(ValueError, match="must be one number of seconds"):
         make_model(spaces.Dict(x=box(1), elapsed_time=box(2)), box(1), MultiInputNCPPolicy)
-    with pytest.raises(ValueError, match="No observation is left"):
+    with pytest.raises(ValueError, match="must read at least one key"):
         make_model(spaces.Dict(elapsed_time=box(1)), box(1), MultiInputNCPPolicy)
 
 

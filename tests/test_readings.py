@@ -310,7 +310,7 @@ def test_a_recording_holds_what_came_and_replays(tmp_path: Path, timed: bool, cr
 
 def test_without_hold_a_recording_ends_before_the_bad_reading(tmp_path: Path) -> None:
     venv = pendulums()
-    with pytest.raises(RecordingError, match=r"'cos_theta' \(index 0\) of environment 1 is nan.* before can be read"):
+    with pytest.raises(RecordingError, match=r"'cos_theta' \(index 0\) of environment 1 is nan.*, and can be read"):
         record_rollouts(pendulum_model(venv), venv, tmp_path / "cut.mcap", n_episodes=3, progress_bar=False)
     assert verify(tmp_path / "cut.mcap").passed
     assert Recording.open(tmp_path / "cut.mcap").lengths == (3, 3, 3)

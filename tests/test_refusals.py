@@ -207,13 +207,13 @@ def test_an_image_that_vec_normalize_normalises_is_no_vector() -> None:
 
 @pytest.mark.parametrize("algorithm", [PPO, A2C, TRPO, SAC])
 def test_algorithms_without_states(algorithm: type[BaseAlgorithm]) -> None:
-    with pytest.raises(TypeError, match=f"{algorithm.__name__} does not carry .*sb3_contrib.RecurrentPPO"):
+    with pytest.raises(TypeError, match=f"got {algorithm.__name__}; use sb3_contrib.RecurrentPPO"):
         algorithm(NCPPolicy, "Pendulum-v1")  # type: ignore[call-arg]
 
     class Own(algorithm):  # type: ignore[misc, valid-type]
         """An algorithm of the user's."""
 
-    with pytest.raises(TypeError, match=r"NCPPolicy has a state, which Own does not carry"):
+    with pytest.raises(TypeError, match=r"NCPPolicy needs an algorithm that carries its state .*, got Own"):
         Own(NCPPolicy, "Pendulum-v1")
 
 

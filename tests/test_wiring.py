@@ -106,7 +106,7 @@ def test_wirings_are_immutable() -> None:
 def test_dict_goes_through_json_and_back() -> None:
     wiring = AutoNCP(16).build(5, 2)
     assert Wiring.from_dict(json.loads(json.dumps(wiring.to_dict()))) == wiring
-    with pytest.raises(ValueError, match="has the keys"):
+    with pytest.raises(ValueError, match="must have the keys"):
         Wiring.from_dict({"adjacency": [[0]]})
 
 
@@ -155,7 +155,7 @@ def test_plot_draws_every_synapse(recipe: AutoNCP | FullyConnected) -> None:
         (lambda: Wiring(ones(2, 3), ones(1, 3), 1), r"adjacency must be \(U, U\)"),
         (lambda: Wiring(ones(2, 2), ones(1, 3), 1), r"sensory_adjacency must be \(S, U\) = \(S, 2\)"),
         (lambda: Wiring(ones(2, 2), ones(1, 2), 1, n_command=2), "n_command must be from 0 to 1, got 2"),
-        (lambda: Wiring.from_ncps(ncps_wirings.AutoNCP(8, 1)), "is not built"),
+        (lambda: Wiring.from_ncps(ncps_wirings.AutoNCP(8, 1)), "must be built"),
     ],
 )
 def test_impossible_sizes_are_refused_with_argument_and_range(make: object, message: str) -> None:

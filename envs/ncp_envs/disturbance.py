@@ -172,7 +172,7 @@ class SensorDropout(SensorDisturbance):
         """
         super().__init__(env, level, fill=fill)
         if level > 1:
-            raise ValueError(f"level is a probability here, from 0 to 1, got {level}.")
+            raise ValueError(f"level must be a probability from 0 to 1, got {level}.")
         if fill not in ("last", "zero"):
             raise ValueError(f'fill must be "last" or "zero", got {fill!r}.')
         self.fill = fill
@@ -229,7 +229,7 @@ class ActionNoise(Disturbance):
         """Wrap `env`."""
         super().__init__(env, level)
         if not isinstance(env.action_space, spaces.Box) and level > 1:
-            raise ValueError(f"level is a probability for {env.action_space}, from 0 to 1, got {level}.")
+            raise ValueError(f"level must be a probability from 0 to 1 for actions in {env.action_space}, got {level}.")
 
     def begin(self) -> None:
         """Actions are drawn from the wrapper's own stream too."""
@@ -418,7 +418,7 @@ def whole(level: float) -> int:
         ValueError: It is no whole number.
     """
     if level != int(level):
-        raise ValueError(f"level counts steps here and must be a whole number, got {level}.")
+        raise ValueError(f"level is a number of steps and must be a whole number, got {level}.")
     return int(level)
 
 
@@ -436,4 +436,4 @@ def idle_action(space: spaces.Space[Any]) -> Any:
         return space.start.copy()
     if isinstance(space, spaces.MultiBinary):
         return np.zeros(space.shape, space.dtype)
-    raise ValueError(f"Which action is idle in {space}? Give idle=...")
+    raise ValueError(f"The idle action of {space} is not known; give it as idle=...")

@@ -45,7 +45,7 @@ class NoVelocity(gym.ObservationWrapper[npt.NDArray[Any], Any, npt.NDArray[Any]]
         if not isinstance(space, spaces.Box) or len(space.shape) != 1:
             raise ValueError(f"NoVelocity needs a Box observation of one dimension, got {space}.")
         if not kept or not all(0 <= index < space.shape[0] for index in kept):
-            raise ValueError(f"kept must be indices from 0 to {space.shape[0] - 1}, got {kept}.")
+            raise ValueError(f"kept must hold indices from 0 to {space.shape[0] - 1}, got {kept}.")
         if names is not None and len(names) != len(kept):
             raise ValueError(f"names must name the {len(kept)} entries kept, got {names}.")
         self._kept = np.array(kept)

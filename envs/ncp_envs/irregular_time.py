@@ -45,7 +45,9 @@ class IrregularTime(OwnGenerator, RecordConstructorArgs):
         super().__init__(env)
         low, high = interval
         if not 0 < low <= high < np.inf:
-            raise ValueError(f"interval must be shortest and longest seconds, 0 < shortest <= longest, got {interval}.")
+            raise ValueError(
+                f"interval must be (shortest, longest) seconds with 0 < shortest <= longest, got {interval}."
+            )
         self.integrates = seconds is None and hasattr(env.unwrapped, "interval")
         self.interval = (float(low), float(high))
         self.first = self.interval[0]
@@ -54,11 +56,15 @@ class IrregularTime(OwnGenerator, RecordConstructorArgs):
             # A hair's breadth of tolerance: 0.15 / 0.05 is 2.9999999999999996.
             self.repeats = (int(np.ceil(low / self.seconds - 1e-9)), int(np.floor(high / self.seconds + 1e-9)))
             if self.repeats[0] > self.repeats[1]:
-                raise ValueError(f"No whole number of steps of {self.seconds} s lasts {low} to {high} s.")
+                raise ValueError(
+                    f"interval must hold a multiple of the step's {self.seconds} s, got {low} to {high} s; widen it."
+                )
         beneath = env.observation_space
         parts = dict(beneath.spaces) if isinstance(beneath, spaces.Dict) else {"observation": beneath}
         if ELAPSED_TIME in parts:
-            raise ValueError(f"The observation has a key {ELAPSED_TIME!r} already: {beneath}.")
+            raise ValueError(
+                f"The observation must not have a key {ELAPSED_TIME!r} before the wrapper adds it, got {beneath}."
+            )
         parts[ELAPSED_TIME] = spaces.Box(np.float32(self.first), np.float32(max(high, self.first)), (1,), np.float32)
         self.observation_space = spaces.Dict(parts)
 
@@ -100,7 +106,9 @@ class IrregularTime(OwnGenerator, RecordConstructorArgs):
 def _duration(env: gym.Env[Any, Any], seconds: float | None) -> float:
     known = step_seconds(env) if seconds is None else seconds
     if known is None or not known > 0:
-        raise ValueError(f"A step of {env} has no known duration; give seconds=... (positive), got {known}.")
+        raise ValueError(
+            f"The duration of a step of {env} must be positive seconds, got {known}; give it as seconds=..."
+        )
     return known
 
 

@@ -89,7 +89,7 @@ def read_levels(settings: Iterable[str]) -> dict[str, Levels]:
     for setting in settings:
         parts = _SETTING.fullmatch(setting.strip())
         if parts is None:
-            raise ValueError(f"A disturbance is set as NAME=LEVEL or NAME=LOW..HIGH, got {setting!r}. {known()}")
+            raise ValueError(f"A disturbance must be set as NAME=LEVEL or NAME=LOW..HIGH, got {setting!r}. {known()}")
         name = parts["name"]
         if name in levels:
             raise ValueError(f"{name} is set twice; give each disturbance one level or range.")

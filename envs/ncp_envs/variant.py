@@ -83,5 +83,5 @@ def make_upstream(upstream: str, extra: str | None = None, **kwargs: Any) -> gym
         if extra is None:
             raise
         raise DependencyNotInstalled(
-            f'{upstream} needs what is not installed ({error}); run `pip install "ncp-rl[{extra}]"`.'
+            f'{upstream} needs a package that is not installed ({error}); run `pip install "ncp-rl[{extra}]"`.'
         ) from error

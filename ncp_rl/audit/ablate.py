@@ -200,5 +200,5 @@ def _synapse(ltc: LTC, cut: Cut, sensory_names: Sequence[str]) -> tuple[torch.Te
 
 def _index(names: Sequence[str], name: str) -> int:
     if name not in names:
-        raise ValueError(f"There is no neuron {name!r}; there are {', '.join(names)}.")
+        raise ValueError(f"There is no neuron {name!r}; the names are {', '.join(names)}.")
     return list(names).index(name)

@@ -148,7 +148,7 @@ def audit_recording(
     """
     episodes = tuple(recording)
     if not episodes:
-        raise ValueError(f"The recording {recording.path} holds no episodes.")
+        raise ValueError(f"An audit needs at least one episode, and {recording.path} holds none; record some.")
     check_measurable(recording.circuit, episodes)
     evidence = Evidence(recording, episodes, run, faults or {}, public_key)
     own = on_recordings(questions)

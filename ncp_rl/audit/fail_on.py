@@ -25,7 +25,7 @@ def failures(audit: Audit, conditions: Sequence[str]) -> list[str]:
     for condition in conditions:
         parts = _CONDITION.fullmatch(condition.replace(" ", ""))
         if parts is None:
-            raise ValueError(f"A condition is `check` or `check.figure>number`, got {condition!r}.")
+            raise ValueError(f"A condition must be `check` or `check.figure>number` (or `<`), got {condition!r}.")
         verdicts = [verdict for verdict in audit.verdicts if verdict.check == parts["check"]]
         if not verdicts and any(parts["check"] in subject.skipped for subject in audit.subjects):
             continue
@@ -34,7 +34,7 @@ def failures(audit: Audit, conditions: Sequence[str]) -> list[str]:
         if not verdicts or (figure is not None and figure not in figures):
             asked = sorted({verdict.check for verdict in audit.verdicts}) if not verdicts else figures
             raise ValueError(
-                f"The condition {condition!r} asks for what was not audited; there are {', '.join(asked)}."
+                f"The condition {condition!r} names a check or figure that this audit lacks; it has {', '.join(asked)}."
             )
         for verdict in verdicts:
             if figure is None:

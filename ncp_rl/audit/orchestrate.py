@@ -46,7 +46,7 @@ def audit_sources(
     runs = {name: path for name, path in named.items() if path.is_dir()}
     missing = [str(path) for path in sources if not path.exists()]
     if missing:
-        raise RunError(f"There is no run folder or recording {', '.join(missing)}.")
+        raise RunError(f"Each source must be a run folder or a recording; these do not exist: {', '.join(missing)}.")
     out.mkdir(parents=True)
     subjects = []
     for name, path in named.items():

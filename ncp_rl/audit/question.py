@@ -188,7 +188,7 @@ def ask(questions: Iterable[Question[EvidenceT, Any]], evidence: EvidenceT, plan
     skipped: dict[str, str] = {}
     for question in questions:
         if question.name in answers or question.name in skipped:
-            raise ValueError(f"There are two questions {question.name!r}; answers are kept by name, so rename one.")
+            raise ValueError(f"Two questions have the name {question.name!r}; answers are kept by name, so rename one.")
         if not question.concerns(evidence):
             continue
         why = question.why_not(evidence, plan)
@@ -200,7 +200,7 @@ def ask(questions: Iterable[Question[EvidenceT, Any]], evidence: EvidenceT, plan
         wrong = [verdict.check for verdict in own if verdict.check != question.name]
         if wrong:
             raise ValueError(
-                f"Verdicts of the question {question.name!r} must have it as their check, got {wrong[0]!r}."
+                f"The check of a verdict must be the name of its question, {question.name!r}, got {wrong[0]!r}."
             )
         verdicts += own
     return Asked(answers, tuple(verdicts), skipped)

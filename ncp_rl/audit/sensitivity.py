@@ -78,7 +78,9 @@ def sensitivity(
     if moves.ndim != 2 or moves.shape[1] != circuit.wiring.n_sensory:
         raise ValueError(f"moves must be (K, S) with S = {circuit.wiring.n_sensory}, got {moves.shape}.")
     if not 0 <= step < len(episode) or n_steps < 1:
-        raise ValueError(f"step must lie in the episode of {len(episode)} steps, got {step=}, {n_steps=}.")
+        raise ValueError(
+            f"step must lie in the episode of {len(episode)} steps, and n_steps be 1 or more, got {step=}, {n_steps=}."
+        )
     window = slice(step, min(step + n_steps, len(episode)))
     start = episode.potentials[step - 1] if step else episode.start
     sensory, seconds = episode.sensory[window], episode.elapsed_time[window]

@@ -88,7 +88,7 @@ def step_response(
     names = circuit.sensory_names
     number = names.index(sensory) if isinstance(sensory, str) and sensory in names else sensory
     if isinstance(number, str) or not 0 <= number < len(names):
-        raise ValueError(f"No sensory input {sensory!r}; there are {len(names)}: {', '.join(names)}.")
+        raise ValueError(f"There is no sensory input {sensory!r}; the {len(names)} inputs are {', '.join(names)}.")
     inputs = np.zeros(len(names)) if base is None else np.asarray(base, np.float64)
     if inputs.shape != (len(names),):
         raise ValueError(f"base must be (S,) = ({len(names)},), got {inputs.shape}.")

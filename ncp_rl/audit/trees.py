@@ -85,7 +85,7 @@ def named_quantities(
     values = np.asarray(episode.observation if observed else episode.sensory, np.float64)
     if observed and len(names) > MAX_QUANTITIES:
         raise ValueError(
-            f"Rules over {len(names)} observed quantities say nothing (at most {MAX_QUANTITIES}); for images use "
+            f"Rules can name at most {MAX_QUANTITIES} observed quantities, got {len(names)}; for images use "
             'source="sensory".'
         )
     moving = [i for i, name in enumerate(names) if name != ELAPSED_TIME] if differences else []
@@ -264,7 +264,9 @@ def audit_trees(
         ValueError: Fewer than two episodes, or quantities that rules cannot name.
     """
     if len(episodes) < 2:
-        raise ValueError(f"Trees need one episode to grow on and one to be scored on, got {len(episodes)}.")
+        raise ValueError(
+            f"Trees need at least two episodes, one to grow on and one to be scored on, got {len(episodes)}."
+        )
     watched = Watched.of(circuit.wiring)
     n_held_out = min(max(round(held_out * len(episodes)), 1), len(episodes) - 1)
     fitting, scoring = ([episodes[i] for i in part] for part in split_episodes(len(episodes), n_held_out, seed))

@@ -45,13 +45,13 @@ class Watched:
             ValueError: No episodes, or potentials that are not finite; names the first.
         """
         if not episodes:
-            raise ValueError("No episodes were given; at least one is needed.")
+            raise ValueError("At least one episode is needed, got none.")
         for episode in episodes:
             wrong = np.argwhere(~np.isfinite(episode.potentials))
             if len(wrong):
                 step, neuron = (int(at) for at in wrong[0])
                 raise ValueError(
-                    f"Potentials must be finite to learn from; episode {episode.index} has "
-                    f"{episode.potentials[step, neuron]} at step {step}, neuron {neuron}; leave it out."
+                    f"Potentials must be finite, but episode {episode.index} has "
+                    f"{episode.potentials[step, neuron]} at step {step}, neuron {neuron}; leave the episode out."
                 )
         return np.concatenate([episode.potentials[:, self.index] for episode in episodes]).astype(np.float64)

@@ -108,7 +108,9 @@ def _names(spec: Spec) -> dict[str, Any]:
     outputs = [comment(name) for name in found["output_names"]]
     quantities = list(_quantity_names(found["observation"]))
     if max(map(len, (quantities, sensory, neurons, synapses["w"], senses["w"]))) > _LARGEST_TABLE:
-        raise ExportError(f"The tables of the C code have {_LARGEST_TABLE} entries at most, this policy needs more.")
+        raise ExportError(
+            f"A table of the C code can have {_LARGEST_TABLE} entries, and this policy needs more; use fewer neurons."
+        )
     observed = [row for part in found["observation"] for row in _observed_rows(part)]
     box = action["kind"] == "box"
     bounds = list(_bounds(action)) if box else []

@@ -117,7 +117,9 @@ class Controller:
         if path.is_dir():
             found = [path / name for name in ("controller.json", "controller.onnx") if (path / name).exists()]
             if not found:
-                raise ControllerError(f"{path} holds neither controller.json nor controller.onnx; export one.")
+                raise ControllerError(
+                    f"The folder {path} must hold controller.json or controller.onnx; export a controller into it."
+                )
             path = found[0]
         try:
             if path.suffix == ".onnx":
@@ -187,7 +189,9 @@ class Controller:
         if not self.description["timed"]:
             return float(self.description["seconds"])
         if not isinstance(observation, Mapping) or "elapsed_time" not in observation:
-            raise ControllerError("The policy was trained with elapsed times; give the seconds of the step.")
+            raise ControllerError(
+                "The policy was trained with elapsed times, and none came; give the seconds since the last step."
+            )
         return float(np.asarray(observation["elapsed_time"]).reshape(()))
 
     def _parts(self, observation: Any) -> dict[str | None, npt.NDArray[Any]]:
@@ -196,7 +200,9 @@ class Controller:
         for part in self.description["observation"]:
             key, shape = part["key"], tuple(part["shape"])
             if key is not None and (not isinstance(observation, Mapping) or key not in observation):
-                raise ControllerError(f"The observation must be a mapping with the key {key!r}.")
+                raise ControllerError(
+                    f"The observation must be a mapping with the key {key!r}, got {type(observation).__name__}."
+                )
             value = np.asarray(observation if key is None else observation[key])
             if value.size != math.prod(shape):
                 raise ControllerError(f"The observation {key or ''} must be of shape {shape}, got {value.shape}.")
@@ -336,7 +342,7 @@ class _Onnx:
         try:
             import onnxruntime
         except ImportError as error:
-            raise ControllerError(f"{path} needs ONNX Runtime: pip install onnxruntime") from error
+            raise ControllerError(f"ONNX Runtime is needed to run {path}; run `pip install onnxruntime`.") from error
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         try:
@@ -472,7 +478,7 @@ class Monitor:
 def _described(text: str, expected: str) -> dict[str, Any]:
     description = json.loads(text)
     if not isinstance(description, dict) or description.get("format") != expected:
-        raise ControllerError(f"it must be a JSON object of format {expected!r}")
+        raise ControllerError(f"it must be a JSON object of format {expected!r}, got {str(description)[:40]}")
     return description
 
 

@@ -143,7 +143,7 @@ def _circuit(description: Any) -> Circuit:
     try:
         return Circuit.load(base64.b64decode(kept["tensors"]), kept["settings"].encode())
     except ValueError as error:
-        raise RecordingError(f"The controller's file holds no circuit to record: {error}") from error
+        raise RecordingError(f"The circuit in the controller's file cannot be read: {error}") from error
 
 
 def _layout(description: Any) -> Layout:

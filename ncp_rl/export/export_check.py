@@ -137,7 +137,9 @@ def check_program(program: Program, description: dict[str, Any], recording: Reco
     """The same for a program that is built already."""
     expected = (len(description["neuron_names"]), len(description["output_names"]))
     if (program.n_neurons, program.n_outputs) != expected:
-        raise ExportError(f"controller.h and controller.json of {export} are not of one controller; export it anew.")
+        raise ExportError(
+            f"controller.h and controller.json of {export} belong to different controllers; export one anew."
+        )
     return _check(
         recording,
         lambda episode, alone: _driven(program, description, recording, episode, alone),
@@ -160,7 +162,7 @@ def _load(path: Path) -> Controller:
     try:
         return Controller.load(path)
     except (ControllerError, KeyError, TypeError) as error:
-        raise ExportError(f"{path} is no exported controller: {error}") from error
+        raise ExportError(f"The exported controller {path} cannot be read: {error}") from error
 
 
 def _check(

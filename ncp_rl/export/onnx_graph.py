@@ -85,7 +85,7 @@ def write_graph(
     """
     onnx = _onnx()
     if path.exists():
-        raise ExportError(f"{path} exists and is left as it is; name another file.")
+        raise ExportError(f"The file {path} exists and is left as it is; name another file.")
     path.parent.mkdir(parents=True, exist_ok=True)
     inputs, outputs, axes = names
     with warnings.catch_warnings():
@@ -114,7 +114,9 @@ def _onnx() -> Any:
     try:
         import onnx
     except ImportError as error:
-        raise ExportError('Writing ONNX needs the package onnx: pip install "ncp-rl[export]"') from error
+        raise ExportError(
+            'The package onnx is needed to write ONNX files; run `pip install "ncp-rl[export]"`.'
+        ) from error
     return onnx
 
 

@@ -178,7 +178,9 @@ class Spec:
         shortest = SHORTEST_STEP * circuit.ltc.elapsed_time if min_seconds is None else min_seconds
         certificate = certify(circuit, min_elapsed_time=shortest)
         if certificate.violations:
-            raise ExportError(f"The policy is broken and is not exported: {certificate.violations[0]}.")
+            raise ExportError(
+                f"The policy cannot be exported, since its parameters are wrong: {certificate.violations[0]}."
+            )
         observed = tuple(_observed(source))
         _check_finite(policy, observed)
         timed = isinstance(policy.pi_features_extractor, KeyFilter) and policy.pi_features_extractor.timed
@@ -247,8 +249,8 @@ class Spec:
         if self.encoder is None:
             images = ", ".join(part.key or "an image" for part in self.observed if part.image)
             raise ExportError(
-                "C and NumPy serve observations of vectors, through receptors or flattened; this policy observes "
-                f"{images or 'by its own encoder'}. Export it by to_onnx."
+                "C and NumPy exports need vectors, read by receptors or flattened; this policy observes "
+                f"{images or 'through an encoder of another kind'}. Export it by to_onnx."
             )
         return self.to_dict()
 
@@ -268,10 +270,10 @@ def find_source(source: Path | str | OnPolicyAlgorithm, env: VecEnv | None = Non
         source, env = load_run(Path(source), device="cpu")
     policy, venv = source.policy, env or source.get_env()
     if not isinstance(policy, NCPPolicy):
-        raise ExportError(f"Only NCP policies are exported, got a {type(policy).__name__}.")
+        raise ExportError(f"Only NCP policies can be exported, got a {type(policy).__name__}.")
     if venv is None:
         raise ExportError(
-            "The model has no environments, which say whether observations are normalised and how images come; give "
+            "The model has no environments, which tell how observations are normalised and how images come; give "
             "them: env=venv, as for evaluation."
         )
     normalize = unwrap_vec_normalize(venv)
@@ -288,7 +290,9 @@ def _circuit(policy: NCPPolicy) -> Circuit:
         ExportError: It is of another cell.
     """
     if type(policy.lstm_actor) is not LTC:
-        raise ExportError(f"Exports serve LTC neurons, this policy's are {type(policy.lstm_actor).__name__} neurons.")
+        raise ExportError(
+            f"Only policies of LTC neurons can be exported, this one has {type(policy.lstm_actor).__name__} neurons."
+        )
     return Circuit.from_policy(policy)
 
 
@@ -302,7 +306,7 @@ def _check_finite(policy: NCPPolicy, observed: tuple[InputPart, ...]) -> None:
             numbers |= {} if values is None else {f"VecNormalize's {name} of {part.key or 'the observation'}": values}
     for name, values in numbers.items():
         if not np.isfinite(values).all():
-            raise ExportError(f"The policy is broken and is not exported: {name} holds what is not finite.")
+            raise ExportError(f"The policy cannot be exported: {name} holds numbers that are not finite.")
 
 
 def _observed(source: Source) -> Iterator[InputPart]:
@@ -422,7 +426,7 @@ def write_new(folder: Path, texts: Mapping[str, str]) -> None:
     """
     existing = [name for name in texts if (folder / name).exists()]
     if existing:
-        raise ExportError(f"{folder / existing[0]} exists and is left as it is; name another folder.")
+        raise ExportError(f"The file {folder / existing[0]} exists and is left as it is; name another folder.")
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")

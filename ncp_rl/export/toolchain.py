@@ -92,13 +92,15 @@ class Program:
         seen = np.asarray(observation, np.float32)
         n_steps = len(seen)
         if seen.shape != (n_steps, self.n_observations):
-            raise ExportError(f"The C code takes observations of {self.n_observations} numbers, got {seen.shape}.")
+            raise ExportError(f"observation must be (T, D) = (T, {self.n_observations}), got {seen.shape}.")
         before = np.zeros((n_steps, self.n_neurons)) if potentials is None else potentials
         rows = np.column_stack([begin, seconds, seen, before]).astype(np.float32)
         numbers, printed = _drive(self.command, rows)
         sizes = (1, self.n_actions, self.n_outputs, self.n_neurons)
         if numbers.size != _HEADER + n_steps * sum(sizes):
-            raise ExportError(f"The program answered {numbers.size} numbers, which are not {n_steps} steps.")
+            raise ExportError(
+                f"The program must answer {n_steps} steps, got {numbers.size} numbers, which are no whole steps."
+            )
         table = numbers[_HEADER:].reshape(n_steps, sum(sizes))
         status, action, mean, after = np.split(table, np.cumsum(sizes)[:-1], axis=1)
         return ControllerRun(status[:, 0].astype(np.int64), action, mean, after), printed
@@ -172,7 +174,7 @@ def _stack(usage: Path) -> int:
 def _compile(compiler: Sequence[str], folder: Path, sources: Sequence[Path], program: Path) -> None:
     code = folder / "controller.c"
     if not code.exists():
-        raise ExportError(f"{folder} holds no controller.c; export one by to_c.")
+        raise ExportError(f"The folder {folder} must hold controller.c; export one by to_c.")
     _call((*compiler, f"-I{folder}", *map(str, sources), str(code), "-o", str(program)))
 
 
@@ -180,7 +182,7 @@ def _described(command: tuple[str, ...]) -> Program:
     """The program with what it says of itself."""
     header, _ = _drive(command, np.empty((0, 1), np.float32))
     if len(header) != _HEADER:
-        raise ExportError(f"The program answered {len(header)} numbers in place of its {_HEADER} sizes.")
+        raise ExportError(f"The program must begin with {_HEADER} numbers about itself, got {len(header)}.")
     n_observations, n_neurons, n_outputs, n_actions, state_bytes = (int(x) for x in header[:5])
     sha256 = bytes(header[5:].astype(np.uint8)).decode("ascii", "replace")
     return Program(command, n_observations, n_neurons, n_outputs, n_actions, state_bytes, sha256)
@@ -197,7 +199,9 @@ def _call(command: Sequence[str], cwd: str | None = None) -> str:
     try:
         done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=_TIMEOUT, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise ExportError(f"{command[0]} cannot be run: {error}") from error
+        raise ExportError(f"The command {command[0]} cannot be run: {error}") from error
     if done.returncode:
-        raise ExportError(f"{' '.join(command)} failed with status {done.returncode}: {done.stderr[-2000:]}")
+        raise ExportError(
+            f"The command `{' '.join(command)}` failed with status {done.returncode}: {done.stderr[-2000:]}"
+        )
     return done.stdout

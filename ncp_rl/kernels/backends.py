@@ -62,7 +62,7 @@ def _load_triton() -> FusedBackend:
         return cast(FusedBackend, importlib.import_module("ncp_rl.kernels.triton.backend"))
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "The scan on CUDA needs triton, which is not installed; "
+            "The backend for CUDA needs the package triton, which is not installed; "
             "run `pip install 'ncp-rl[triton]'`, or use the slower backend=\"reference\"."
         ) from error
 
@@ -112,5 +112,5 @@ def load_backend(name: str) -> FusedBackend:
     entry = BACKENDS.get(name)
     if entry is None or entry.load is None:
         fused = ", ".join(entry.name for entry in BACKENDS.values() if entry.load is not None)
-        raise ValueError(f"The fused backends are {fused}, got {name!r}.")
+        raise ValueError(f"name must be one of the fused backends, {fused}, got {name!r}.")
     return entry.load()

@@ -163,6 +163,6 @@ def _read_key(path: Path, load: Any) -> object:
     try:
         return load(path.read_bytes())
     except OSError as error:
-        raise RecordingError(f"The key {path} cannot be read: {error}.") from error
+        raise RecordingError(f"The key file {path} cannot be read: {error}.") from error
     except (TypeError, ValueError, UnsupportedAlgorithm) as error:
         raise RecordingError(f"{path} must be an Ed25519 key as PEM, without password: {error}.") from error

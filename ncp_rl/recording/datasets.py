@@ -47,7 +47,7 @@ def write_parquet(recording: Recording, path: Path | str) -> Path:
     tables = (arrow.table(_columns(recording, episode)) for episode in recording)
     first = next(tables, None)
     if first is None:
-        raise RecordingError(f"{recording.path} holds no steps; there is nothing to export.")
+        raise RecordingError(f"{recording.path} must hold at least one step to be exported, and it holds none.")
     with new_file(path, "The table") as file, file, parquet.ParquetWriter(file, first.schema) as writer:
         writer.write_table(first)
         for table in tables:
@@ -75,12 +75,15 @@ def write_minari(recording: Recording, dataset_id: str, **description: Any) -> A
     minari = _import("minari", "minari")
     space, action_space = (read_space(recording.manifest.get(f"{name}_space")) for name in ("observation", "action"))
     if any(not part.names for part in recording.layout.observed):
-        raise RecordingError("Observed images are no part of a recording's messages; Minari needs whole observations.")
+        raise RecordingError(
+            "Minari needs whole observations, but observed images are not in a recording's messages; export without "
+            "them."
+        )
     buffers = [
         buffer for episode in recording if (buffer := _buffer(recording, episode, action_space, minari)) is not None
     ]
     if not buffers:
-        raise RecordingError(f"{recording.path} holds no whole step; there is nothing to export.")
+        raise RecordingError(f"{recording.path} must hold at least one whole step to be exported, and it holds none.")
     arguments = {
         "algorithm_name": "NCP",
         "data_format": "arrow",
@@ -145,4 +148,4 @@ def _import(name: str, extra: str) -> Any:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        raise RecordingError(f"{error}; it comes with the extra: pip install 'ncp-rl[{extra}]'.") from error
+        raise RecordingError(f"A package is not installed ({error}); run `pip install 'ncp-rl[{extra}]'`.") from error

@@ -42,12 +42,14 @@ def new_file(path: Path, what: str, *, permissions: int = 0o666) -> Iterator[Who
     except FileExistsError as error:
         raise RecordingError(f"{what} {path} exists and is left as it is; name another file.") from error
     except OSError as error:
-        raise RecordingError(f"{what} {path} cannot be begun: {error}.") from error
+        raise RecordingError(f"{what} {path} cannot be created: {error}.") from error
     try:
         yield file
     except BaseException as error:
         file.close()
         path.unlink()
         if isinstance(error, OSError):
-            raise RecordingError(f"{what} {path} cannot be written: {error}. No part of it is left.") from error
+            raise RecordingError(
+                f"{what} {path} cannot be written: {error}. The unfinished file was removed."
+            ) from error
         raise

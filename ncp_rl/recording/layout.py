@@ -146,10 +146,10 @@ class Topic:
                 numbers += _numbers(value, field)
             for at, bits in _nans(message):
                 if type(at) is not int or not 0 <= at < len(numbers):
-                    raise ValueError(f"nan_at names number {at} of {len(numbers)}")
+                    raise ValueError(f"nan_at must hold positions from 0 to {len(numbers) - 1}, got {at}")
                 numbers[at] = _nan(self.kinds[at], bits)
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
-            raise RecordingError(f"A message of {self.name} is not of its schema: {error!r}.") from error
+            raise RecordingError(f"A message of {self.name} does not fit its schema: {error!r}.") from error
         return numbers
 
 
@@ -174,11 +174,11 @@ class Observed:
             raise RecordingError(f"Observations must be of one of the types {known}, got {self.dtype!r}.")
         if not all(0 <= size < _MAX_SIZE for size in self.shape) or len(self.shape) > 16:
             raise RecordingError(
-                f"An observation's shape must be of sizes from 0 to {_MAX_SIZE - 1}, got {self.shape}."
+                f"The sizes in an observation's shape must be from 0 to {_MAX_SIZE - 1}, got {self.shape}."
             )
         if self.names and len(self.names) != math.prod(self.shape):
             raise RecordingError(
-                f"An observation of shape {self.shape} must have as many names, got {len(self.names)}."
+                f"An observation of shape {self.shape} must have a name for each number, got {len(self.names)} names."
             )
 
 
@@ -209,7 +209,8 @@ class Layout:
         """Refuse sizes that no recording has, and neurons that this version does not know."""
         if self.cell not in CELLS:
             raise RecordingError(
-                f"The recording must be of neurons that this version knows, {', '.join(CELLS)}, got {self.cell!r:.40}; "
+                f"The recording's neurons must be of a kind that this version knows, {', '.join(CELLS)}, got "
+                f"{self.cell!r:.40}; "
                 "read it with the version of ncp_rl that wrote it."
             )
         for name, size in vars(self).items():
@@ -218,7 +219,9 @@ class Layout:
                 raise RecordingError(f"{name} of a recording must be from {least} to {_MAX_SIZE - 1}, got {size}.")
         keys = [part.key for part in self.observed]
         if not keys or len(set(keys)) < len(keys) or (None in keys and len(keys) > 1):
-            raise RecordingError(f"A recording has one observation, or several with a key each, got the keys {keys}.")
+            raise RecordingError(
+                f"A recording must have one observation, or several with different keys, got the keys {keys}."
+            )
 
     @property
     def units(self) -> int:
@@ -316,7 +319,7 @@ class Layout:
             for name, value in entries.items():
                 expected, described = _TYPES.get(name, (int, "an integer"))
                 if type(value) is not expected:
-                    raise ValueError(f"{name} must be {described}")
+                    raise ValueError(f"{name} must be {described}, got {value!r:.40}")
             return cls(observed=observed, **entries)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise RecordingError(f"The manifest's layout is damaged: {error!r}.") from error
@@ -334,7 +337,7 @@ def _observed(described: Mapping[str, Any]) -> Observed:
     if type(part.shape) is not tuple or any(type(size) is not int for size in part.shape):
         raise ValueError(f"shape must be a list of integers, got {part.shape!r}")
     if type(part.names) is not tuple or any(type(name) is not str for name in part.names):
-        raise ValueError("names must be a list of texts")
+        raise ValueError(f"names must be a list of texts, got {part.names!r:.40}")
     return part
 
 
@@ -368,7 +371,7 @@ def load_json(data: bytes, what: str, *, infinite: bool = False) -> Any:
             # An escape can stand for half a character, which no file and no screen takes.
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        raise RecordingError(f"{what[0].upper() + what[1:]} is no JSON: {error}.") from error
+        raise RecordingError(f"{what[0].upper() + what[1:]} is not valid JSON: {error}.") from error
     if not isinstance(value, dict):
         raise RecordingError(f"{what[0].upper() + what[1:]} must be a JSON object, got {type(value).__name__}.")
     return value
@@ -377,12 +380,12 @@ def load_json(data: bytes, what: str, *, infinite: bool = False) -> Any:
 def _finite(text: str) -> float:
     value = float(text)
     if math.isinf(value):
-        raise ValueError(f"{text[:20]} is beyond float64")
+        raise ValueError(f"the number {text[:20]} is larger than float64 can hold")
     return value
 
 
 def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"JSON has no number {name}")
 
 
 def _object() -> dict[str, Any]:
@@ -392,10 +395,10 @@ def _object() -> dict[str, Any]:
 def _numbers(value: Any, field: Field) -> Sequence[float]:
     values = [value] if field.size is None else value
     if type(values) is not list or len(values) != field.width:
-        raise ValueError(f"{field.name} must be {field.width} numbers")
+        raise ValueError(f"{field.name} must be {field.width} numbers, got {value!r:.40}")
     allowed: set[type] = {int} if field.kind == "integer" else {bool} if field.kind == "boolean" else {int, float}
     if not allowed.issuperset(map(type, values)):
-        raise ValueError(f"{field.name} must hold values of type {field.kind}")
+        raise ValueError(f"{field.name} must hold values of type {field.kind}, got {value!r:.40}")
     return [float(value) for value in values]
 
 
@@ -403,17 +406,17 @@ def _nans(message: dict[str, Any]) -> list[tuple[Any, Any]]:
     """Where NaN stand, and their bits."""
     at, bits = (message.get(name, []) for name in ("nan_at", "nan_bits"))
     if type(at) is not list or type(bits) is not list:
-        raise ValueError("nan_at and nan_bits must be lists")
+        raise ValueError(f"nan_at and nan_bits must be lists, got {at!r:.40} and {bits!r:.40}")
     return list(zip(at, bits, strict=True))
 
 
 def _nan(kind: Kind, bits: Any) -> float:
     form = _NAN_FORMS.get(kind)
     if form is None or type(bits) is not str or len(bits) != 2 * struct.calcsize(form):
-        raise ValueError(f"nan_bits {bits!r} is no NaN of type {kind}")
+        raise ValueError(f"nan_bits must hold the hexadecimal bits of NaN of type {kind}, got {bits!r:.40}")
     (value,) = struct.unpack(form, bytes.fromhex(bits))
     if not math.isnan(value):
-        raise ValueError(f"nan_bits {bits} is no NaN")
+        raise ValueError(f"nan_bits must hold the bits of NaN, got those of the number {value}")
     return float(value)
 
 

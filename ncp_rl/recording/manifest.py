@@ -49,7 +49,7 @@ def ncp_policy(model: OnPolicyAlgorithm) -> NCPPolicy:
         RecordingError: It is no NCP policy.
     """
     if not isinstance(model.policy, NCPPolicy):
-        raise RecordingError(f"Recordings are of NCP policies, got a {type(model.policy).__name__}.")
+        raise RecordingError(f"Only NCP policies can be recorded, got a {type(model.policy).__name__}.")
     return model.policy
 
 
@@ -60,7 +60,9 @@ def make_layout(policy: NCPPolicy, env: VecEnv) -> Layout:
         RecordingError: Its neurons are of a class of its user's, which nobody who reads the recording could build.
     """
     if type(policy.lstm_actor) not in CELLS.values():
-        raise RecordingError(f"Neurons that are recorded are {', '.join(CELLS)}, got {type(policy.lstm_actor)}.")
+        raise RecordingError(
+            f"Only neurons of the kinds {', '.join(CELLS)} can be recorded, got {type(policy.lstm_actor)}."
+        )
     wiring, space = policy.wiring, policy.action_space
     n_outputs = int(policy.action_net(torch.zeros(1, wiring.units, device=policy.device)).shape[-1])
     return Layout(
@@ -155,9 +157,9 @@ def read_manifest(data: bytes) -> dict[str, Any]:
             continue  # Those who need it say so.
         if type(value) is not expected or (type(value) is int and not 0 <= value < _MAX_INTEGER):
             whole = f" from 0 to {_MAX_INTEGER - 1}" if expected is int else ""
-            raise RecordingError(f"{name} of the manifest must be of type {expected.__name__}{whole}, got {value!r}.")
+            raise RecordingError(f"The manifest's {name} must be of type {expected.__name__}{whole}, got {value!r}.")
     if type(manifest["policy"].get("sha256")) is not str:
-        raise RecordingError("The manifest must name the SHA-256 of the policy.")
+        raise RecordingError("The manifest must hold the policy's SHA-256 as a text, policy.sha256, and lacks it.")
     return manifest
 
 
@@ -287,13 +289,13 @@ def read_space(described: Any) -> spaces.Space[Any]:
     try:
         return _READERS[described["type"]](described)
     except (AssertionError, AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
-        raise RecordingError(f"The manifest describes no space: {error!r}.") from error
+        raise RecordingError(f"The description of a space in the manifest is damaged: {error!r}.") from error
 
 
 def _read_box(described: Mapping[str, Any]) -> spaces.Box:
     shape, dtype = tuple(described["shape"]), np.dtype(described["dtype"])
     if dtype.kind not in "biuf" or not 0 <= math.prod(shape) <= _MAX_BOX:
-        raise ValueError(f"a Box holds numbers, {_MAX_BOX} at most, got shape {shape} of {dtype}")
+        raise ValueError(f"a Box must hold at most {_MAX_BOX} numbers, got shape {shape} of {dtype}")
     with np.errstate(over="ignore", invalid="ignore"):
         bounds = [np.array([float(x) for x in described[name]]).astype(dtype) for name in ("low", "high")]
     low, high = (np.broadcast_to(b, shape) if len(b) == 1 else b.reshape(shape) for b in bounds)

@@ -99,14 +99,19 @@ class Recording:
         self._cache: OrderedDict[int, Messages] = OrderedDict()
         attachments, spans = self._read_index()
         if set(attachments) != set(ATTACHMENTS):
-            raise RecordingError(f"{path} is no recording: it must hold {ATTACHMENTS}, got {tuple(attachments)}.")
+            raise RecordingError(
+                f"A recording must hold the attachments {ATTACHMENTS}, but {path} holds {tuple(attachments)}."
+            )
         for name in ("manifest.json", "circuit.json"):
             self.budget.json(len(attachments[name]), f"{name} of {path}")
         self.manifest = read_manifest(attachments["manifest.json"])
         self.layout = Layout.from_dict(self.manifest["layout"])
         self._spans = spans.by_episode(self.layout.n_envs)
         if self.ending is not None and spans.sealed != str(len(self)):
-            raise RecordingError(f"{path} lists {len(self)} episodes, its seal counts {spans.sealed}; see verify.")
+            raise RecordingError(
+                f"{path} lists {len(self)} episodes, but its seal counts {spans.sealed}; call verify to see what "
+                "happened."
+            )
         try:
             self.circuit = Circuit.load(attachments["circuit.safetensors"], attachments["circuit.json"])
         except ValueError as error:
@@ -194,7 +199,8 @@ class Recording:
         expected[END_CHANNEL] = min(counts[END_CHANNEL], 1)  # None where the recording stopped before.
         if counts != expected:
             raise RecordingError(
-                f"Episode {index} must have {expected} messages by channel, got {counts}; see verify for what happened."
+                f"Episode {index} must have {expected} messages by channel, got {counts}; call verify to see what "
+                "happened."
             )
         return self._episode(index, span.env_index, {c: np.array(found) for c, found in rows.items()})
 
@@ -237,8 +243,8 @@ class Recording:
         for key, frames in found.items():
             if len(frames) != len(episode):
                 raise RecordingError(
-                    f"Episode {episode.index} has {len(frames)} images of the observation {key or 'image'!r} in "
-                    f"{len(episode)} steps; there must be one in each."
+                    f"Episode {episode.index} must have an image of the observation {key or 'image'!r} in each of its "
+                    f"{len(episode)} steps, got {len(frames)} images."
                 )
         images = {key: np.stack(frames) for key, frames in found.items()}
         return images[None] if None in images else {**parts, **images}
@@ -252,7 +258,7 @@ class Recording:
 
     def _span(self, index: int) -> _EpisodeSpan:
         if not 0 <= index < len(self):
-            raise IndexError(f"The recording has {len(self)} episodes, asked for number {index}.")
+            raise IndexError(f"There is no episode {index}: the recording has {len(self)}, counted from 0.")
         return self._spans[index]
 
     def _messages(self, span: _EpisodeSpan) -> Iterator[Messages]:
@@ -271,7 +277,9 @@ class Recording:
         for channel in STEP_CHANNELS:
             fields |= {name: rows[channel][:, at] for name, at in topics[channel].slices.items()}
         if (fields["step"][:, 0] != np.arange(len(fields["step"]))).any():
-            raise RecordingError(f"The steps of episode {index} are not 0, 1, 2, ...; see verify for what happened.")
+            raise RecordingError(
+                f"The steps of episode {index} must be 0, 1, 2, ..., and are not; call verify to see what happened."
+            )
         elapsed = fields["elapsed_time"][:, 0]
         wrong = np.flatnonzero(~(np.isfinite(elapsed) & (elapsed >= 0)))
         if len(wrong):
@@ -329,14 +337,16 @@ class Recording:
         wiring, layout = self.circuit.wiring, self.layout
         if self.circuit.cell != layout.cell:
             raise RecordingError(
-                f"Manifest and circuit of {self.path} do not fit: neurons are {layout.cell} and {self.circuit.cell}."
+                f"The manifest of {self.path} names {layout.cell} neurons, but its circuit has {self.circuit.cell} "
+                "neurons."
             )
         found = (wiring.n_sensory, wiring.n_motor, wiring.n_command, wiring.units, len(self.circuit.bias))
         expected = (layout.n_sensory, layout.n_motor, layout.n_command, layout.units, layout.n_outputs)
         if found != expected:
             raise RecordingError(
-                f"Manifest and circuit of {self.path} do not fit: sensory, motor, command, all neurons and outputs are "
-                f"{expected} and {found}."
+                f"The manifest and the circuit of {self.path} differ in their numbers of sensory inputs, motor, "
+                "command and "
+                f"all neurons, and outputs: {expected} and {found}."
             )
 
 
@@ -350,7 +360,9 @@ def _cast(values: npt.NDArray[Any], dtype: Any, name: str, index: int) -> npt.ND
         found = values.astype(dtype)
     whole = np.issubdtype(dtype, np.floating) or (found == values).all()
     if not whole or (np.isfinite(found) != np.isfinite(values)).any():
-        raise RecordingError(f"{name} of episode {index} holds numbers that {np.dtype(dtype)} does not; see verify.")
+        raise RecordingError(
+            f"{name} of episode {index} holds numbers that are no {np.dtype(dtype)}; call verify to see what happened."
+        )
     return found
 
 
@@ -432,7 +444,9 @@ class _Spans:
         """
         self._budget.json(len(text), "A list of episodes")
         if not self._chunks:
-            raise RecordingError("A list of episodes comes before any chunk; see verify for what happened.")
+            raise RecordingError(
+                "A list of episodes must follow a chunk, and one comes before any; call verify to see what happened."
+            )
         try:
             table = _table(json.loads(text))
         except (RecursionError, ValueError) as error:
@@ -458,9 +472,13 @@ class _Spans:
         before = np.cumsum(count) - count
         whole = (episode[starts] == np.arange(len(starts))).all() and (np.diff(order[starts]) > 0).all()
         if not whole or (before - before[start] != first).any() or (env != env[start]).any():
-            raise RecordingError("The recording lists the steps of its episodes out of order; see verify.")
+            raise RecordingError(
+                "The recording lists the steps of its episodes out of order; call verify to see what happened."
+            )
         if (env >= n_envs).any():
-            raise RecordingError(f"The recording lists environment {env.max()} of {n_envs}; see verify.")
+            raise RecordingError(
+                f"The recording lists environment {env.max()}, but it has {n_envs}; call verify to see what happened."
+            )
         return _SpansByEpisode(rows, self._chunks)
 
     def _need_room(self) -> None:
@@ -491,7 +509,7 @@ def _image(text: memoryview, env_index: int, nanoseconds: int, budget: Budget) -
             image = Image.open(io.BytesIO(base64.b64decode(message["data"], validate=True)), formats=("PNG",))
         budget.need(_PIXEL_BYTES * image.width * image.height, f"A picture of {image.width} x {image.height} pixels")
         if image.mode not in ("L", "RGB"):
-            raise ValueError(f"pictures are of mode L or RGB, got {image.mode}")
+            raise ValueError(f"pictures must be of mode L or RGB, got {image.mode}")
         return RecordedImage(found[2], nanoseconds, np.asarray(image))
     except (
         KeyError,

@@ -98,7 +98,7 @@ def record_rollouts(
                 if not left.any():
                     break
         except BadInputError as error:
-            raise RecordingError(f"{error} What was recorded before can be read.") from error
+            raise RecordingError(f"{error} The file holds what was recorded before, and can be read.") from error
     return path
 
 
@@ -178,7 +178,7 @@ class _Camera:
         self._renders = "rgb_array" in {env.render_mode, *env.get_attr("render_mode")}
         self._observed = [part for part in layout.observed if not part.names]
         if not self._renders and not self._observed:
-            raise RecordingError('There are no images to record: make the environment with render_mode="rgb_array".')
+            raise RecordingError('The environment renders no images to record; make it with render_mode="rgb_array".')
 
     def look(self, observation: Any) -> dict[str, Array]:
         """(N, H, W, 3) or (N, H, W) uint8 by name."""

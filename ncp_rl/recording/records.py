@@ -94,7 +94,7 @@ def walk_records(file: IO[bytes], size: int) -> Iterator[Record]:
     file.seek(0)
     magic = file.read(len(MAGIC))
     if magic != MAGIC:
-        raise RecordingError(f"This is no recording: MCAP files begin with {MAGIC!r}, got {magic!r}.")
+        raise RecordingError(f"A recording must begin with {MAGIC!r}, as MCAP files do, got {magic!r}.")
     record = record_at(file, size, len(MAGIC))
     while record is not None:
         yield record
@@ -117,9 +117,7 @@ def record_at(file: IO[bytes], size: int, offset: int) -> Record | None:
     if opcode not in _OPCODES or offset + _HEADER.size + rest > size:
         return None
     if rest > MAX_RECORD:
-        raise RecordingError(
-            f"The record at byte {offset} claims {rest} bytes; recordings have none over {MAX_RECORD}."
-        )
+        raise RecordingError(f"The record at byte {offset} claims {rest} bytes, but records have at most {MAX_RECORD}.")
     return Record(opcode, offset, _HEADER.size + rest)
 
 
@@ -134,7 +132,9 @@ def read_record(file: IO[bytes], record: Record, budget: Budget = DEFAULT_BUDGET
     file.seek(record.offset)
     data = file.read(record.length)
     if len(data) != record.length:
-        raise RecordingError(f"The record at byte {record.offset} ends after {len(data)} of {record.length} bytes.")
+        raise RecordingError(
+            f"The file ends in the record at byte {record.offset}, after {len(data)} of {record.length} bytes."
+        )
     return data
 
 
@@ -143,7 +143,7 @@ def parse_attachment(data: bytes) -> Attachment:
     attachment = _parse(data, Attachment)
     body = data[_HEADER.size : -4]
     if zlib.crc32(body) != int.from_bytes(data[-4:], "little"):
-        raise RecordingError(f"The attachment {attachment.name!r} is damaged: its checksum differs.")
+        raise RecordingError(f"The attachment {attachment.name!r} is damaged: its checksum is wrong.")
     return attachment
 
 
@@ -162,7 +162,9 @@ def read_messages(file: IO[bytes], record: Record, budget: Budget) -> Messages:
     content = decompress(chunk, budget)
     messages = parse_messages(content)
     if zlib.crc32(content) != chunk.uncompressed_crc or messages.offsets[-1] != len(content):
-        raise RecordingError(f"The messages of the chunk at byte {record.offset} are damaged; see verify.")
+        raise RecordingError(
+            f"The messages of the chunk at byte {record.offset} are damaged; call verify to see what happened."
+        )
     return messages
 
 
@@ -182,9 +184,11 @@ def decompress(chunk: Chunk, budget: Budget = DEFAULT_BUDGET) -> bytes:
     if chunk.compression == "":
         return chunk.data
     if chunk.compression != "zstd":
-        raise RecordingError(f"Chunks of recordings are compressed by zstd or not at all, got {chunk.compression!r}.")
+        raise RecordingError(f"A chunk's compression must be 'zstd' or '', got {chunk.compression!r}.")
     if size > min(MAX_RECORD, MAX_RATIO * len(chunk.data)):
-        raise RecordingError(f"A chunk of {len(chunk.data)} bytes claims to hold {size}, more than any recording's.")
+        raise RecordingError(
+            f"A chunk of {len(chunk.data)} bytes claims to hold {size} bytes, more than recordings ever have."
+        )
     budget.record(size, f"A chunk of {size} bytes")
     try:
         # One byte more than claimed, so that more than claimed shows.
@@ -224,5 +228,5 @@ def _parse(data: bytes, kind: type[_R]) -> _R:
     except (EndOfFile, ValueError, struct.error, OverflowError, MemoryError) as error:
         raise RecordingError(f"A {kind.__name__.lower()} record is damaged: {error!r}.") from error
     if body.read(1):
-        raise RecordingError(f"A {kind.__name__.lower()} record is followed by bytes that belong to nothing.")
+        raise RecordingError(f"Bytes that belong to nothing follow a {kind.__name__.lower()} record.")
     return record

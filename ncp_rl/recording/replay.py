@@ -124,7 +124,9 @@ def replay(
     """
     recording = recording if isinstance(recording, Recording) else Recording.open(recording)
     if env is not None and model is None:
-        raise RecordingError("The environment is replayed with the model that acted in it; give the model too.")
+        raise RecordingError(
+            "The environment can only be replayed together with the model that acted in it; give the model too."
+        )
     same = _is_same_platform(recording, model)
     tally = Tally(0.0 if same else TOLERANCE)
     layout = recording.layout

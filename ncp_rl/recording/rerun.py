@@ -35,12 +35,18 @@ def run_again(recording: Recording, model: OnPolicyAlgorithm, env: VecEnv, tally
         RecordingError: The recording is no rollout, or of another number of environments.
     """
     if recording.manifest["kind"] != "rollouts":
-        raise RecordingError("Only rollouts can be run again, not what was recorded in training.")
+        raise RecordingError(
+            "Only recordings of rollouts can be run again, and this one was made in training; replay it without env."
+        )
     missing = [name for name in ("n_episodes", "seed", "deterministic") if recording.manifest.get(name) is None]
     if missing:
-        raise RecordingError(f"The manifest must say {', '.join(missing)} of a rollout that is to be run again.")
+        raise RecordingError(
+            f"A rollout can only be run again if the manifest holds {', '.join(missing)}, and it does not."
+        )
     if env.num_envs != recording.layout.n_envs:
-        raise RecordingError(f"The recording is of {recording.layout.n_envs} environments, got {env.num_envs}.")
+        raise RecordingError(
+            f"env must have as many environments as the recording, {recording.layout.n_envs}, got {env.num_envs}."
+        )
     if tally.exact:
         _repeat(recording, model, env, tally)
     else:

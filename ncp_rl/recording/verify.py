@@ -182,7 +182,7 @@ class _Verifier:
         if self._seal is None:
             detail = "the end with its seal is missing, since the writer was killed or the file cut"
             left_over = self._size - self._container.offset
-            detail += f"; the last {left_over} bytes are no whole record" if left_over else ""
+            detail += f"; the last {left_over} bytes are part of a record" if left_over else ""
             return Verification("unfinished", self.n_intact, None, detail)
         found = self._seal.get("public_key")
         signature: Signature = "none" if found is None else "unchecked"
@@ -203,11 +203,11 @@ class _Verifier:
                 attachment = parse_attachment(self._read(record))
                 attachments[attachment.name] = attachment.data
         if tuple(attachments) != ATTACHMENTS:
-            raise _DamageError(f"the file must begin with {ATTACHMENTS}, it has {tuple(attachments)}", 0)
+            raise _DamageError(f"the file must begin with {ATTACHMENTS}, but begins with {tuple(attachments)}", 0)
         entries = self._chain_record(closing, "beginning", {*ATTACHMENTS})
         for name, data in attachments.items():
             if sha256(data).hexdigest() != entries[name]:
-                raise _DamageError(f"{name} is not the one that was recorded", 0)
+                raise _DamageError(f"{name} was changed", 0)
         self._budget.json(len(attachments["manifest.json"]), "The manifest")
         manifest = load_json(attachments["manifest.json"], "the manifest")
         self._layout = Layout.from_dict(manifest.get("layout") or {})
@@ -219,7 +219,7 @@ class _Verifier:
     def _next(self, record: Record) -> bool:
         """What begins with `record`: a chunk with its indexes and chain record, or the seal; whether it is whole."""
         if record.opcode not in (Opcode.CHUNK, Opcode.METADATA):
-            raise _DamageError(f"the record at byte {record.offset} does not belong there", self.n_intact)
+            raise _DamageError(f"the record at byte {record.offset} does not belong where it stands", self.n_intact)
         if record.opcode == Opcode.CHUNK:
             return self._chunk(record)
         signed = "signature" in parse_metadata(self._read(record)).metadata
@@ -230,9 +230,11 @@ class _Verifier:
             rest = {name: value for name, value in entries.items() if name not in ("signature", "sha256")}
             key, signature = (_bytes_of(entries[name]) for name in ("public_key", "signature"))
             if not is_signed_by(key, signature, record_text("seal", rest)):
-                raise _DamageError("the signature is not that of this recording by the key that it names")
+                raise _DamageError("the signature was not made for this recording by the key that the seal names")
         if entries["episodes"] != str(self._n_episodes):
-            raise _DamageError(f"the seal counts {entries['episodes']!r} episodes, the messages {self._n_episodes}")
+            raise _DamageError(
+                f"the seal counts {entries['episodes']!r} episodes, but the messages make {self._n_episodes}"
+            )
         self._close_part(
             record, "seal", entries, f"what followed message {self.n_intact - 1} is missing or was changed"
         )
@@ -256,7 +258,7 @@ class _Verifier:
             raise _DamageError(what)
         if entries["episodes"] != self._episodes(messages):
             raise _DamageError(
-                f"messages {n} to {self._chain.count - 1} are intact, but the list of their episodes is not"
+                f"messages {n} to {self._chain.count - 1} are intact, but the list of their episodes was changed"
             )
         rebuilt = self._container.chunk(messages, chunk.compression, chunk.data)
         self._compare(rebuilt, what)
@@ -275,7 +277,9 @@ class _Verifier:
         for at in np.flatnonzero(messages.channels == STEP_CHANNELS[0]).tolist():
             where = _STEP.match(messages.data, offsets[at] + MESSAGE_HEADER.size, offsets[at + 1])
             if where is None:
-                raise _DamageError(f"message {self.n_intact + at} is no step of an episode", self.n_intact + at)
+                raise _DamageError(
+                    f"message {self.n_intact + at} does not say which step of which episode it is", self.n_intact + at
+                )
             env, episode, step = map(int, where.groups())
             found.setdefault((episode, env), [step, 0])[1] += 1
         return spans_text([(*key, *steps) for key, steps in found.items()])
@@ -290,7 +294,7 @@ class _Verifier:
         if at is None:
             missing = len(found) < len(links)
             first = min(len(found), len(links)) // LINK_BYTES
-            what = "is missing or no message any more" if missing else "does not belong there"
+            what = "is missing or cannot be read" if missing else "does not belong where it stands"
             raise _DamageError(f"message {n + first} {what}", n + first)
         first = at // LINK_BYTES
         self.n_intact = n + first
@@ -305,7 +309,10 @@ class _Verifier:
         metadata = parse_metadata(self._read(record))
         entries = dict(metadata.metadata)
         if metadata.name != name or set(entries) != keys | {"messages", "head", "digest", "sha256"}:
-            raise _DamageError(f"the chain record after {where} is none: {metadata.name!r}", self.n_intact)
+            raise _DamageError(
+                f"the metadata record after {where} must be a chain record {name!r}, and is {metadata.name!r}",
+                self.n_intact,
+            )
         rest = {key: value for key, value in entries.items() if key != "sha256"}
         if with_checksum(name, rest) != entries:
             raise _DamageError(f"the chain record after {where} was changed", self.n_intact)
@@ -363,4 +370,4 @@ def _bytes_of(text: str) -> bytes:
     try:
         return bytes.fromhex(text)
     except ValueError as error:
-        raise _DamageError(f"{text[:20]!r} is not hexadecimal") from error
+        raise _DamageError(f"a chain record must hold hexadecimal text, and holds {text[:20]!r}") from error

@@ -80,7 +80,7 @@ class RecordingWriter:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise RecordingError(f"The recording {path} cannot be begun: {error}.") from error
+            raise RecordingError(f"The recording {path} cannot be created: {error}.") from error
         with new_file(path, "The recording") as self._file:
             self._write(beginning + self._metadata("beginning", digests))
 
@@ -131,7 +131,7 @@ class RecordingWriter:
         atexit.unregister(self.finish_at_exit)
         if self._error is not None:
             raise RecordingError(
-                f"The recording {self.path} cannot be written on: {self._error}. What was written before can be read."
+                f"The recording {self.path} cannot be continued: {self._error}. What was written before can be read."
             ) from self._error
 
     def finish_at_exit(self) -> None:

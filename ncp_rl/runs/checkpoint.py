@@ -181,15 +181,16 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
     path = folder / CHECKPOINT
     if not path.exists():
         raise RunError(
-            f"{folder} has no checkpoint {CHECKPOINT} to go on from: its training was killed before the first step, or "
-            "did not keep any. Train anew, in another folder."
+            f"{folder} must hold the checkpoint {CHECKPOINT} to be resumed, and lacks it: its training was killed "
+            "before "
+            "the first step, or kept no checkpoints. Train anew in another folder."
         )
     try:
         found = torch.load(path, map_location="cpu", weights_only=False)
     except (AttributeError, EOFError, ImportError, OSError, RuntimeError, ValueError, pickle.PickleError) as error:
-        raise RunError(f"{path} is damaged or of another kind: {error}") from error
+        raise RunError(f"The checkpoint {path} is damaged or not a checkpoint: {error}") from error
     if not isinstance(found, dict) or not {"steps", "config", "plan", "versions", "files"} <= found.keys():
-        raise RunError(f"{path} is no checkpoint of a training.")
+        raise RunError(f"The file {path} must be a checkpoint of a training, and is not.")
     return found
 
 
@@ -215,7 +216,7 @@ def restore(model: OnPolicyAlgorithm, checkpoint: Mapping[str, Any], seed: int) 
         for module, seen in zip(_standardizers(policy), checkpoint["seen"], strict=True):
             module.seen = [] if seen is None else [seen.to(model.device)]
     except (KeyError, RuntimeError, ValueError) as error:
-        raise RunError(f"The checkpoint is that of another policy: {error}") from error
+        raise RunError(f"The checkpoint belongs to another policy: {error}") from error
     if isinstance(policy, NCPPolicy):
         policy.learned_since_rollout = checkpoint["learned_since_rollout"]
     held = dict(checkpoint["held"])
@@ -271,7 +272,7 @@ def set_random_streams(streams: Mapping[str, Any]) -> None:
         torch.cuda.set_rng_state_all(streams["cuda"])
     else:
         _log.warning(
-            "The checkpoint has random streams of %d CUDA devices, there are %d: they begin anew.",
+            "The checkpoint has random streams of %d CUDA devices, but this machine has %d: the streams begin anew.",
             len(streams["cuda"]),
             n_cuda,
         )
@@ -290,7 +291,12 @@ def attributes(callback: BaseCallback) -> dict[str, Any]:
         try:
             held[name] = cloudpickle.loads(cloudpickle.dumps(part))
         except Exception as error:  # Whatever a user's own object raises.
-            _log.info("%s of %s is not kept: %s", name, type(callback).__name__, error)
+            _log.info(
+                "The attribute %s of the callback %s is not kept in checkpoints: %s",
+                name,
+                type(callback).__name__,
+                error,
+            )
     return held
 
 

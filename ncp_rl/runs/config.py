@@ -111,7 +111,7 @@ def read_hyperparams(path: Path, env_id: str) -> dict[str, Any]:
         raise RunError(f"{path} must map environment ids to hyperparameters, got {type(entries).__name__}.")
     found = settings.of_environment(entries, env_id)
     if not isinstance(found, Mapping):
-        raise RunError(f"Hyperparameters of {env_id} in {path} must be a mapping, got {type(found).__name__}.")
+        raise RunError(f"The hyperparameters of {env_id} in {path} must be a mapping, got {type(found).__name__}.")
     return _plain(found)
 
 

@@ -110,7 +110,9 @@ def _stacked(config: RunConfig, venv: VecEnv) -> VecEnv:
     if n_stack is None:
         return venv
     if isinstance(venv.observation_space, spaces.Dict) and ELAPSED_TIME in venv.observation_space.spaces:
-        raise ValueError(f"frame_stack would stack {ELAPSED_TIME!r} too, which is one number; leave it out.")
+        raise ValueError(
+            f"frame_stack must be left out where {ELAPSED_TIME!r} is observed, since it would stack the time too."
+        )
     try:
         return VecFrameStack(venv, int(n_stack))
     except (AssertionError, NotImplementedError, TypeError) as error:

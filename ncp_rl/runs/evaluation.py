@@ -119,7 +119,7 @@ class EpisodeBound:
             return
         raise RunError(
             f"The episode of environment {int(self._steps.argmax())} has not ended after {self._bound:,} steps. Where "
-            "a task goes on without end, have its episodes cut: --max-episode-steps 1000 for the scripts, "
+            "a task never ends, let its episodes be cut: --max-episode-steps 1000 for the scripts, "
             "max_episode_steps=1000 for RunConfig and load_run, or env_kwargs=dict(max_episode_steps=1000) for "
             "Stable-Baselines3's make_vec_env."
         )

@@ -56,7 +56,7 @@ def training_lock(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise RunError(f"Another process trains in {folder} now; wait for its end, or stop it.") from error
+            raise RunError(f"Another process is training in {folder}; wait until it ends, or stop it.") from error
         yield
     finally:
         os.close(descriptor)
@@ -126,6 +126,6 @@ def load_run(
             path = folder / which / "model.zip"
         return algorithm(config).load(path, env=venv, device=device), venv
     except FileNotFoundError as error:
-        raise RunError(f"{path} is missing; was the training of this run cut off?") from error
+        raise RunError(f"The file {path} is missing; the training of this run may have been interrupted.") from error
     except (AssertionError, EOFError, KeyError, RuntimeError, ValueError, pickle.PickleError, zipfile.error) as error:
-        raise RunError(f"{path} is damaged or of another kind: {error}") from error
+        raise RunError(f"The file {path} is damaged or was written by something else: {error}") from error

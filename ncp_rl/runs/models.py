@@ -144,7 +144,9 @@ def _observation_names(config: RunConfig, venv: VecEnv) -> Any:
         return None
     space, found = venv.observation_space, config.hyperparams
     if isinstance(names, Mapping) != isinstance(space, spaces.Dict):
-        raise ValueError(f"observation_names must be names, by key where the observation is a Dict, got {names}.")
+        raise ValueError(
+            f"observation_names must be texts, or for a Dict observation a mapping of its keys to texts, got {names}."
+        )
     n_stack = int(found.get("frame_stack") or 1)
     parts = space.spaces if isinstance(space, spaces.Dict) else {"": space}
     by_key = {

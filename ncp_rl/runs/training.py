@@ -72,7 +72,8 @@ def train(
     """
     if folder.exists():
         raise RunError(
-            f"The folder {folder} exists and is left as it is; name another one for this run, or go on with a killed "
+            f"The folder {folder} exists and is left as it is; name another one for this run, or resume a "
+            "killed "
             f"training: scripts/train.py --resume {folder}."
         )
     text, plan = to_json(config), TrainingPlan(n_evaluations, n_eval_episodes, n_checkpoints)
@@ -145,14 +146,14 @@ def _going_on(config: RunConfig, checkpoint: Mapping[str, Any], folder: Path, n_
     differences = config.differences(RunConfig(**checkpoint["config"]))
     if differences:
         raise RunError(
-            f"{folder / 'config.json'} has other settings than the checkpoint beside it: {'; '.join(differences)}. A "
-            "training goes on with its own settings: put them back, or train anew."
+            f"{folder / 'config.json'} differs from the checkpoint beside it: {'; '.join(differences)}. A resumed "
+            "training keeps its settings: restore the file, or train anew."
         )
     steps, in_all = checkpoint["steps"], config.n_timesteps if n_timesteps is None else n_timesteps
     if steps < in_all or (n_timesteps is None and not (folder / "last" / "model.zip").exists()):
         return config.with_n_timesteps(in_all)
     raise RunError(
-        f"The training of {folder} has taken {steps:,} steps of {in_all:,} and is finished. To go on with it, give "
+        f"The training of {folder} has taken {steps:,} steps of {in_all:,} and is finished. To continue it, give "
         f"more steps in all: --timesteps {2 * steps} for scripts/train.py, n_timesteps={2 * steps} for resume."
     )
 
@@ -242,7 +243,7 @@ def _begin_with(init: Path, made: _Made) -> None:
     try:
         made.model.policy.load_state_dict(taught.policy.state_dict())
     except (RuntimeError, ValueError) as error:
-        raise RunError(f"The policy of {init} is of another kind than the one to train: {error}") from error
+        raise RunError(f"The policy of {init} does not fit the one to be trained: {error}") from error
     theirs, ours = taught.get_vec_normalize_env(), unwrap_vec_normalize(made.venv)
     if theirs is not None and ours is not None and theirs.norm_obs and ours.norm_obs:
         ours.obs_rms = theirs.obs_rms

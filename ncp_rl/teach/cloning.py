@@ -142,7 +142,9 @@ class Imitation:
         self.policy, self.normalize = model.policy, model.get_vec_normalize_env()
         self.loss = lessons.loss or ("huber" if isinstance(model.action_space, spaces.Box) else "likelihood")
         if self.loss != "likelihood" and not isinstance(model.action_space, spaces.Box):
-            raise ValueError(f'Actions of {model.action_space} have no mean; set loss="likelihood", got {self.loss!r}.')
+            raise ValueError(
+                f'loss must be "likelihood" for actions in {model.action_space}, which have no mean, got {self.loss!r}.'
+            )
         groups = [{k: v for k, v in group.items() if k != "lr"} for group in self.policy.optimizer.param_groups]
         kind: Any = type(self.policy.optimizer)
         self.optimizer: torch.optim.Optimizer = kind(groups, lr=lessons.learning_rate)
@@ -155,7 +157,9 @@ class Imitation:
         lessons, policy = self.lessons, self.policy
         check_demonstrations(demonstrations, policy.observation_space, policy.action_space)
         if lessons.readout and any(demonstration.privileged is None for demonstration in demonstrations):
-            raise ValueError("readout asks for what the expert saw, which demonstrations lack; set readout=0.")
+            raise ValueError(
+                "readout needs demonstrations that hold what the expert saw, and these do not; set readout=0."
+            )
         shown, held_out = _split(demonstrations, lessons)
         self._take_moments(shown)
         self.scale = self._scale(shown)
@@ -167,7 +171,10 @@ class Imitation:
             for epoch in epochs:
                 losses.append(self._epoch(shown, rng, epoch))
                 if not math.isfinite(losses[-1]):
-                    raise ValueError(f"The loss of epoch {epoch} is {losses[-1]}; take a smaller learning_rate.")
+                    raise ValueError(
+                        f"The loss must stay finite, but that of epoch {epoch} is {losses[-1]}; use a smaller "
+                        "learning_rate."
+                    )
                 held_out_losses.append(self.judge(held_out)[0] if held_out else losses[-1])
                 epochs.set_postfix(loss=losses[-1], held_out=held_out_losses[-1])
                 self._log({"teach/loss": losses[-1], "teach/held_out_loss": held_out_losses[-1]})
@@ -350,7 +357,7 @@ def check_demonstrations(
         ValueError: The message names the first demonstration that does not fit, and where.
     """
     if not sum(map(len, demonstrations)):
-        raise ValueError("There are no steps to learn from; give demonstrations of at least one step.")
+        raise ValueError("The demonstrations must hold at least one step, got none.")
     for index, demonstration in enumerate(demonstrations):
         where, n = f"Demonstration {index}", len(demonstration)
         parts = (
@@ -379,7 +386,9 @@ def _check_finite(name: str, values: npt.NDArray[Any]) -> None:
     if not np.issubdtype(values.dtype, np.floating) or np.isfinite(values).all():
         return
     step, *place = np.argwhere(~np.isfinite(values))[0].tolist()
-    raise ValueError(f"{name} {tuple(place)} is {values[(step, *place)]} in step {step}; leave such steps out.")
+    raise ValueError(
+        f"{name} must be finite, but {tuple(place)} is {values[(step, *place)]} in step {step}; leave the step out."
+    )
 
 
 def _split(
@@ -390,7 +399,9 @@ def _split(
     if not lessons.held_out:
         return list(demonstrations), []
     if n < 2:
-        raise ValueError(f"To hold some of the episodes out there must be at least two, got {n}; or set held_out=0.")
+        raise ValueError(
+            f"At least two episodes are needed to hold some of them out, got {n}; give more, or set held_out=0."
+        )
     apart = np.random.default_rng(lessons.seed).random(n) < lessons.held_out
     apart[:2] = False, True  # There is always one of each.
     chosen = list(zip(demonstrations, apart.tolist(), strict=True))

@@ -71,7 +71,9 @@ def from_recordings(paths: Sequence[Path | str]) -> list[Demonstration]:
         for episode in recording:
             observation = recording.observations(episode)
             if observation is None:
-                raise RecordingError(f"Images were observed in {path} and none recorded; record with images=True.")
+                raise RecordingError(
+                    f"The policy in {path} observed images, which were not recorded; record with images=True."
+                )
             action = episode.action.reshape(len(episode), *(space.shape or ())).astype(space.dtype)
             found.append(Demonstration(_rows(observation, ~episode.held), action[~episode.held]))
     return found
@@ -87,7 +89,7 @@ def from_minari(dataset: Any) -> list[Demonstration]:
         try:
             minari: Any = import_module("minari")
         except ModuleNotFoundError as error:
-            raise ImportError(f"{error}; it comes with the extra: pip install 'ncp-rl[minari]'.") from error
+            raise ImportError(f"Minari is not installed ({error}); run `pip install 'ncp-rl[minari]'`.") from error
         dataset = minari.load_dataset(dataset)
     episodes = dataset.iterate_episodes()
     return [Demonstration(_rows(e.observations, slice(len(e.actions))), np.asarray(e.actions)) for e in episodes]
@@ -181,7 +183,7 @@ class _Pushes:
 
     def __init__(self, space: spaces.Space[Any], n: int, size: float, rng: np.random.Generator) -> None:
         if not isinstance(space, spaces.Box) or not space.is_bounded():
-            raise ValueError(f"Only actions of a bounded Box can be pushed, not {space}; leave pushes at 0.")
+            raise ValueError(f"pushes need actions in a bounded Box, got {space}; leave pushes at 0.")
         self.space, self.size, self.rng = space, size, rng
         self.left, self.push = np.zeros(n, np.int64), np.zeros((n, *space.shape), space.dtype)
         self.pushed = np.arange(n) % 2 == 1
@@ -208,7 +210,10 @@ def _fitting(labels: Any, space: spaces.Space[Any], n: int) -> Array:
     wrong = np.argwhere(~np.isfinite(labels))
     if len(wrong):
         env, *place = wrong[0].tolist()
-        raise ValueError(f"The expert's action {tuple(place)} of environment {env} is {labels[tuple(wrong[0])]}.")
+        raise ValueError(
+            f"The expert's actions must be finite, but that of environment {env} at "
+            f"{tuple(place)} is {labels[tuple(wrong[0])]}."
+        )
     if isinstance(space, spaces.Box):
         labels = np.clip(labels, space.low, space.high)
     fitting: Array = labels.astype(space.dtype)

@@ -93,7 +93,7 @@ def test_thresholds(audited: tuple[Audit, Path]) -> None:
         failures(audit, ["replay.widht>1"])
     with pytest.raises(ValueError, match="asks for what was not audited; there are certificate, chain"):
         failures(audit, ["chains"])
-    with pytest.raises(ValueError, match="A condition is `check` or"):
+    with pytest.raises(ValueError, match="A condition must be `check` or"):
         failures(audit, ["chain > 3"])
 
 
@@ -130,7 +130,7 @@ def test_errors(run: Path, tmp_path: Path) -> None:
     assert result.returncode == 2 and "Traceback" not in result.stderr
     assert "error: There is no 'rain'; there are sensor_noise" in result.stderr
     for sources, out, message in (
-        ([tmp_path / "none"], tmp_path / "a", "There is no run folder or recording"),
+        ([tmp_path / "none"], tmp_path / "a", "a run folder or a recording; these do not exist"),
         ([run], tmp_path, "exists and is left as it is"),
     ):
         with pytest.raises(RunError, match=message):

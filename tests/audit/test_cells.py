@@ -64,7 +64,7 @@ def test_the_script_passes_what_was_not_asked(audited: tuple[Audit, Path], tmp_p
 def test_questions_asked_by_hand(audited: tuple[Audit, Path]) -> None:
     audit, _ = audited
     circuit = audit.subjects[0].recording.circuit
-    with pytest.raises(ValueError, match="holds for LTC neurons alone; the circuit's neurons are CfC"):
+    with pytest.raises(ValueError, match="Only circuits of LTC neurons have this; the circuit's neurons are CfC"):
         ablate(circuit, Clamp("command_0", 0.0))
     response = step_response(circuit, 0, 1.0, n_steps=50)
     assert np.isfinite(response.potentials).all() and response.change.any() and np.isfinite(response.slowest_mode)

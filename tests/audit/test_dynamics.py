@@ -148,9 +148,9 @@ def test_no_response_has_no_rise_time() -> None:
 
 def test_step_response_refuses_what_is_not_there() -> None:
     circuit = built([[0]], [[1]])
-    with pytest.raises(ValueError, match="No sensory input 'theta'; there are 1: x_0"):
+    with pytest.raises(ValueError, match="no sensory input 'theta'; the 1 inputs are x_0"):
         step_response(circuit, "theta", 1.0)
-    with pytest.raises(ValueError, match="No sensory input 1"):
+    with pytest.raises(ValueError, match="no sensory input 1"):
         step_response(circuit, 1, 1.0)
     with pytest.raises(ValueError, match=r"base must be \(S,\) = \(1,\), got \(2,\)"):
         step_response(circuit, 0, 1.0, base=[0, 0])
@@ -173,7 +173,7 @@ def test_real_episodes(recipe: Any) -> None:
 
 def test_recordings_to_refuse() -> None:
     circuit = built([[0]], [[1]])
-    with pytest.raises(ValueError, match="No episodes"):
+    with pytest.raises(ValueError, match="At least one episode"):
         audit_dynamics(circuit, [])
     with pytest.raises(ValueError, match="must be finite"):
         audit_dynamics(circuit, [with_potentials(circuit, [[np.nan]])])

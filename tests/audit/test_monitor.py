@@ -129,7 +129,7 @@ def test_too_few_episodes_say_how_many() -> None:
     audit_monitor(CIRCUIT, [CLEAN] * 13, alpha=0.1)
     with pytest.raises(ValueError, match="between 0 and 1, got 0"):
         fit_conformal(CIRCUIT, [CLEAN] * 12, alpha=0)
-    with pytest.raises(ValueError, match="No episodes"):
+    with pytest.raises(ValueError, match="At least one episode"):
         fit_box(CIRCUIT, [])
     with pytest.raises(ValueError, match="margin must not be negative"):
         fit_box(CIRCUIT, [CLEAN], margin=-0.1)

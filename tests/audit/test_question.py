@@ -154,7 +154,7 @@ def test_a_question_has_its_section_and_navigation(audited: tuple[Audit, Path], 
 
 
 def test_names_keep_questions_apart(recording: Path) -> None:
-    with pytest.raises(ValueError, match="two questions 'length'"):
+    with pytest.raises(ValueError, match="Two questions have the name 'length'"):
         audit_recording(Recording.open(recording), "a", questions=(Length(), Length()))
 
     class Astray(Length):
@@ -163,7 +163,7 @@ def test_names_keep_questions_apart(recording: Path) -> None:
         def verdicts(self, answer: int) -> list[Verdict]:
             return Length().verdicts(answer)
 
-    with pytest.raises(ValueError, match="'astray' must have it as their check, got 'length'"):
+    with pytest.raises(ValueError, match="name of its question, 'astray', got 'length'"):
         audit_recording(Recording.open(recording), "a", questions=(Astray(),))
 
 

@@ -239,12 +239,12 @@ def test_an_encoder_of_ones_own_is_refused(tmp_path: Path) -> None:
         def forward(self, observations: torch.Tensor) -> torch.Tensor:
             return super().forward(observations**2)
 
-    with pytest.raises(ExportError, match="by its own encoder"):
+    with pytest.raises(ExportError, match="through an encoder of another kind"):
         exported(Case(box(3), BOX, kwargs=dict(features_extractor_class=Squared)), tmp_path / "c")
 
 
 def test_neurons_of_another_kind_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="Exports serve LTC neurons, this policy's are CfC neurons"):
+    with pytest.raises(ExportError, match="Only policies of LTC neurons can be exported, this one has CfC neurons"):
         exported(Case(box(3), BOX, kwargs=dict(cell="cfc")), tmp_path / "c")
 
 

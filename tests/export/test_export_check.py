@@ -151,7 +151,7 @@ def test_exports_that_observe_what_the_recording_lacks(tmp_path: Path) -> None:
     export = to_numpy(other, tmp_path / "n")
     assert not verify_export(export, tmp_path / "a.mcap").passed
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ExportError, match=r"neither controller.json nor controller\.onnx"):
+    with pytest.raises(ExportError, match=r"must hold controller\.json or controller\.onnx"):
         verify_export(tmp_path / "empty", tmp_path / "a.mcap")
 
 

@@ -245,7 +245,7 @@ def test_images_are_disturbed_and_the_clock_is_not(wrapper: Callable[..., Env]) 
     [
         (lambda: SensorNoise(gym.make("CartPole-v1"), -0.1), "level must be a number from 0 on"),
         (lambda: SensorNoise(gym.make("CartPole-v1"), np.nan), "level must be a number from 0 on"),
-        (lambda: SensorDropout(gym.make("CartPole-v1"), 1.5), "level is a probability here"),
+        (lambda: SensorDropout(gym.make("CartPole-v1"), 1.5), "level must be a probability"),
         (
             lambda: SensorDropout(gym.make("CartPole-v1"), 0.5, fill="mean"),  # type: ignore[arg-type]
             'fill must be "last" or "zero"',
@@ -254,9 +254,12 @@ def test_images_are_disturbed_and_the_clock_is_not(wrapper: Callable[..., Env]) 
         (lambda: SensorBias(gym.make("CartPole-v1"), 0.1, scale=[1, 2]), r"have the shape \(4,\)"),
         (lambda: ObservationDelay(gym.make("CartPole-v1"), 0.5), "must be a whole number"),
         (lambda: ActionDelay(gym.make("CartPole-v1"), 1.5), "must be a whole number"),
-        (lambda: ActionNoise(gym.make("CartPole-v1"), 1.5), "level is a probability for Discrete"),
+        (
+            lambda: ActionNoise(gym.make("CartPole-v1"), 1.5),
+            "from 0 to 1 for actions in Discrete",
+        ),
         (lambda: ActionGainError(gym.make("CartPole-v1"), 0.1), "needs continuous actions"),
-        (lambda: ActionDelay(RandomEnv(box(1), spaces.Text(3)), 1), "Which action is idle"),
+        (lambda: ActionDelay(RandomEnv(box(1), spaces.Text(3)), 1), "The idle action of"),
     ],
 )
 def test_refuses_what_does_not_fit(make: Callable[[], Env], message: str) -> None:

@@ -241,8 +241,8 @@ def test_missing_extras_give_the_pip_command(upstream: str, module: str) -> None
 @pytest.mark.parametrize(
     ("kept", "names", "message"),
     [
-        ((0, 3), None, "kept must be indices from 0 to 2"),
-        ((), None, "kept must be indices"),
+        ((0, 3), None, "kept must hold indices from 0 to 2"),
+        ((), None, "kept must hold indices"),
         ((0, 1), ("a",), "names must name the 2 entries kept"),
     ],
 )

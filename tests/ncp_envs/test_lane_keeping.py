@@ -283,9 +283,9 @@ def test_vec_env_serves_sb3() -> None:
     assert isinstance(seen, np.ndarray) and seen.shape == (2, 6)
     frame = batch.render()
     assert frame is not None and frame.std() > 0
-    with pytest.raises(AttributeError, match="Only the interval"):
+    with pytest.raises(AttributeError, match="Only the attribute 'interval'"):
         batch.set_attr("width", 3)
-    with pytest.raises(AttributeError, match="no single environment"):
+    with pytest.raises(AttributeError, match="all cars are in one simulation"):
         batch.env_method("reset")
     assert not LaneKeepingVecEnv(1, CAMERA).has_attr("observation_names")
 
@@ -302,7 +302,7 @@ def test_cars_are_reset_by_mask() -> None:
     np.testing.assert_array_equal(infos["_crash"], mask)
     while not batch.step(np.ones((3, 1), np.float32))[2].any():
         pass
-    with pytest.raises(RuntimeError, match="are done; reset them first"):
+    with pytest.raises(RuntimeError, match="have ended; reset these cars first"):
         batch.step(np.ones((3, 1), np.float32))
     with pytest.raises(ValueError, match="reset_mask must be a bool array"):
         batch.reset(options={"reset_mask": np.ones(2, np.bool_)})

@@ -131,7 +131,10 @@ def test_refuses_levels_that_are_none(settings: list[str], message: str) -> None
         (dict(sensor_noise="0.1"), "sensor_noise must be a level from 0 on"),
         (dict(sensor_noise=[0.1]), "sensor_noise must be a level from 0 on"),
         (dict(sensor_noise=True), "sensor_noise must be a level from 0 on"),
-        (dict(sensor_dropout=[0.5, 1.5]), "sensor_dropout cannot have a level of 1.5 here: level is a probability"),
+        (
+            dict(sensor_dropout=[0.5, 1.5]),
+            "cannot have a level of 1.5 here: level must be a probability",
+        ),
         (dict(sticky_action=[0, 1]), "sticky_action cannot have a level of 1 here"),
     ],
 )

@@ -126,5 +126,5 @@ def test_folders_that_cannot_be_written(tmp_path: Path) -> None:
         (tmp_path / "locked").mkdir(mode=0o500)
         places.append(tmp_path / "locked" / "r.mcap")
     for path in places:
-        with pytest.raises(RecordingError, match=r"cannot be begun|exists"):
+        with pytest.raises(RecordingError, match=r"cannot be created|exists"):
             record_rollouts(model, venv, path, n_episodes=1, progress_bar=False)

@@ -32,7 +32,7 @@ def test_data_frames_and_parquet(recording: Recording, tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(pd.read_parquet(path), frame)
     with pytest.raises(RecordingError, match="exists"):
         write_parquet(recording, path)
-    with pytest.raises(RecordingError, match="cannot be begun"):
+    with pytest.raises(RecordingError, match="cannot be created"):
         write_parquet(recording, tmp_path / "none" / "r.parquet")
 
 
@@ -58,5 +58,5 @@ def test_minari(name: str, recording: Recording, tmp_path: Path, monkeypatch: py
 def test_minari_needs_whole_observations(tmp_path: Path) -> None:
     model, venv = random_model(*SPACES["timed"][:2])
     record_rollouts(model, venv, tmp_path / "r.mcap", n_episodes=1, progress_bar=False)
-    with pytest.raises(RecordingError, match="Observed images"):
+    with pytest.raises(RecordingError, match="observed images are not in"):
         write_minari(Recording.open(tmp_path / "r.mcap"), "ncp/test-v0")

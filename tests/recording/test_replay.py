@@ -100,7 +100,7 @@ def test_another_model_or_number_of_environments(recorded: tuple[Path, Any, Any]
         replay(path, env=venv)
     model, fewer = trained_pendulum(2)
     record_rollouts(model, fewer, path.parent / "two.mcap", n_episodes=2, progress_bar=False)
-    with pytest.raises(RecordingError, match="2 environments, got 3"):
+    with pytest.raises(RecordingError, match="as the recording, 2, got 3"):
         three, env = trained_pendulum(3)
         del three
         env.obs_rms, env.epsilon = fewer.obs_rms, fewer.epsilon  # type: ignore[attr-defined]
@@ -117,5 +117,5 @@ def test_recordings_of_training(tmp_path: Path) -> None:
     fresh, _ = pendulum(2, normalize=False, n_steps=40)
     found = replay(recorder.paths[0], fresh)
     assert found.passed, str(found)
-    with pytest.raises(RecordingError, match="not what was recorded in training"):
+    with pytest.raises(RecordingError, match="this one was made in training"):
         replay(recorder.paths[0], fresh, venv)

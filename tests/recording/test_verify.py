@@ -263,7 +263,7 @@ def test_another_manifest_or_circuit(files: Files) -> None:
     changed = careful(files.plain, lambda texts: None, manifest=other)
     verification = check(files, changed)
     assert (verification.status, verification.first_bad) == ("damaged", 0)
-    assert "manifest.json is not the one" in verification.detail
+    assert "manifest.json was changed" in verification.detail
     # In place, with its checksum corrected.
     for name in ("circuit.safetensors", "circuit.json"):
         data = bytearray(files.plain)
@@ -273,7 +273,7 @@ def test_another_manifest_or_circuit(files: Files) -> None:
                 data[region.stop - 10] ^= 1
                 crc = zlib.crc32(data[region.start + 9 : region.stop - 4])
                 data[region.stop - 4 : region.stop] = struct.pack("<I", crc)
-        assert f"{name} is not the one" in check(files, bytes(data)).detail
+        assert f"{name} was changed" in check(files, bytes(data)).detail
 
 
 def test_a_forgery_chained_anew_shows_by_its_signature_alone(files: Files) -> None:
@@ -299,10 +299,13 @@ def test_the_counts_of_seal_and_chunks_are_those_of_the_messages(files: Files) -
             entries["episodes"] = json.dumps(spans, separators=(",", ":"))
 
     assert check(files, careful(files.plain, rechained=True)).status == "intact"
-    for entry, told in ((seal, "the seal counts '5' episodes, the messages 4"), (listed, "the list of their episodes")):
+    for entry, detail in (
+        (seal, "the seal counts '5' episodes, but the messages make 4"),
+        (listed, "the list of their episodes"),
+    ):
         verification = check(files, careful(files.plain, rechained=True, entry=entry))
-        assert verification.status == "damaged" and told in verification.detail
-        with pytest.raises(RecordingError, match="see verify"):
+        assert verification.status == "damaged" and detail in verification.detail
+        with pytest.raises(RecordingError, match="call verify"):
             recording = Recording.open(files.folder / "changed.mcap")
             [recording[i] for i in range(len(recording))]
 

@@ -47,7 +47,7 @@ def test_names_must_fit_the_observation() -> None:
     config = RunConfig("Misnamed-v0", {})
     venv = make_envs(config, 1)
     del gym.registry["Misnamed-v0"]
-    with pytest.raises(RunError, match="observation_names must be names, by key where the observation is a Dict"):
+    with pytest.raises(RunError, match="observation_names must be texts, or for a Dict observation a mapping"):
         make_model(config, venv)
 
 

@@ -261,7 +261,7 @@ def test_other_settings_are_named(between: Path) -> None:
     config = json.loads((between / "config.json").read_text())
     config["hyperparams"]["n_steps"] = 8
     (between / "config.json").write_text(json.dumps(config))
-    with pytest.raises(RunError, match=r"hyperparams\.n_steps is 8 here and 16 there\. A training goes on"):
+    with pytest.raises(RunError, match=r"hyperparams\.n_steps is 8 here and 16 there\. A resumed"):
         resume(between, progress_bar=False)
 
 
@@ -275,7 +275,7 @@ def test_other_versions_are_told(between: Path, caplog: pytest.LogCaptureFixture
 
 
 def test_two_processes_do_not_train_in_one_folder(between: Path) -> None:
-    with training_lock(between), pytest.raises(RunError, match="Another process trains in"):
+    with training_lock(between), pytest.raises(RunError, match="Another process is training in"):
         resume(between, progress_bar=False)
 
 

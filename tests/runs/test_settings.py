@@ -180,7 +180,7 @@ def test_an_environment_is_found_as_the_zoo_finds_it(tmp_path: Path) -> None:
         del gym.registry["Pong-v9"]
     assert found == [2, 2, 3, 4]
     path.write_text("A-v0: 3")
-    with pytest.raises(RunError, match=r"Hyperparameters of A-v0 in .* must be a mapping, got int"):
+    with pytest.raises(RunError, match=r"The hyperparameters of A-v0 in .* must be a mapping, got int"):
         read_hyperparams(path, "A-v0")
 
 
@@ -243,7 +243,7 @@ def test_names_follow_the_stack_and_are_left_out_where_a_wrapper_observes_more()
     config = RunConfig(PENDULUM, dict(SMALL, env_wrapper="gymnasium.wrappers.TimeAwareObservation"))
     policy = make_model(config, make_envs(config, 1)).policy
     assert isinstance(policy, NCPPolicy) and policy.sensory_names[::8] == ("obs_0_0", "obs_1_0", "obs_2_0")
-    with pytest.raises(RunError, match="frame_stack would stack 'elapsed_time'"):
+    with pytest.raises(RunError, match="frame_stack must be left out where 'elapsed_time'"):
         make_envs(RunConfig("ncp/PendulumIrregular-v0", dict(frame_stack=2)), 1)
     parts = dict(observation_space=spaces.Discrete(3), action_space=box(1))
     gym.register("Choice-v0", "tests.random_env:RandomEnv", kwargs=parts)

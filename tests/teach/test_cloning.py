@@ -164,16 +164,16 @@ def test_the_encoder_learns_to_tell_what_the_expert_saw() -> None:
     imitation = Imitation(model, Lessons(n_epochs=40, n_sequences=8, readout=1.0, learning_rate=3e-3))
     imitation.learn(shown)
     assert imitation.readout is not None
-    with pytest.raises(ValueError, match="readout asks for what the expert saw"):
+    with pytest.raises(ValueError, match="readout needs demonstrations that hold what the expert saw"):
         clone(model, echoes(), Lessons(readout=1.0))
 
 
 @pytest.mark.parametrize(
     ("shown", "message"),
     [
-        ([], "There are no steps to learn from"),
-        ([Demonstration(np.zeros((0, 1), np.float32), np.zeros((0, 1), np.float32))], "There are no steps"),
-        (echoes(1), "there must be at least two, got 1"),
+        ([], "must hold at least one step"),
+        ([Demonstration(np.zeros((0, 1), np.float32), np.zeros((0, 1), np.float32))], "at least one step"),
+        (echoes(1), "At least two episodes are needed to hold some of them out, got 1"),
         ([Demonstration(np.zeros((4, 2)), np.zeros((4, 1)))] * 2, r"must be \(4, 1\) for 4 actions, got \(4, 2\)"),
         ([Demonstration(np.zeros((4, 1)), np.zeros((4, 2)))] * 2, r"actions must be \(4, 1\).*got \(4, 2\)"),
         ([Demonstration(dict(x=np.zeros((4, 1))), np.zeros((4, 1)))] * 2, r"must observe \[''\], got \['x'\]"),

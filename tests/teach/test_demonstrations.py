@@ -128,7 +128,7 @@ def test_every_second_environment_is_pushed(monkeypatch: pytest.MonkeyPatch) -> 
     assert 0.1 < share < 0.35 and 0.3 < np.abs(pushed).max() <= 0.5
     assert all((demonstration.action == 0).all() for demonstration in found)  # What is shown is not the push.
     discrete = random_envs(action_space=spaces.Discrete(2))
-    with pytest.raises(ValueError, match="Only actions of a bounded Box can be pushed"):
+    with pytest.raises(ValueError, match="pushes need actions in a bounded Box"):
         demonstrate(Constant(0.0), discrete, 5, pushes=0.5)
 
 

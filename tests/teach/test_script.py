@@ -63,7 +63,7 @@ def test_training_begins_with_it(taught: Path, tmp_path: Path) -> None:
 
 def test_another_kind_of_policy_is_refused(taught: Path, tmp_path: Path) -> None:
     config = RunConfig(ENV, dict(n_timesteps=16, n_steps=16, batch_size=16, policy_kwargs=dict(wiring=dict(units=9))))
-    with pytest.raises(RunError, match="of another kind than the one to train"):
+    with pytest.raises(RunError, match="does not fit the one to be trained"):
         train(config, tmp_path / "on", init=taught, progress_bar=False)
 
 

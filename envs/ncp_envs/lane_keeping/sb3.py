@@ -100,7 +100,10 @@ class LaneKeepingVecEnv(VecEnv):
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
         """Set the `interval` of cars; nothing else differs between them."""
         if attr_name != "interval":
-            raise AttributeError(f"Only the interval of single cars can be set, not {attr_name!r}.")
+            raise AttributeError(
+                f"Only the attribute 'interval' of cars can be set, got {attr_name!r}; use single environments for "
+                "others."
+            )
         self.vector.interval[list(self._get_indices(indices))] = value
 
     def env_method(
@@ -111,7 +114,9 @@ class LaneKeepingVecEnv(VecEnv):
         Raises:
             AttributeError: Always.
         """
-        raise AttributeError(f"All cars are in one simulation: no single environment has a method {method_name!r}.")
+        raise AttributeError(
+            f"The method {method_name!r} cannot be called: all cars are in one simulation; use single environments."
+        )
 
     def env_is_wrapped(
         self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None

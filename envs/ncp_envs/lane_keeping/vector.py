@@ -103,7 +103,10 @@ class LaneKeepingVectorBase(VectorEnv[npt.NDArray[Any], npt.NDArray[Any], npt.ND
         if not self._generators:
             raise RuntimeError("The cars have not been started; call reset first.")
         if self.autoreset_mode == AutoresetMode.DISABLED and waiting.any():
-            raise RuntimeError(f"Cars {np.flatnonzero(waiting).tolist()} are done; reset them first (reset_mask).")
+            raise RuntimeError(
+                f"The episodes of cars {np.flatnonzero(waiting).tolist()} have ended; reset these cars first "
+                "(reset_mask)."
+            )
         simulation.step(actions, self.interval)
         if self.autoreset_mode == AutoresetMode.NEXT_STEP and waiting.any():
             # What these cars did after their episode's end is overwritten.

@@ -1,4 +1,4 @@
-"""`RecurrentCell`: what the policy, the circuit, recordings and the audit need of a layer of neurons over a wiring.
+"""`RecurrentCell`: the interface of a layer of neurons over a wiring, used by policy, circuit, recordings and audit.
 
 `ncp_rl.ltc.LTC` and `ncp_rl.cfc.CfC` are such layers, each a `torch.nn.Module`.
 """
@@ -20,7 +20,7 @@ Floats = npt.NDArray[np.float32]
 
 
 class MotorMap(nn.Module):
-    """The motor neurons' potentials, each with its own gain and offset."""
+    """A layer that maps each motor neuron's potential by a gain and an offset of its own."""
 
     def __init__(self, n_motor: int) -> None:
         """Start as the identity on `n_motor` neurons."""
@@ -30,30 +30,30 @@ class MotorMap(nn.Module):
         self.bias = nn.Parameter(torch.zeros(n_motor))
 
     def forward(self, potentials: Tensor) -> Tensor:
-        """Potentials (..., U) of all neurons -> motor outputs (..., M)."""
+        """Map potentials (..., U) of all neurons to motor outputs (..., M)."""
         return torch.addcmul(self.bias, potentials[..., : self.n_motor], self.weight)
 
 
 @runtime_checkable
 class RecurrentCell(Protocol):
-    """A `torch.nn.Module`: U neurons wired to S sensory inputs, whose whole state is a number each, its potential.
+    """A `torch.nn.Module` of U neurons wired to S sensory inputs; the state of a neuron is one number, its potential.
 
-    A class is built as `Class(wiring, motor_map=..., elapsed_time=..., **settings)`: `motor_map` says whether motor
-    neurons get a learned gain and offset each, `elapsed_time` how many seconds a step lasts where none are given. Its
+    A cell is made by `Class(wiring, motor_map=..., elapsed_time=..., **settings)`: `motor_map` says whether motor
+    neurons get a learned gain and offset each, `elapsed_time` is the seconds of a step where `forward` gets none. Its
     parameters are drawn from torch's random generator, and its state dict refuses weights of another circuit
     (`ncp_rl.fingerprint`).
 
     Attributes:
-        cell: The kind of neurons, by which recordings name it.
-        lr_scale: Steps of `ncp_rl.learning.ScaledAdam`, in learning rates, that suit its parameters.
-        has_time_constants: Whether a neuron follows its input in a time that `time_constants` can tell.
+        cell: Name of the kind of neurons, as recordings store it.
+        lr_scale: Factor of the learning rate in `ncp_rl.learning.ScaledAdam` that suits its parameters.
+        has_time_constants: Whether neurons have time constants, which `time_constants` computes.
         scan_keeps_bits: Whether one call over T steps gives the bits of T calls of one step each.
-        unanswered: Questions of the audit that have no answer for such neurons: why, in a sentence, by the question's
+        unanswered: Questions of the audit that have no answer for these neurons: a sentence on why, by the question's
             name in audit.json.
-        wiring: Who reaches whom, and the neurons' names.
-        elapsed_time: Seconds, as above.
+        wiring: The synapses and the neurons' names.
+        elapsed_time: Seconds of a step where `forward` gets none.
         input_size, hidden_size, num_layers: S, U and 1, the names under which RecurrentPPO reads an `nn.LSTM`.
-        motor_map: From potentials (..., U) to motor outputs (..., M).
+        motor_map: Layer from potentials (..., U) to motor outputs (..., M).
     """
 
     cell: ClassVar[str]
@@ -88,35 +88,35 @@ class RecurrentCell(Protocol):
             (T, N, U), potentials after each step; (N, U), the last of them, to go on from.
 
         Raises:
-            ValueError: Operands that do not fit, negative or non-finite elapsed times.
+            ValueError: Operands do not fit, or elapsed times are negative or not finite.
         """
 
     def settings(self) -> dict[str, Any]:
-        """What the class needs beside wiring and weights to be built again, as JSON can carry it."""
+        """Return the settings that, with wiring and weights, build the layer again, as JSON can hold them."""
 
     @classmethod
     def from_settings(cls, wiring: Wiring, settings: Mapping[str, Any]) -> RecurrentCell:
-        """The layer that `settings` describe, on the CPU, its weights still to be loaded.
+        """Build the layer that `settings` describe, on the CPU, with random weights.
 
         Raises:
-            ValueError: Settings that no such layer has; they may come from a file that nobody trusts.
+            ValueError: The settings are not those of such a layer; they may come from a file that is not trusted.
         """
 
     def equal_bits_width(self, width: int) -> int:
-        """The smallest number of sequences side by side that gives the bits of `width`."""
+        """Return the smallest number of sequences that gives the same bits as `width` sequences side by side."""
 
     def time_constants(self, sensory: Floats, potentials: Floats) -> Floats:
-        """Seconds (..., U) in which each neuron follows its input, float32.
+        """Return the time constants of all neurons, (..., U) float32 seconds.
 
         Args:
             sensory: (..., S) float32, sensory inputs.
             potentials: (..., U) float32.
 
         Raises:
-            ValueError: Such neurons have no time constants.
+            ValueError: These neurons have no time constants.
         """
 
-    # What is used of torch.nn.Module.
+    # Methods of torch.nn.Module that are used here.
     __call__: Callable[..., Any]
     """Runs `forward`."""
 
@@ -137,10 +137,10 @@ class RecurrentCell(Protocol):
 
 
 def checked_settings(settings: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-    """The settings, `elapsed_time` among them, when they have these names and no others.
+    """Return the settings, `elapsed_time` among them, after checking that they have exactly these names.
 
     Raises:
-        ValueError: They do not, or the elapsed time is no positive float32.
+        ValueError: The names differ, or the elapsed time is not a positive float32.
     """
     if set(settings) != set(names):
         raise ValueError(f"the settings must be {', '.join(names)}, got {', '.join(map(str, settings))}")
@@ -152,10 +152,11 @@ def checked_settings(settings: Mapping[str, Any], names: tuple[str, ...]) -> dic
 
 
 def checked_seconds(elapsed_time: Tensor) -> Tensor:
-    """The elapsed times, when they are finite seconds and not negative; NaN for those that are not on a GPU.
+    """Return the elapsed times after checking that they are finite and not negative; on a GPU others become NaN.
 
     Raises:
-        ValueError: They are not (on the CPU alone: to look at a GPU's would wait for it).
+        ValueError: They are not finite, or negative. Only those on the CPU are checked, since a check would wait for a
+            GPU.
     """
     wrong = ~(elapsed_time >= 0) | torch.isinf(elapsed_time)
     if elapsed_time.is_cuda or torch.compiler.is_compiling() or exporting():

@@ -3,15 +3,15 @@
     cfc = CfC(AutoNCP(units=32).build(n_sensory=16, n_motor=4))
     potentials, state = cfc(inputs)        # (T, N, 16) -> (T, N, 32), (N, 32)
 
-Such neurons have no differential equation to solve: Hasani et al., "Closed-form continuous-time neural networks",
+These neurons need no solver of a differential equation: Hasani et al., "Closed-form continuous-time neural networks",
 Nature Machine Intelligence 4 (2022), https://doi.org/10.1038/s42256-022-00556-7, give the potential at the end of a
-step at once. With the sources x of a neuron, its layer's potentials included, and t the step's length,
+step in closed form. With the sources x of a neuron, its layer's potentials included, and t the step's length,
 
     v <- (1 - s) tanh(f(x)) + s tanh(g(x)),   s = sigmoid(a(x) t + b(x)),
 
 where f, g, a and b are affine. Within a step the layers act one after the other: inter neurons, command neurons, motor
-neurons, as in ncps' `WiredCfCCell` (`ncps/torch/wired_cfc_cell.py`), whose conventions hold here. The wiring says which
-neuron of the layer before f and g read; the potentials of its own layer every neuron reads, and a and b read the whole
+neurons, as in ncps' `WiredCfCCell` (`ncps/torch/wired_cfc_cell.py`), whose conventions are used. By the wiring, f and g
+read some neurons of the layer before. Every neuron reads all potentials of its own layer, and a and b read the whole
 layer before.
 """
 
@@ -33,11 +33,11 @@ from ncp_rl.fingerprint import Fingerprinted, fingerprint
 from ncp_rl.kernels import exporting, tracing
 from ncp_rl.wiring import Wiring
 
-#: "default": as above. "no_gate": v <- tanh(f(x)) + s tanh(g(x)). "pure": v <- A (1 - exp(-t (|w| + |f(x)|)) f(x)) with
-#: A and w of each neuron, the closed form of the differential equation itself.
+#: "default" is as above. "no_gate" is v <- tanh(f(x)) + s tanh(g(x)). "pure" is v <- A (1 - exp(-t (|w| + |f(x)|))
+#: f(x)) with A and w of each neuron, the closed form of the differential equation itself.
 Mode = Literal["default", "no_gate", "pure"]
 
-# The affine maps of a neuron, by mode, in the order of a layer's rows; those that read by the wiring alone.
+# The affine maps of a neuron, by mode, in the order of a layer's rows; and the maps that read by the wiring.
 _MAPS = {"default": ("ff1", "ff2", "time_a", "time_b"), "no_gate": ("ff1", "ff2", "time_a", "time_b"), "pure": ("ff1",)}
 _WIRED = ("ff1", "ff2")
 
@@ -48,30 +48,30 @@ _NO_CONDUCTANCES = (
 
 
 class _StepTiming(NamedTuple):
-    """What the layers of a step have in common, (T, N, 1) each, or None."""
+    """Operands that all layers of a step share, (T, N, 1) each, or None."""
 
     starts: Tensor | None
-    """bool, where an episode starts"""
+    """bool, whether an episode starts"""
     elapsed: Tensor | None
-    """The steps' length, in the layer's `elapsed_time`; one where None"""
+    """Length of the steps in units of the layer's `elapsed_time`; None stands for one"""
     held: Tensor | None
-    """bool, where potentials stay as they are"""
+    """bool, whether potentials stay unchanged"""
 
 
 class CfCLayer(nn.Module):
-    """n neurons that act at the same time, with I sources before them.
+    """A layer of n neurons that act at the same time, with I sources in the layers before.
 
     Attributes:
         weight: (K n, I + n), the K affine maps of the mode one below the other, over sources and own potentials.
-        bias: (K n,)
-        mask: The same shape as `weight`, 0 where the wiring has no synapse.
-        time_constant, amplitude: (n,), w and A of the mode "pure", or None.
+        bias: (K n,), offsets of the maps.
+        mask: (K n, I + n), 0 where the wiring has no synapse and 1 elsewhere.
+        time_constant, amplitude: (n,), w and A of the mode "pure"; None in other modes.
     """
 
     mask: Tensor
 
     def __init__(self, synapses: npt.NDArray[np.bool_], mode: Mode) -> None:
-        """Draw new parameters: each map as Glorot and Bengio (2010) say, offsets as `nn.Linear` does; so does ncps.
+        """Draw new parameters as ncps does: each map by Glorot and Bengio (2010), offsets as `nn.Linear` does.
 
         Args:
             synapses: (I, n) bool, whether a source reaches a neuron.
@@ -93,7 +93,7 @@ class CfCLayer(nn.Module):
         self.amplitude = nn.Parameter(torch.empty(n).uniform_(-span, span)) if pure else None
 
     def forward(self, sources: Tensor, v: Tensor, step: _StepTiming) -> Tensor:
-        """Potentials (T, N, n) after each step, from sources (T, N, I) and potentials v (N, n) before the first."""
+        """Return potentials (T, N, n) after each step, from sources (T, N, I) and potentials v (N, n) at first."""
         weight = self.weight * self.mask
         driven = F.linear(sources, weight[:, : self.n_sources], self.bias)
         operands = (driven, v, weight[:, self.n_sources :].T, *step, self.time_constant, self.amplitude)
@@ -127,16 +127,16 @@ def _scan_layer(
     w: Tensor | None,
     amplitude: Tensor | None,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """Potentials (T, N, n) after each step; the maps (N, K n) and the potentials (N, n) before it, of each.
+    """Return the potentials (T, N, n) after each step, and each step's maps (N, K n) and potentials before (N, n).
 
     Args:
         mode: See `Mode`.
-        driven: (T, N, K n), what the sources give to the maps.
+        driven: (T, N, K n), share of the sources in the maps.
         v: (N, n), potentials before the first step.
         own: (n, K n), weights of the maps over the layer's own potentials.
         starts: As in `_StepTiming`.
-        elapsed: The same.
-        held: The same.
+        elapsed: As in `_StepTiming`.
+        held: As in `_StepTiming`.
         w: As `CfCLayer.time_constant`.
         amplitude: As in `CfCLayer`.
     """
@@ -153,10 +153,10 @@ def _scan_layer(
 
 
 class _CfCScan(torch.autograd.Function):
-    """`_scan_layer` as one node of autograd's graph, which would have ten of each step.
+    """`_scan_layer` as one node of autograd's graph, which would otherwise have ten nodes for each step.
 
-    A potential after a step depends on its own neuron's maps alone, element by element. So all of a step's derivatives
-    but one product with `own` are taken at once for all steps.
+    A potential after a step depends on its own neuron's maps only, element by element. So all derivatives of a step
+    except one product with `own` are computed at once for all steps.
     """
 
     @staticmethod
@@ -198,13 +198,13 @@ class _CfCScan(torch.autograd.Function):
 class CfC(Fingerprinted):
     """Closed-form continuous-time neurons with the wiring of a neural circuit policy; a `ncp_rl.cell.RecurrentCell`.
 
-    Neurons, names and order are the wiring's, as in an `LTC`. Where there are no command neurons all neurons make one
+    Neurons, names and order are the wiring's, as in an `LTC`. Without command neurons all neurons form one
     layer. Time is counted in steps of `elapsed_time`, so that weights of the order of one suit every task.
 
     Attributes:
         wiring: The wiring, immutable.
         mode: See `Mode`.
-        layers: The `CfCLayer` of inter, command and motor neurons, as far as there are any.
+        layers: The `CfCLayer`s of inter, command and motor neurons, where a wiring has them.
         motor_map: Gain and offset of each motor neuron, or the identity.
         elapsed_time: Seconds that a step lasts where no elapsed times are given.
     """
@@ -212,7 +212,7 @@ class CfC(Fingerprinted):
     cell: ClassVar[str] = "cfc"
     lr_scale: ClassVar[float] = 3.0
     has_time_constants: ClassVar[bool] = False
-    # Matrices of other sizes are multiplied in another order.
+    # A product of matrices adds up in another order for other sizes.
     scan_keeps_bits: ClassVar[bool] = False
     unanswered: ClassVar[Mapping[str, str]] = {
         "explain": f"{_NO_CONDUCTANCES} are, so that no contributions add up to an action.",
@@ -234,7 +234,7 @@ class CfC(Fingerprinted):
             mode: See `Mode`.
 
         Raises:
-            ValueError: elapsed_time is not positive, there is no such mode, or the wiring has synapses that lead
+            ValueError: elapsed_time is not positive, mode is unknown, or the wiring has synapses that lead
                 neither within a layer nor from one to the next.
         """
         super().__init__()
@@ -270,7 +270,7 @@ class CfC(Fingerprinted):
             state: (N, U), the last potentials, to go on from.
 
         Raises:
-            ValueError: Operands that do not fit, negative or non-finite elapsed times (checked on the CPU alone).
+            ValueError: Operands do not fit, or elapsed times are negative or not finite (checked on the CPU only).
         """
         if not tracing() and (inputs.dim() != 3 or inputs.shape[-1] != self.input_size):
             raise ValueError(f"inputs must be (T, N, S) with S = {self.input_size}, got {tuple(inputs.shape)}.")
@@ -280,7 +280,7 @@ class CfC(Fingerprinted):
             expected = (inputs.shape[1], self.hidden_size)
             raise ValueError(f"state must be (N, U) = {expected}, got {tuple(state.shape)}.")
         step = self._step(inputs, episode_starts, elapsed_time)
-        # Copies, since operands of other strides, or at other places in memory, are multiplied in another order.
+        # Operands are copied, since those of other strides or addresses are multiplied in another order.
         reached, state = (operand.clone(memory_format=torch.contiguous_format) for operand in (inputs, state))
         found: dict[int, Tensor] = {}
         for layer, part in zip(self.layers, self._parts, strict=True):
@@ -297,30 +297,30 @@ class CfC(Fingerprinted):
         if elapsed_time is None:
             return _StepTiming(starts, None, None)
         elapsed = checked_seconds(elapsed_time)[..., None]
-        # In an exported graph nothing is held: it has no sign of zeros.
+        # In an exported graph no step is held, since it cannot tell -0.0 from 0.0.
         held = None if exporting() else torch.signbit(elapsed)
-        # By the unit as a tensor, so that a step of `elapsed_time` seconds gives exactly one.
+        # The divisor is a tensor, so that a step of `elapsed_time` seconds gives exactly one.
         return _StepTiming(starts, elapsed / elapsed.new_tensor(self.elapsed_time), held)
 
     def fingerprint(self) -> Tensor:
-        """Wiring, `elapsed_time` and `mode`; see `ncp_rl.fingerprint`."""
+        """Return the fingerprint of wiring, `elapsed_time` and `mode`; see `ncp_rl.fingerprint`."""
         return fingerprint(self.wiring, self.elapsed_time, self.mode)
 
     def settings(self) -> dict[str, Any]:
-        """What the layer needs beside wiring and weights; see `RecurrentCell`."""
+        """Return the settings beside wiring and weights; see `RecurrentCell`."""
         return {name: getattr(self, name) for name in _SETTINGS}
 
     @classmethod
     def from_settings(cls, wiring: Wiring, settings: Mapping[str, Any]) -> CfC:
-        """The layer that `settings` describe; see `RecurrentCell`."""
+        """Build the layer that `settings` describe; see `RecurrentCell`."""
         return cls(wiring, **checked_settings(settings, _SETTINGS))
 
     def equal_bits_width(self, width: int) -> int:
-        """The smallest number of sequences side by side that gives the bits of `width`: all of them."""
+        """Return `width`: fewer sequences side by side give other bits."""
         return width
 
     def time_constants(self, sensory: Floats, potentials: Floats) -> Floats:
-        """Refuse: see `RecurrentCell`.
+        """Refuse, since CfC neurons have no time constants; see `RecurrentCell`.
 
         Raises:
             ValueError: Always.
@@ -331,10 +331,11 @@ class CfC(Fingerprinted):
 
     @classmethod
     def from_ncps(cls, module: Any) -> CfC:
-        """The layer with the wiring and weights of a wired `ncps.torch.CfC`, or of an `ncps.torch.WiredCfCCell`.
+        """Build the layer with the wiring and weights of a wired `ncps.torch.CfC`, or of an `ncps.torch.WiredCfCCell`.
 
         Raises:
-            ValueError: The module has no wiring, a mixed memory (an LSTM beside it), or a layer behind its neurons.
+            ValueError: The module has no wiring, or has a mixed memory (an LSTM beside it) or a layer behind its
+                neurons.
         """
         cell = getattr(module, "rnn_cell", module)
         if not hasattr(cell, "_wiring"):
@@ -359,7 +360,7 @@ class CfC(Fingerprinted):
         return cfc.to(cell._layers[0].ff1.weight.device)
 
     def extra_repr(self) -> str:
-        """Sizes, for `print(cfc)`."""
+        """Return the sizes, for `print(cfc)`."""
         w = self.wiring
         return (
             f"n_sensory={w.n_sensory}, n_inter={w.units - w.n_command - w.n_motor}, n_command={w.n_command}, "
@@ -368,14 +369,14 @@ class CfC(Fingerprinted):
 
 
 def _layers(wiring: Wiring) -> tuple[slice, ...]:
-    """Neurons that act at the same time, in the order in which they do."""
+    """Return slices of the neurons that act at the same time, in the order in which the layers act."""
     if not wiring.n_command:
         return (slice(0, wiring.units),)
     return tuple(part for part in (wiring.inter, wiring.command, wiring.motor) if part.stop > part.start)
 
 
 def _between(wiring: Wiring, parts: tuple[slice, ...]) -> list[npt.NDArray[np.bool_]]:
-    """Whether each source of a layer reaches each of its neurons, (I, n) for every layer.
+    """Return for every layer whether each source reaches each of its neurons, (I, n) bool.
 
     Raises:
         ValueError: A synapse leads neither within a layer nor from one to the next.

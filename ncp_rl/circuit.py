@@ -1,4 +1,4 @@
-"""`Circuit`: the actor of a policy from sensory inputs to action means, alone. What is recorded and audited."""
+"""`Circuit`: the actor of a policy from sensory inputs to action means, which is recorded and audited."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ncp_rl.wiring import Wiring
 
 #: Version of the files that `Circuit.save` makes.
 FORMAT = 1
-# Numbers of inputs and potentials that `Circuit.run` has at a time.
+# Largest number of inputs and potentials that `Circuit.run` computes at a time.
 _NUMBERS_AT_ONCE = 2**22
 
 _ENTRIES = ("format", "cell", "wiring", "sensory_names", "action_names")
@@ -28,16 +28,16 @@ _ENTRIES = ("format", "cell", "wiring", "sensory_names", "action_names")
 
 @dataclass(frozen=True)
 class Circuit:
-    """Sensory inputs -> neurons -> action means, with the names of all that enters and leaves.
+    """A circuit from sensory inputs over neurons to action means, with the names of inputs and outputs.
 
     Attributes:
-        core: The neurons; LTC without an input map, since the encoder stands before.
+        core: The neurons. An LTC has no input map, since the encoder precedes it.
         readout: (A, M) float32, weight of each motor neuron's potential in each action mean (logit, where actions are
             discrete); diagonal unless the policy has a dense motor map.
-        bias: (A,) float32, of the action means.
-        sensory_names: (S,), what each sensory input carries.
-        action_names: (A,), of the action means.
-        dense: The linear layer between motor map and action means, where there is one; readout and bias hold both.
+        bias: (A,) float32, added to the action means.
+        sensory_names: (S,), names of the sensory inputs.
+        action_names: (A,), names of the action means.
+        dense: The linear layer between motor map and action means, or None; readout and bias combine both.
     """
 
     core: RecurrentCell
@@ -49,7 +49,7 @@ class Circuit:
 
     @classmethod
     def from_policy(cls, policy: NCPPolicy) -> Circuit:
-        """The actor of a policy; shares its parameters."""
+        """Return the actor of a policy, with which it shares parameters."""
         layers = list(policy.action_net.children())
         dense = layers[-1] if layers else None
         assert dense is None or isinstance(dense, nn.Linear)
@@ -68,10 +68,10 @@ class Circuit:
 
     @property
     def ltc(self) -> LTC:
-        """The neurons, of what holds for LTC neurons alone.
+        """The neurons, where they are LTC neurons.
 
         Raises:
-            ValueError: They are of another kind.
+            ValueError: The neurons are of another kind.
         """
         if not isinstance(self.core, LTC):
             raise ValueError(
@@ -81,12 +81,12 @@ class Circuit:
 
     @property
     def device(self) -> torch.device:
-        """Where the circuit computes."""
+        """The device on which the circuit computes."""
         return next(self.core.parameters()).device
 
     def save(self) -> tuple[bytes, bytes]:
-        """All that `load` needs, as safetensors and as JSON."""
-        # Without the fingerprint: what it tells stands in the settings.
+        """Return the circuit as safetensors and as JSON, for `load`."""
+        # The fingerprint is left out, since the settings hold what it is made from.
         weights = self.core.state_dict()
         del weights["_extra_state"]
         tensors = {f"{self.cell}.{name}": tensor.contiguous().cpu() for name, tensor in weights.items()}
@@ -99,7 +99,7 @@ class Circuit:
 
     @classmethod
     def load(cls, tensors: bytes, settings: bytes) -> Circuit:
-        """The circuit that `save` saved, on the CPU. Nothing is unpickled, and no random number is drawn.
+        """Build the circuit that `save` saved, on the CPU, without unpickling and without drawing random numbers.
 
         Raises:
             ValueError: The files are damaged or do not fit each other.
@@ -108,7 +108,7 @@ class Circuit:
             loaded: dict[str, Tensor] = safetensors.torch.load(tensors)
             entries, settings_of_cell = _checked_entries(json.loads(settings))
             wiring = Wiring.from_dict(entries["wiring"])
-            # A new layer draws its parameters; those of the caller's program must not notice.
+            # A new layer draws its parameters, which must not change the random stream of the caller's program.
             with torch.random.fork_rng(devices=[]):
                 core = CELLS[entries["cell"]].from_settings(wiring, settings_of_cell)
             for name, tensor in loaded.items():
@@ -131,7 +131,7 @@ class Circuit:
             raise ValueError(f"The circuit's tensors are damaged: {error}") from error
 
     def time_constants(self, sensory: Floats, potentials: Floats) -> Floats:
-        """Seconds (..., U) in which each neuron follows its input; see `ncp_rl.equations`.
+        """Return the time constants of all neurons, (..., U) float32 seconds; see `ncp_rl.equations`.
 
         Args:
             sensory: (..., S) float32, sensory inputs.
@@ -143,18 +143,18 @@ class Circuit:
         return self.core.time_constants(sensory, potentials)
 
     def run(self, sensory: Floats, start: Floats, elapsed_time: Floats, *, width: int = 1, row: int = 0) -> Floats:
-        """Potentials (T, U) after each step.
+        """Compute the potentials (T, U) after each step.
 
         Args:
             sensory: (T, S) float32, sensory inputs.
             start: (U,) float32, potentials before the first step.
             elapsed_time: (T,) float32, seconds since the step before.
-            width: Sequences side by side, all the same: kernels add in another order for other widths, so that the
-                bits of a rollout come back only with as many as it had environments.
-            row: Which of them; it makes a difference to the bits where matrices are multiplied.
+            width: Number of equal sequences side by side. Kernels add in another order for other widths, so the
+                bits of a rollout come back only with the number of its environments.
+            row: Number of the sequence that is returned; it changes bits where matrices are multiplied.
         """
         width = self.core.equal_bits_width(width)
-        # As many steps at a time as stay small in memory, whatever the width.
+        # The number of steps at a time bounds the memory, whatever the width.
         at_once = max(1, _NUMBERS_AT_ONCE // (width * (self.wiring.n_sensory + self.wiring.units)))
         at_once = at_once if self.core.scan_keeps_bits else 1
         potentials = np.empty((len(sensory), self.wiring.units), np.float32)
@@ -166,7 +166,7 @@ class Circuit:
         return potentials
 
     def step(self, sensory: Floats, potentials: Floats, elapsed_time: Floats) -> Floats:
-        """Potentials (N, U) after one step of N circuits side by side.
+        """Compute the potentials (N, U) after one step of N circuits side by side.
 
         Args:
             sensory: (N, S) float32, sensory inputs.
@@ -184,18 +184,18 @@ class Circuit:
         return np.asarray(potentials.cpu().numpy())
 
     def action_means(self, potentials: Floats, *, width: int = 1, row: int = 0) -> Floats:
-        """Potentials (..., U) -> action means (..., A), before any squashing or clipping.
+        """Compute action means (..., A), before squashing or clipping, from potentials (..., U).
 
         Args:
             potentials: (..., U) float32.
-            width: Sequences side by side, as in `run`; a dense layer adds in another order for other widths.
-            row: Which of them.
+            width: Number of sequences side by side, as in `run`; a dense layer adds in another order for other widths.
+            row: Number of the sequence that is returned.
         """
         if self.dense is not None:
             steps = self._dense_means(potentials.reshape(-1, self.wiring.units), width, row)
             return steps.reshape(*potentials.shape[:-1], len(self.bias))
         if self.is_affine:
-            # As the policy does it: with one rounding where NumPy would round twice.
+            # The policy computes it so, with one rounding where NumPy would round twice.
             with torch.no_grad():
                 inputs = torch.from_numpy(np.ascontiguousarray(potentials)).to(self.device)
                 return np.asarray(self.core.motor_map(inputs).cpu())
@@ -203,7 +203,7 @@ class Circuit:
         return means
 
     def _dense_means(self, potentials: Floats, width: int, row: int) -> Floats:
-        """(T, U) -> (T, A), a step at a time, as the policy does it."""
+        """Compute (T, A) from (T, U) a step at a time, as the policy does it."""
         assert self.dense is not None
         with torch.no_grad():
             motor = self.core.motor_map(torch.from_numpy(potentials).to(self.device))
@@ -212,7 +212,7 @@ class Circuit:
         return means
 
     def parameters(self) -> dict[str, Floats]:
-        """All learned numbers by name, those that `readout` and `bias` sum up included."""
+        """Return all learned numbers by name, including those that `readout` and `bias` combine."""
         parts: dict[str, RecurrentCell | nn.Module] = {self.cell: self.core} | (
             {} if self.dense is None else {"dense": self.dense}
         )
@@ -223,13 +223,13 @@ class Circuit:
         }
 
     def readout_of_layers(self) -> tuple[Floats, Floats]:
-        """Readout and bias as they follow from motor map and dense layer; their own where the map is the identity."""
+        """Compute readout and bias from motor map and dense layer, or return the own ones without a motor map."""
         motor_map = self.core.motor_map
         return _affine(motor_map, self.dense) if isinstance(motor_map, MotorMap) else (self.readout, self.bias)
 
     @property
     def is_affine(self) -> bool:
-        """Whether each action mean is one motor neuron through the motor map, no dense layer behind."""
+        """Whether each action mean is one motor neuron through the motor map, without a dense layer behind."""
         if self.dense is not None or not isinstance(self.core.motor_map, MotorMap):
             return False
         readout, bias = self.readout_of_layers()
@@ -246,10 +246,10 @@ def _load_dense(tensors: dict[str, Tensor]) -> nn.Linear | None:
 
 
 def _checked_entries(entries: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What every circuit has, and the settings of its cell, which checks them itself."""
+    """Check the entries of every circuit, and return them and the settings of its cell, which checks these itself."""
     if not isinstance(entries, dict):
         raise ValueError(f"the settings must be a JSON object, got {type(entries).__name__}")
-    entries = {"cell": LTC.cell} | entries  # Older circuits do not name their cell: there was one.
+    entries = {"cell": LTC.cell} | entries  # Older circuits do not name their cell, which is LTC.
     missing = [name for name in _ENTRIES if name not in entries]
     if missing:
         raise ValueError(f"the settings must have the keys {', '.join(_ENTRIES)}; {', '.join(missing)} is missing")
@@ -263,12 +263,12 @@ def _checked_entries(entries: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         if not isinstance(entries[name], list) or not all(isinstance(item, str) for item in entries[name]):
             raise ValueError(f"{name} must be a list of texts, got {entries[name]!r:.40}")
         for item in entries[name]:
-            item.encode()  # Half a character, which JSON can hold, is no text.
+            item.encode()  # Half a character, which JSON can hold, raises an error.
     return entries, {name: value for name, value in entries.items() if name not in _ENTRIES}
 
 
 def _affine(motor_map: MotorMap | nn.Module, dense: nn.Linear | None) -> tuple[Floats, Floats]:
-    """Weight (A, M) and bias (A,) of a policy's readout: a motor map, with a linear layer behind it or not."""
+    """Return weight (A, M) and bias (A,) of a policy's readout: a motor map and, if any, a linear layer behind it."""
     assert isinstance(motor_map, MotorMap)
     with torch.no_grad():
         weight, bias = torch.diag(motor_map.weight), motor_map.bias

@@ -1,4 +1,4 @@
-"""The recurrent cores of a policy: which cells there are, how one is built, and how it runs as RecurrentPPO asks."""
+"""The recurrent cores of a policy: the table of cells, how one is built, and how RecurrentPPO's sequences run on it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CELLS: dict[str, type[RecurrentCell]] = {kind.cell: kind for kind in (LTC, CfC)}
 
 
 def cell_class(cell: str | type[RecurrentCell], argument: str = "cell") -> type[RecurrentCell]:
-    """The class of a cell that is named, or that is one.
+    """Return the class of a cell, given by its name or as the class itself.
 
     Raises:
         ValueError: No cell has that name.
@@ -42,18 +42,18 @@ def cell_builder(
     backend: Backend = "auto",
     **cell_kwargs: Any,
 ) -> Callable[..., RecurrentCell]:
-    """What makes a cell of a wiring, without an input map, since an encoder stands before it.
+    """Return a function that makes a cell from a wiring. An LTC gets no input map, since an encoder precedes it.
 
     Args:
-        cell: Its class.
+        cell: Class of the cell.
         elapsed_time: Seconds that a step lasts.
-        ode_unfolds: As in `LTC`, for LTC neurons alone.
-        init: The same.
-        backend: The same.
+        ode_unfolds: As in `LTC`, for LTC neurons only.
+        init: As in `LTC`, for LTC neurons only.
+        backend: As in `LTC`, for LTC neurons only.
         **cell_kwargs: Further arguments of the class.
 
     Raises:
-        ValueError: Arguments of LTC neurons that are given to others.
+        ValueError: Arguments of LTC neurons are given to another cell.
     """
     arguments: dict[str, Any] = dict(elapsed_time=elapsed_time)
     of_ltc: dict[str, Any] = dict(ode_unfolds=ode_unfolds, init=init, backend=backend)
@@ -71,17 +71,17 @@ _LTC_DEFAULTS: dict[str, Any] = dict(ode_unfolds=6, init=None, backend="auto")
 def run_lstm(
     lstm: nn.LSTM, features: Tensor, states: States, starts: Tensor, held: Tensor | None
 ) -> tuple[Tensor, States]:
-    """Run an LSTM over padded sequences; see `run_cell` for what goes in and out."""
+    """Run an LSTM over padded sequences; see `run_cell` for arguments and results."""
     h, c = states
     n_sequences = h.shape[1]
-    # RecurrentPPO cuts sequences where episodes start, so that resets stand in the first step alone: made here, they
-    # spare upstream's loop over time.
+    # RecurrentPPO cuts sequences where episodes start, so only the first step can need a reset. Resetting here
+    # avoids upstream's loop over time.
     keep = 1.0 - starts[0].reshape(1, n_sequences, 1)
     later = torch.cat([torch.zeros_like(starts[:1]), starts[1:]]).swapaxes(0, 1).flatten()
     kept = keep * h, keep * c
     output, (new_h, new_c) = RecurrentActorCriticPolicy._process_sequence(features, kept, later, lstm)
     if held is not None and len(starts) == 1:
-        # Readings come, and are held, one step at a time: the output is the new h.
+        # Readings come, and are held, one step at a time, so the output is the new h.
         rows = held[0][:, None]
         new_h, new_c = torch.where(rows, kept[0], new_h), torch.where(rows, kept[1], new_c)
         output = new_h[0]
@@ -91,11 +91,11 @@ def run_lstm(
 def run_cell(
     cell: RecurrentCell, features: Tensor, states: States, starts: Tensor, held: Tensor | None
 ) -> tuple[Tensor, States]:
-    """Run a cell over padded sequences; resets happen inside, where upstream loops over time.
+    """Run a cell over padded sequences in one call, resets included, where upstream loops over time.
 
     Args:
         cell: The cell.
-        features: (N * T, features), sequence by sequence; what follows the sensory inputs is the elapsed time.
+        features: (N * T, features), sequence by sequence; the elapsed time, if any, follows the sensory inputs.
         states: h and c, each (1, N, U).
         starts: (T, N), 1 where an episode starts.
         held: (T, N) bool, where neurons are held, or None.
@@ -108,8 +108,8 @@ def run_cell(
     inputs, elapsed = sequence[..., : cell.input_size], sequence[..., cell.input_size :]
     seconds = elapsed[..., 0] if elapsed.shape[-1] else None
     if held is not None:
-        # A step of -0.0 seconds leaves neurons as they are: a recording of it replays as any other. The sign of the
-        # zero tells such a step from one of zero seconds that the environment tells.
+        # A step of -0.0 seconds leaves neurons unchanged, so a recording of it replays like any other. The sign of the
+        # zero distinguishes a held step from a step of zero seconds that the environment reports.
         constant = features.new_full(starts.shape, cell.elapsed_time)
         seconds = torch.where(held, -0.0, constant if seconds is None else seconds)
     potentials, state = cell(inputs, h[0], starts, seconds)

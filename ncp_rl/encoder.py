@@ -1,8 +1,8 @@
-"""Encoders: from observations to the sensory neurons, as features extractors of Stable-Baselines3.
+"""Encoders from observations to sensory neurons, as features extractors of Stable-Baselines3.
 
-The default for vector observations is `Receptors`: k sensory neurons per observed quantity, each with its own gain
-and offset on that one quantity. It costs little against a dense layer and keeps the names: a sensory neuron still says
-what it carries (`theta_3` is the fourth receptor of theta).
+The default for vector observations is `Receptors`: k sensory neurons for each observed quantity, each with its own gain
+and offset on that one quantity. They cost little compared with a dense layer, and a sensory neuron keeps the name of
+its quantity (`theta_3` is the fourth receptor of theta).
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from torch import Tensor, nn
 #: Key of a Dict observation that holds the seconds since the last observation, shape (1,).
 ELAPSED_TIME = "elapsed_time"
 
-# Where a new synapse opens: the middle of the range from which its `mu` is drawn (`LTCInit.sensory_mu`).
+# Potential at which a new synapse opens: the middle of the range from which its `mu` is drawn (`LTCInit.sensory_mu`).
 _OPENING = 0.55
 
-# Added to variances, as in Stable-Baselines3's VecNormalize: quantities that never change are not divided by zero.
+# Added to variances, as in Stable-Baselines3's VecNormalize, so that constant quantities are not divided by zero.
 _VARIANCE_FLOOR = 1e-8
 
 
 class Standardize(nn.Module):
-    """Quantities minus their mean, by their standard deviation, both over all rollouts of the training so far.
+    """A layer that standardises quantities by their mean and deviation over all rollouts of the training so far.
 
     Mean and deviation stand still while a rollout is collected and while PPO learns from it, so that the probability
-    ratios of an update compare like with like; `adapt` moves them between two rollouts.
+    ratios of an update refer to the same inputs; `adapt` moves them between two rollouts.
 
     Attributes:
-        mean, std: (D,), of each quantity; 0 and 1 at first.
-        count: Observations behind them.
-        watching: Whether `forward` takes note of what it is given.
-        seen: What it noted since the last `adapt`, each (B, D).
+        mean, std: (D,), mean and deviation of each quantity; 0 and 1 at first.
+        count: Number of observations behind them.
+        watching: Whether `forward` keeps its input for the next `adapt`.
+        seen: The inputs kept since the last `adapt`, (B, D) each.
     """
 
     mean: Tensor
@@ -44,7 +44,7 @@ class Standardize(nn.Module):
     count: Tensor
 
     def __init__(self, size: int) -> None:
-        """Start with nothing seen of `size` quantities."""
+        """Start with mean 0 and deviation 1 of `size` quantities."""
         super().__init__()
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("std", torch.ones(size))
@@ -53,13 +53,13 @@ class Standardize(nn.Module):
         self.seen: list[Tensor] = []
 
     def forward(self, quantities: Tensor) -> Tensor:
-        """(B, D) -> (B, D)."""
+        """Standardise (B, D) quantities."""
         if self.watching:
             self.seen.append(quantities.detach().clone())
         return (quantities - self.mean) / self.std
 
     def adapt(self) -> None:
-        """Take what was noted since the last call into mean and deviation (Chan, Golub and LeVeque, 1983)."""
+        """Update mean and deviation by the inputs since the last call (Chan, Golub and LeVeque, 1983)."""
         if not self.seen:
             return
         seen = torch.cat(self.seen).double()
@@ -75,11 +75,12 @@ class Standardize(nn.Module):
 
 
 class Receptors(BaseFeaturesExtractor):
-    """`receptors` sensory neurons per observed quantity: `gain * quantity + offset`, both learned.
+    """An encoder with several sensory neurons for each quantity: `gain * quantity + offset`, both learned.
 
-    Quantities come in their own units: the receptors see them standardised by what training has shown so far (see
-    `Standardize`). At the start the receptors of a quantity tile the range from -1 to 1 of that: a new synapse behind
-    receptor r opens (every second one closes) where the quantity crosses the middle of the r-th part of the range.
+    Quantities come in their own units: the receptors see them standardised over the training so far (see
+    `Standardize`). At the start the receptors of a quantity tile its standardised range from -1 to 1: a new synapse
+    behind receptor r opens (every second one closes) where the quantity crosses the middle of the r-th part of the
+    range.
     """
 
     def __init__(
@@ -90,17 +91,17 @@ class Receptors(BaseFeaturesExtractor):
         standardize: bool = True,
         normalized_image: bool = False,
     ) -> None:
-        """Make receptors for a vector observation, Discrete ones one-hot as SB3 encodes them.
+        """Make receptors for a vector observation; Discrete observations are one-hot, as SB3 encodes them.
 
         Args:
             observation_space: Any space that flattens to a vector.
             receptors: Sensory neurons per observed quantity.
-            names: Of the observed quantities, D of them; obs_0, obs_1, ... where None.
-            standardize: Whether quantities are standardised first; False for those that lie from -1 to 1 already.
-            normalized_image: As in `NatureCNN`; only an image space, which is refused, would need it.
+            names: Names of the D observed quantities; None stands for obs_0, obs_1, ...
+            standardize: Whether quantities are standardised first; False suits quantities that lie from -1 to 1.
+            normalized_image: As in `NatureCNN`; it decides which spaces are images, which are refused.
 
         Raises:
-            ValueError: An image, no receptors, or names whose number is not that of the quantities.
+            ValueError: The space is an image, receptors is below 1, or there are not as many names as quantities.
         """
         if is_image_space(observation_space, check_channels=False, normalized_image=normalized_image):
             raise ValueError(
@@ -124,14 +125,14 @@ class Receptors(BaseFeaturesExtractor):
         self.offset = nn.Parameter((_OPENING - sign * middle).repeat(size))
 
     def forward(self, observations: Tensor) -> Tensor:
-        """(B, ...) with D quantities -> (B, D * receptors), the receptors of a quantity side by side."""
-        # (B, D), also where an observation has no axes.
+        """Encode (B, ...) with D quantities as (B, D * receptors), the receptors of a quantity side by side."""
+        # An observation without axes gives (B, 1).
         quantities = self.standardize(observations.reshape(observations.shape[0], -1))
         return torch.addcmul(self.offset, quantities.repeat_interleave(self.receptors, dim=1), self.gain)
 
 
 class MultiInputReceptors(BaseFeaturesExtractor):
-    """`Receptors` for each vector of a Dict observation and a `NatureCNN` for each image, side by side."""
+    """An encoder of Dict observations: `Receptors` for each vector and a `NatureCNN` for each image, side by side."""
 
     def __init__(
         self,
@@ -142,19 +143,19 @@ class MultiInputReceptors(BaseFeaturesExtractor):
         names: Mapping[str, Sequence[str]] | None = None,
         standardize: bool = True,
     ) -> None:
-        """Make an encoder per key.
+        """Make an encoder for each key.
 
         Args:
             observation_space: Dict of vectors and images.
             receptors: Sensory neurons per observed quantity of the vectors.
             cnn_output_dim: Sensory neurons per image; 32 as in the lane-keeping circuit of Lechner et al. (2020).
             normalized_image: As in SB3's `CombinedExtractor`.
-            names: Of the observed quantities, by key of a vector; key_0, key_1, ... for keys without names. Names of
-                keys that the observation lacks are left unused: they may be hidden from this encoder.
+            names: Names of the observed quantities, by key of a vector; key_0, key_1, ... for keys without names. Names
+                of keys that the observation lacks are ignored, since such keys may be hidden from this encoder.
             standardize: As in `Receptors`.
 
         Raises:
-            ValueError: Names whose number is not that of the key's quantities.
+            ValueError: A key has not as many names as quantities.
         """
         names = names or {}
         encoders: dict[str, BaseFeaturesExtractor] = {}
@@ -178,13 +179,13 @@ class MultiInputReceptors(BaseFeaturesExtractor):
         self.sensory_names = tuple(sensory_names)
 
     def forward(self, observations: dict[str, Tensor]) -> Tensor:
-        """Dict of (B, ...) -> (B, features_dim)."""
+        """Encode a dict of (B, ...) as (B, features_dim)."""
         encoders = zip(self.keys, self.encoders.values(), strict=True)
         return torch.cat([encoder(observations[key]) for key, encoder in encoders], dim=1)
 
 
 class KeyFilter(BaseFeaturesExtractor):
-    """Shows an extractor some keys of a Dict observation; seconds elapsed become the last feature, unencoded."""
+    """Shows an extractor some keys of a Dict observation; the elapsed time becomes the last feature, unencoded."""
 
     def __init__(
         self,
@@ -210,7 +211,7 @@ class KeyFilter(BaseFeaturesExtractor):
         self.keys = tuple(shown)
 
     def forward(self, observations: dict[str, Tensor]) -> Tensor:
-        """Dict of (B, ...) -> (B, features_dim), the last of them seconds where the space has an elapsed time."""
+        """Encode a dict of (B, ...) as (B, features_dim); the last feature is the elapsed time, if any, in seconds."""
         features: Tensor = self.extractor({key: observations[key] for key in self.keys})
         if not self.timed:
             return features
@@ -218,13 +219,13 @@ class KeyFilter(BaseFeaturesExtractor):
 
 
 def module_name(key: str) -> str:
-    """The name of a key's module in a `nn.ModuleDict`: the key itself, escaped where PyTorch takes no such name."""
+    """Return the name of a key's module in a `nn.ModuleDict`: the key, escaped where PyTorch refuses it."""
     name = key.replace("%", "%25").replace(".", "%2e")
     return f"%{name}" if not name or hasattr(nn.ModuleDict(), name) else name
 
 
 def observed_names(encoder: nn.Module) -> dict[str | None, tuple[str, ...]]:
-    """The names of an encoder's readings by key, under None where it reads no Dict; none where it does not say."""
+    """Return the names of an encoder's readings by key, or under None without a Dict; {} where it has no names."""
     inner = encoder.extractor if isinstance(encoder, KeyFilter) else encoder
     if isinstance(inner, MultiInputReceptors):
         return {key: names for key, names in inner.observed_names.items()}
@@ -236,6 +237,6 @@ def _numbered(name: str, size: int) -> list[str]:
 
 
 def sensory_names(encoder: nn.Module, size: int) -> tuple[str, ...]:
-    """Names of an encoder's `size` outputs: its own `sensory_names`, or feature_0, feature_1, ..."""
+    """Return names of an encoder's `size` outputs: its own `sensory_names`, or feature_0, feature_1, ..."""
     inner = encoder.extractor if isinstance(encoder, KeyFilter) else encoder
     return tuple(getattr(inner, "sensory_names", None) or _numbered("feature", size))

@@ -1,4 +1,4 @@
-"""What the liquid time-constant cell's equations say of a synapse and of a neuron, stated once, in NumPy.
+"""The equations of synapses and neurons of the liquid time-constant cell, stated once, in NumPy.
 
 With the potential v_i of the source, or the sensory input in its place,
 
@@ -38,23 +38,23 @@ def _time_constant(cm: Any, conductance: Any) -> Any:
 
 
 def openness(v: Array, sigma: Array, mu: Array) -> Array:
-    """How open synapses are, (..., E).
+    """Return how open synapses are, (..., E) from 0 to 1.
 
     Args:
         v: (..., E), potential of each synapse's source, or the sensory input.
         sigma: (E,), steepness.
         mu: (E,), potential at which a synapse is half open.
     """
-    with np.errstate(over="ignore"):  # The exponential of a large number is infinite, and the synapse shut.
+    with np.errstate(over="ignore"):  # Where the exponential overflows to infinity, the synapse is shut.
         opened: Array = _openness(v, sigma, mu)
     return opened
 
 
 def conductance(gleak: Array, synaptic: Array) -> Array:
-    """Conductance of each neuron, (..., U).
+    """Return the conductance of each neuron, (..., U).
 
     Args:
-        gleak: (U,), of its leak.
+        gleak: (U,), conductance of its leak.
         synaptic: (..., U), sum of w s over its synapses.
     """
     total: Array = _conductance(gleak, synaptic)
@@ -62,7 +62,7 @@ def conductance(gleak: Array, synaptic: Array) -> Array:
 
 
 def time_constant(cm: Array, conductance: Array) -> Array:
-    """Seconds, (..., U), in which each neuron follows its input.
+    """Return the time constants of neurons, (..., U) seconds.
 
     Args:
         cm: (U,), membrane capacitance.
@@ -75,15 +75,15 @@ def time_constant(cm: Array, conductance: Array) -> Array:
 def time_constants(
     values: Floats, synapses: Floats, source: Integers, destination: Integers, cm: Floats, gleak: Floats
 ) -> Floats:
-    """Seconds, (B, U), in which each neuron follows its input: the equations above, compiled, for many steps.
+    """Compute time constants, (B, U) seconds, by the equations above, compiled, for many steps.
 
     Args:
         values: (B, I) float32, potentials and sensory inputs side by side.
         synapses: (4, E) float32, rows w, sigma, mu and erev.
-        source: (E,) int32, which of the values opens each synapse.
-        destination: (E,) int32, the neuron in which it ends.
-        cm: (U,) float32.
-        gleak: (U,) float32.
+        source: (E,) int32, index of the value that opens each synapse.
+        destination: (E,) int32, index of the neuron in which each synapse ends.
+        cm: (U,) float32, membrane capacitances.
+        gleak: (U,) float32, leak conductances.
     """
     found = np.empty((len(values), len(cm)), np.float32)
     _time_constants(values, synapses, source, destination, cm, gleak, found)

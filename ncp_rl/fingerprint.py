@@ -1,8 +1,8 @@
-"""What weights mean besides their values: a fingerprint of the circuit that they are of, for its state dict.
+"""The fingerprint of a circuit, which its state dict carries so that weights load into no other circuit.
 
-Two circuits may have equally many synapses in different places, so that the shapes of their weights tell nothing. The
-fingerprint holds a digest of the wiring, `elapsed_time`, and what else decides about the meaning of the weights: the
-`ode_unfolds` of an LTC, the `mode` of a CfC.
+Two circuits may have equally many synapses in different places, so the shapes of their weights do not distinguish them.
+The fingerprint holds a digest of the wiring, `elapsed_time`, and the setting that decides the meaning of the weights:
+the `ode_unfolds` of an LTC, the `mode` of a CfC.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class _CfCFingerprint(NamedTuple):
 
 _Fingerprint = _LTCFingerprint | _CfCFingerprint
 
-# Of different lengths, by which one tells them apart.
+# The formats have different lengths, which distinguish them.
 _FORMATS: dict[type[_Fingerprint], struct.Struct] = {
     _LTCFingerprint: struct.Struct("<16sdI"),
     _CfCFingerprint: struct.Struct("<16sd8s"),
@@ -40,21 +40,21 @@ _FORMATS: dict[type[_Fingerprint], struct.Struct] = {
 
 
 class Fingerprinted(nn.Module):
-    """A layer over a wiring whose state dict carries its fingerprint, and which loads no other circuit's weights."""
+    """A layer over a wiring whose state dict carries its fingerprint, and which refuses other circuits' weights."""
 
     @abstractmethod
     def fingerprint(self) -> Tensor:
-        """Of the circuit; see the function `fingerprint`."""
+        """Return the fingerprint of the circuit; see the function `fingerprint`."""
 
     def get_extra_state(self) -> Tensor:
-        """The fingerprint of the circuit, which `state_dict` carries."""
+        """Return the fingerprint of the circuit, which `state_dict` carries."""
         return self.fingerprint()
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Nothing is left to set: `load_state_dict` has compared the fingerprint already."""
+        """Do nothing, since `load_state_dict` has compared the fingerprint already."""
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
-        """Refuse weights of another circuit, whose shapes may well fit; torch raises what stands in the messages."""
+        """Refuse weights of another circuit, even if their shapes fit; torch raises the messages collected here."""
         key = f"{prefix}_extra_state"
         messages: list[str] = arguments[-1]
         if any(name.startswith(prefix) for name in state_dict):
@@ -66,13 +66,13 @@ class Fingerprinted(nn.Module):
 
 
 def fingerprint(wiring: Wiring, elapsed_time: float, meaning: int | str) -> Tensor:
-    """The fingerprint of a circuit, (28,) or (32,) float32: its bytes, a number from 0 to 255 each.
+    """Return the fingerprint of a circuit, (28,) or (32,) float32: its bytes, a number from 0 to 255 each.
 
     State dicts are averaged, interpolated and converted to half precision entry by entry; small whole numbers in
-    floating point come through that as they were.
+    floating point survive that unchanged.
 
     Args:
-        wiring: Of the circuit.
+        wiring: Wiring of the circuit.
         elapsed_time: Seconds that a step lasts.
         meaning: The `ode_unfolds` of an LTC, or the `mode` of a CfC.
     """
@@ -85,7 +85,7 @@ def fingerprint(wiring: Wiring, elapsed_time: float, meaning: int | str) -> Tens
 
 
 def mismatch(own: Tensor, other: object, key: str) -> str | None:
-    """Why weights with the fingerprint `other`, found under `key`, are none of the circuit `own`; None if they are."""
+    """Return why weights with the fingerprint `other`, found under `key`, do not fit the circuit `own`, or None."""
     if other is None:
         return (
             f"The state dict must hold {key!r}, the fingerprint of the circuit that its weights are of, and has none; "
@@ -120,7 +120,7 @@ def mismatch(own: Tensor, other: object, key: str) -> str | None:
 
 
 def _read(tensor: object) -> _Fingerprint | None:
-    """None where `tensor` is no fingerprint."""
+    """Read a fingerprint from a tensor; return None where it holds none."""
     if not isinstance(tensor, Tensor):
         return None
     numbers = tensor.detach().cpu().double().round()

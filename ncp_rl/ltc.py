@@ -5,7 +5,7 @@
     potentials, state = ltc(inputs)        # (T, N, 16) -> (T, N, 32), (N, 32)
     motor = ltc.motor_map(potentials)      # (T, N, 4)
 
-The equations stand in `ncp_rl.kernels.reference`. Parameters exist only where synapses are. Those that must not be
+`ncp_rl.kernels.reference` has the equations. Parameters exist only where synapses are. Those that must not be
 negative (w, cm, gleak) are stored before a softplus, as in ncps' implicit mode, so that no optimizer step can break
 the constraint.
 """
@@ -34,10 +34,10 @@ from ncp_rl.wiring import Wiring
 
 Bounds = tuple[float, float]
 
-# What `_constrain` takes, in its order, and what the scan takes of the wiring.
+# The parameters in the order of `_constrain`, and the buffers that hold the synapse lists of the scan.
 _RAW = ("w", "sigma", "mu", "erev", "sensory_w", "sensory_sigma", "sensory_mu", "sensory_erev", "cm", "gleak", "vleak")
 _LISTS = tuple(f"synapse_{name}" for name in Synapses._fields)
-# What a layer is built again from, beside wiring and weights.
+# The settings from which, with wiring and weights, a layer is built again.
 _SETTINGS = ("ode_unfolds", "elapsed_time", "backend")
 
 
@@ -45,10 +45,10 @@ _SETTINGS = ("ode_unfolds", "elapsed_time", "backend")
 class LTCInit:
     """Ranges from which the parameters of a new `LTC` are drawn uniformly (tau: log-uniformly).
 
-    All but tau and mu are those of ncps (`ncps/torch/ltc_cell.py`), whose mu from 0.3 to 0.8 shuts most synapses at
-    first. There cm is drawn from (0.4, 0.6), which for a step of one second makes a neuron forget within a step. Here
-    every neuron draws a time constant, and cm follows from it as cm = tau (gleak + sum w / 2), the conductance of
-    half-open synapses; with `cm` given it is drawn as in ncps.
+    All ranges but those of tau and mu are those of ncps (`ncps/torch/ltc_cell.py`), whose mu from 0.3 to 0.8 shuts most
+    synapses at first. ncps draws cm from (0.4, 0.6), which for a step of one second makes a neuron forget within a
+    step. Here every neuron draws a time constant, and cm follows from it as cm = tau (gleak + sum w / 2), the
+    conductance of half-open synapses; with `cm` given it is drawn as in ncps.
     """
 
     tau: Bounds = (0.1, 2.0)
@@ -64,7 +64,7 @@ class LTCInit:
     sensory_mu: Bounds = (0.3, 0.8)
 
     def __post_init__(self) -> None:
-        """Refuse ranges that are no ranges, or that allow values the cell cannot have."""
+        """Check that ranges are ranges, and allow only values that the cell can have."""
         positive = {"tau", "cm", "gleak", "w", "sensory_w"}
         for name, bounds in vars(self).items():
             if bounds is None:
@@ -76,7 +76,7 @@ class LTCInit:
 
 
 class PackedLTC(NamedTuple):
-    """What an `LTC` hands to the scan."""
+    """The operands that an `LTC` passes to the scan."""
 
     params: Params
     synapses: Synapses
@@ -85,7 +85,7 @@ class PackedLTC(NamedTuple):
 
 
 class _FrozenValues(NamedTuple):
-    """PackedLTC parameters, and a copy of the values that they were packed from."""
+    """Frozen parameters of the scan, and a copy of the values that they were computed from."""
 
     values: Tensor
     params: FrozenParams
@@ -99,7 +99,7 @@ class LTC(Fingerprinted):
         w, sigma, mu, erev: (E,), synapses between neurons in the order of `wiring.synapses`; w before softplus.
         sensory_w, sensory_sigma, sensory_mu, sensory_erev: (E_s,), the same for `wiring.sensory_synapses`.
         cm, gleak, vleak: (U,), membrane capacitance and leak conductance before softplus, leak potential.
-        input_w, input_b: (S,), gain and offset of each sensory input, or None.
+        input_w, input_b: (S,), gain and offset of each sensory input; None without an input map.
         motor_map: Gain and offset of each motor neuron, or the identity.
         elapsed_time: Seconds that a step lasts where no elapsed times are given.
     """
@@ -130,7 +130,7 @@ class LTC(Fingerprinted):
             elapsed_time: Seconds that a step lasts where `forward` is given no elapsed times.
             ode_unfolds: Solver substeps per step.
             init: Ranges of the initial parameters.
-            backend: Of the scan; see `ltc_scan`.
+            backend: Backend of the scan; see `ltc_scan`.
 
         Raises:
             ValueError: elapsed_time is not positive.
@@ -198,8 +198,8 @@ class LTC(Fingerprinted):
             state: (N, U), the last potentials, to go on from.
 
         Raises:
-            ValueError: Operands that do not fit, negative or non-finite elapsed times (checked on the CPU alone; on a
-                GPU, where looking would wait for the device, they give NaN).
+            ValueError: Operands do not fit, or elapsed times are negative or not finite (checked on the CPU only; on a
+                GPU, where a check would wait for the device, they give NaN).
         """
         if not tracing() and (inputs.dim() != 3 or inputs.shape[-1] != self.input_size):
             raise ValueError(f"inputs must be (T, N, S) with S = {self.input_size}, got {tuple(inputs.shape)}.")
@@ -227,33 +227,34 @@ class LTC(Fingerprinted):
         return potentials, potentials[-1]
 
     def packed(self) -> PackedLTC:
-        """Parameters, constrained, and synapse lists as the scan takes them.
+        """Return constrained parameters and synapse lists as the scan takes them.
 
         Without gradients, on the CPU, the result is kept until a parameter has another value, since packing costs more
-        than one step does. Values are compared, whichever way they were changed: versions do not count edits through
-        `parameter.data`, and addresses are used again.
+        than one step does. Values are compared, since there is no cheaper sign of a change: versions do not count edits
+        through `parameter.data`, and addresses are reused.
         """
         own = self._parameters
-        # In `own` it is found ten times as fast; where a parameter is computed from others it is an attribute alone.
+        # A look-up in `own` is ten times as fast; a parameter that is computed from others is found as an attribute
+        # only.
         raw: list[Tensor] = [cast(Tensor, own[name]) if name in own else getattr(self, name) for name in _RAW]
         capturing = torch.compiler.is_compiling() or exporting()
         if torch.is_grad_enabled() or capturing:
             params = Params(*(_constrain if capturing else _Constrain.apply)(*raw))
         elif not raw[0].is_cpu:
-            params = Params(*_constrain(*raw))  # To compare values there would wait for the device.
+            params = Params(*_constrain(*raw))  # A comparison of values would wait for the device.
         else:
             params = self._frozen_params(raw)
         return PackedLTC(params, self._synapse_lists(), self.input_w, self.input_b)
 
     def _frozen_params(self, raw: list[Tensor]) -> FrozenParams:
-        """The parameters of the `raw` values, packed when these are new."""
+        """Return the parameters of the `raw` values, computed where these are new."""
         values, frozen = torch.cat(raw), self._frozen
         if frozen is None or frozen.values.dtype is not values.dtype or not torch.equal(frozen.values, values):
             frozen = self._frozen = _FrozenValues(values, FrozenParams(*_constrain(*raw)))
         return frozen.params
 
     def _synapse_lists(self) -> Synapses:
-        """The same object until the module moves to another device: the scan checks an object once."""
+        """Return the same object until the module moves to another device, since the scan checks each object once."""
         buffers, kept = self._buffers, self._synapses
         lists = Synapses(*[cast(Tensor, buffers[name]) for name in _LISTS])
         if torch.compiler.is_compiling():
@@ -263,7 +264,7 @@ class LTC(Fingerprinted):
         return kept
 
     def __prepare_scriptable__(self) -> None:
-        """Refuse torch.jit.script, which asks here first.
+        """Refuse torch.jit.script, which calls this method first.
 
         Raises:
             TypeError: Always.
@@ -274,32 +275,32 @@ class LTC(Fingerprinted):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but what is kept for speed: copies, in this process or another one, pack for themselves."""
+        """Leave out of copies what is kept for speed: each copy computes it for itself."""
         return self.__dict__ | {"_frozen": None, "_synapses": None}
 
     def fingerprint(self) -> Tensor:
-        """Wiring, `elapsed_time` and `ode_unfolds`; see `ncp_rl.fingerprint`."""
+        """Return the fingerprint of wiring, `elapsed_time` and `ode_unfolds`; see `ncp_rl.fingerprint`."""
         return fingerprint(self.wiring, self.elapsed_time, self.ode_unfolds)
 
     def settings(self) -> dict[str, Any]:
-        """What a layer without an input map needs beside wiring and weights; see `RecurrentCell`."""
+        """Return the settings of a layer without an input map beside wiring and weights; see `RecurrentCell`."""
         return {name: getattr(self, name) for name in _SETTINGS}
 
     @classmethod
     def from_settings(cls, wiring: Wiring, settings: Mapping[str, Any]) -> LTC:
-        """The layer that `settings` describe; see `RecurrentCell`."""
+        """Build the layer that `settings` describe; see `RecurrentCell`."""
         found = checked_settings(settings, _SETTINGS)
         unfolds, backend = found["ode_unfolds"], found["backend"]
         if type(unfolds) is not int or not 0 < unfolds <= 1000:
             raise ValueError(f"ode_unfolds must be an integer from 1 to 1000, got {unfolds!r}")
         if backend not in ("auto", *BACKENDS):
             raise ValueError(f"backend must be one of {', '.join(('auto', *BACKENDS))}, got {backend!r}")
-        # What ran on a GPU runs on the CPU here; "auto" is what it was, or would have been, chosen from.
+        # A layer that ran on a GPU is built on the CPU; its fused backend is what "auto" chooses there.
         found["backend"] = "auto" if backend == "triton" else backend
         return cls(wiring, input_map=False, **found)
 
     def equal_bits_width(self, width: int) -> int:
-        """The smallest number of sequences side by side that gives the bits of `width`: no more than the widest lane's.
+        """Return the smallest number of sequences side by side that gives the bits of `width`; see `RecurrentCell`.
 
         Args:
             width: Number of sequences.
@@ -307,7 +308,7 @@ class LTC(Fingerprinted):
         return min(width, max(WIDTHS)) if self.backend != "reference" and self.cm.is_cpu else width
 
     def time_constants(self, sensory: Floats, potentials: Floats) -> Floats:
-        """Seconds (..., U) in which each neuron follows its input; see `ncp_rl.equations`.
+        """Return the time constants of all neurons, (..., U) float32 seconds; see `ncp_rl.equations`.
 
         Args:
             sensory: (..., S) float32, sensory inputs.
@@ -326,10 +327,10 @@ class LTC(Fingerprinted):
 
     @classmethod
     def from_ncps(cls, module: Any, *, backend: Backend = "auto") -> LTC:
-        """The layer with the wiring and weights of an `ncps.torch.LTC` or `ncps.torch.LTCCell`.
+        """Build the layer with the wiring and weights of an `ncps.torch.LTC` or `ncps.torch.LTCCell`.
 
-        Both constraint modes of ncps are read: with implicit constraints its weights stand before a softplus as ours
-        do; with explicit ones they are taken as they are after `apply_weight_constraints`.
+        Both constraint modes of ncps are read: with implicit constraints its weights precede a softplus, as they
+        do here; with explicit ones they are read as `apply_weight_constraints` leaves them.
 
         Raises:
             ValueError: The module has a mixed memory (an LSTM beside the LTC), or another epsilon than ncps' default.
@@ -346,7 +347,7 @@ class LTC(Fingerprinted):
         return ltc.to(cell.cm.device)
 
     def extra_repr(self) -> str:
-        """Sizes, for `print(ltc)`."""
+        """Return the sizes, for `print(ltc)`."""
         w = self.wiring
         return (
             f"n_sensory={w.n_sensory}, n_inter={w.units - w.n_command - w.n_motor}, n_command={w.n_command}, "
@@ -356,7 +357,7 @@ class LTC(Fingerprinted):
 
 
 def _constrain(*raw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The eleven parameters of an `LTC` as the rows of `Params`; w, sensory_w, cm and gleak through a softplus."""
+    """Return the eleven parameters of an `LTC` as rows of `Params`; w, sensory_w, cm, gleak pass through a softplus."""
     w, sigma, mu, erev, sensory_w, sensory_sigma, sensory_mu, sensory_erev, cm, gleak, vleak = raw
     return (
         torch.stack([F.softplus(w), sigma, mu, erev]),
@@ -366,7 +367,7 @@ def _constrain(*raw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class _Constrain(torch.autograd.Function):
-    """`_constrain` as one node of autograd's graph: some thirty small ones cost as much as a short scan."""
+    """`_constrain` as one node of autograd's graph; thirty small nodes would cost as much as a short scan."""
 
     @staticmethod
     def forward(ctx: Any, *raw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -382,19 +383,19 @@ class _Constrain(torch.autograd.Function):
         return g_w * w, *g_synaptic, g_sensory_w * sensory_w, *g_sensory, g_cm * cm, g_gleak * gleak, g_vleak
 
 
-# What stands for 0 behind a softplus. It must be small against the least that a denominator of the solver can hold,
-# delta times EPSILON, and yet no 0: a membrane without capacitance has a potential of 0 / 0 where no time passes.
+# Stands for 0 after a softplus. It must be small compared with the smallest denominator of the solver,
+# delta times EPSILON, but not 0: a membrane without capacitance would have a potential of 0 / 0 where no time passes.
 _NOTHING = 1e-20
 
 
 def inverse_softplus(y: Tensor) -> Tensor:
-    """The x with softplus(x) = y, for y >= 0; y is held at 1e-20 or more, so that x is finite."""
+    """Return the x with softplus(x) = y, for y >= 0; y is clamped to 1e-20 or more, so that x is finite."""
     y = y.clamp(min=_NOTHING)
     return y + torch.log(-torch.expm1(-y))
 
 
 def _ncps_weights(cell: Any, wiring: Wiring) -> dict[str, Tensor]:
-    """The state of an `LTC` that equals `cell`."""
+    """Return the state of an `LTC` that equals `cell`."""
     with torch.no_grad():
         own = {name: getattr(cell, name).detach().clone() for name in ("cm", "gleak", "vleak")}
         for prefix, synapses in (("", wiring.synapses), ("sensory_", wiring.sensory_synapses)):
@@ -404,7 +405,7 @@ def _ncps_weights(cell: Any, wiring: Wiring) -> dict[str, Tensor]:
         if not cell._implicit_param_constraints:
             for name in ("cm", "gleak", "w", "sensory_w"):
                 own[name] = inverse_softplus(own[name])
-        # Where ncps maps by a gain alone, or not at all, the rest is the identity.
+        # Where ncps maps by a gain only, or not at all, the missing part is the identity.
         if cell._input_mapping is not None:
             own["input_w"] = cell.input_w.detach().clone()
             own["input_b"] = getattr(cell, "input_b", torch.zeros(wiring.n_sensory)).detach().clone()
@@ -422,6 +423,6 @@ def _log_uniform(bounds: Bounds, size: int) -> Tensor:
 
 
 def _incoming(values: Tensor, synapses: SynapseList, units: int) -> Tensor:
-    """Sum over each neuron's incoming synapses of `values` (E,) -> (U,)."""
+    """Sum `values` (E,) over each neuron's incoming synapses, (U,)."""
     destination: npt.NDArray[np.int64] = synapses.destination.astype(np.int64)
     return torch.zeros(units).index_add(0, torch.from_numpy(destination), values)

@@ -3,7 +3,7 @@
     model = RecurrentPPO(NCPPolicy, "Pendulum-v1", policy_kwargs=dict(wiring=AutoNCP(units=32)))
 
 observation -> encoder -> S sensory neurons -> neurons with NCP wiring -> M motor neurons -> gain and offset each
--> action distribution. A motor neuron is an action: no dense layer stands behind it unless asked for.
+-> action distribution. A motor neuron is an action: no dense layer follows it unless asked for.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ from ncp_rl.readings import HELD, BadInput, BadInputError, OnBadInput, find_bad,
 from ncp_rl.refusals import check_algorithm, check_encoder, check_spaces
 from ncp_rl.wiring import AutoNCP, Recipe, Wiring, read_recipe
 
-#: More command neurons than in ncps, densely wired among themselves: such circuits learn to remember sooner.
+#: The default has more command neurons than ncps, densely wired among themselves: it learns to remember sooner.
 DEFAULT_WIRING = AutoNCP(units=32, command_share=0.6, recurrence=1.0)
 
 Critic = Literal["cell", "ltc", "cfc", "lstm", "mlp", "shared"]
 LSTMStates = tuple[Tensor, Tensor]
 
-# Potentials lie from -1 to 1 or so; logits that differ by 6 make an action as good as certain.
+# Potentials lie from about -1 to 1; logits that differ by 6 make an action nearly certain.
 _LOGIT_GAIN = 3.0
 
-# What the LSTM policies' arguments are here.
+# Hints for the arguments of SB3's LSTM policies.
 _LSTM_ARGUMENTS = {
     "lstm_hidden_size": "wiring=AutoNCP(units=...)",
     "n_lstm_layers": "wiring, whose layers are sensory, inter, command and motor neurons",
@@ -69,15 +69,16 @@ class NCPPolicy(RecurrentActorCriticPolicy):
 
     Attributes:
         wiring: The actor's built wiring.
-        sensory_names: (S,), what each sensory neuron carries.
-        action_names: (A,), of the action outputs.
-        lstm_actor: The actor's `LTC`, `CfC` or other `RecurrentCell`, under the name that RecurrentPPO asks for.
+        sensory_names: (S,), names of the sensory neurons.
+        action_names: (A,), names of the action outputs.
+        lstm_actor: The actor's `LTC`, `CfC` or other `RecurrentCell`, under the name that RecurrentPPO reads.
         lstm_critic: The critic's cell or `nn.LSTM`, or None.
         on_bad_input: What `predict` does with a bad reading, "raise" or "hold"; may be set at any time.
-        learned_since_rollout: Whether `Standardize` moves with the next rollout.
+        learned_since_rollout: Whether the policy was updated since the last rollout, so that `Standardize` moves at the
+            next.
     """
 
-    # Upstream's cores are nn.LSTM alone.
+    # Upstream's annotations allow nn.LSTM only.
     lstm_actor: RecurrentCell  # type: ignore[assignment]
     lstm_critic: RecurrentCell | nn.LSTM | None  # type: ignore[assignment]
     _on_bad_input: OnBadInput = "raise"
@@ -123,47 +124,49 @@ class NCPPolicy(RecurrentActorCriticPolicy):
             observation_space: Box, Discrete, image or Dict.
             action_space: Box, Discrete, MultiDiscrete or MultiBinary.
             lr_schedule: Learning rate by remaining progress.
-            net_arch: `dict(vf=[...])`, hidden layers of the critic behind its recurrent core; [64, 64] where None.
-                Layers of `pi` beside them, as tuners send, are left out with a warning.
-            activation_fn: Of the critic's hidden layers.
-            ortho_init: Orthogonal initial weights for the critic and dense encoders.
-            use_sde: Generalised state-dependent exploration, over the potentials of all neurons.
+            net_arch: `dict(vf=[...])`, hidden layers of the critic behind its recurrent core; None stands for [64, 64].
+                Layers of `pi` beside them, as tuners send, are ignored with a warning.
+            activation_fn: Activation of the critic's hidden layers.
+            ortho_init: Whether the critic and dense encoders start with orthogonal weights.
+            use_sde: Whether to use generalised state-dependent exploration (gSDE), over the potentials of all neurons.
             log_std_init: Initial logarithm of the actions' standard deviation.
-            full_std: gSDE: a deviation per neuron and action.
-            use_expln: gSDE: `expln` in place of `exp`.
-            squash_output: gSDE: squash actions by tanh.
+            full_std: Whether gSDE has a deviation for each neuron and action.
+            use_expln: Whether gSDE uses `expln` in place of `exp`.
+            squash_output: Whether gSDE squashes actions by tanh.
             features_extractor_class: The encoder.
-            features_extractor_kwargs: For the encoder, such as `dict(receptors=4, names=["x", "theta"])`.
-            share_features_extractor: One encoder for actor and critic.
-            normalize_images: Divide uint8 images by 255.
+            features_extractor_kwargs: Arguments of the encoder, such as `dict(receptors=4, names=["x", "theta"])`.
+            share_features_extractor: Whether actor and critic have one encoder in common.
+            normalize_images: Whether uint8 images are divided by 255.
             optimizer_class: The optimizer. `ncp_rl.learning.ScaledAdam` takes steps of `lr_scale` learning rates, by
-                default those of the cell (LTC 10, CfC 3), but single ones in encoders other than `Receptors` and for
-                the actions' deviation.
-            optimizer_kwargs: For the optimizer, without the learning rate, such as `dict(lr_scale=3)`; for both Adams
-                eps=1e-12 and fused=True where None: a circuit has many small parameters.
+                default those of the cell (LTC 10, CfC 3), but of one learning rate in encoders other than `Receptors`
+                and for the actions' deviation.
+            optimizer_kwargs: Arguments of the optimizer without the learning rate, such as `dict(lr_scale=3)`. None
+                stands for eps=1e-12 and fused=True with both Adams, since a circuit has many small parameter tensors.
             wiring: Recipe of the actor's circuit, or a built wiring; also a mapping that names a recipe, such as
                 `{"recipe": "AutoNCP", "units": 32}`, which a yml file can hold.
             cell: The neurons: "ltc", liquid time-constant neurons; "cfc", closed-form continuous-time ones; or a class
                 that is a `ncp_rl.cell.RecurrentCell`.
             cell_kwargs: Further arguments of the cell, such as `dict(mode="no_gate")` for "cfc".
-            critic: "cell": neurons of the actor's kind, wired by the actor's recipe, all of them read out; "ltc",
-                "cfc": the same of that kind; "lstm": as many LSTM units; "mlp": no memory; "shared": reads the actor's
-                potentials, without gradient; or a recipe for the critic's neurons, given as for `wiring`.
-            n_motor: Motor neurons; one per action (per logit for discrete actions) where None.
-            motor_map: "affine": gain and offset per motor neuron; "dense": a linear layer behind them.
+            critic: "cell": neurons of the actor's kind, wired by the actor's recipe, which are all read out; "ltc",
+                "cfc": neurons of that kind, wired likewise; "lstm": as many LSTM units; "mlp": no memory; "shared": the
+                actor's potentials are read, without gradient; or a recipe for the critic's neurons, given as for
+                `wiring`.
+            n_motor: Number of motor neurons; None stands for one per action (per logit for discrete actions).
+            motor_map: "affine" for a gain and an offset per motor neuron, "dense" for a linear layer behind these.
             elapsed_time: Seconds between observations, unless the observation has the key `elapsed_time`.
             ode_unfolds: Solver substeps per observation, of LTC neurons.
-            init: Ranges of the initial parameters of LTC neurons; also as a mapping.
-            privileged_keys: Keys of a Dict observation that the critic alone sees (asymmetric actor-critic).
-            action_names: Of the action outputs (logits of discrete actions); action_0, action_1, ... where None.
-            backend: Of the scan over LTC neurons; see `ncp_rl.kernels.ltc_scan`.
+            init: Ranges of the initial parameters of LTC neurons, also as a mapping.
+            privileged_keys: Keys of a Dict observation that only the critic sees (asymmetric actor-critic).
+            action_names: Names of the action outputs (logits of discrete actions); None stands for action_0, action_1,
+                ...
+            backend: Backend of the scan over LTC neurons; see `ncp_rl.kernels.ltc_scan`.
             on_bad_input: What `predict` does with a reading that is not finite: "raise" an error, or "hold" the
                 neurons and the action; see `predict`.
-            **lstm_arguments: Refused, each with what stands for it here.
+            **lstm_arguments: Arguments of SB3's LSTM policies, which are refused with a hint at the one to use.
 
         Raises:
-            ValueError: Arguments that contradict each other, or spaces that no policy of this class serves.
-            TypeError: Arguments of SB3's LSTM policies that have no meaning here, or an algorithm without states.
+            ValueError: Arguments contradict each other, or policies of this class do not serve the spaces.
+            TypeError: There is no such argument, or the algorithm keeps no states.
         """
         for name in lstm_arguments:
             hint = _LSTM_ARGUMENTS.get(name)
@@ -221,7 +224,7 @@ class NCPPolicy(RecurrentActorCriticPolicy):
             normalize_images=normalize_images,
             optimizer_class=optimizer_class,
             optimizer_kwargs=optimizer_kwargs,
-            lstm_hidden_size=1,  # Stands in until the cores below take its place.
+            lstm_hidden_size=1,  # The cores below replace these LSTMs.
             shared_lstm=critic == "shared",
             enable_critic_lstm=critic not in ("shared", "mlp"),
         )
@@ -229,13 +232,13 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         self.value_net = nn.Sequential(self.value_net, SignedSquare())  # type: ignore[assignment]
         self._standardizers = [module for module in self.modules() if isinstance(module, Standardize)]
         self.learned_since_rollout = self._senses_fixed = False
-        # Upstream has handed its own cores' parameters to the optimizer already.
+        # Upstream has given its own cores' parameters to the optimizer, which is therefore made anew.
         scale = dict(lr_scale=self._cell_class.lr_scale) if issubclass(self.optimizer_class, ScaledAdam) else {}
         optimizer_kwargs = dict(lr=lr_schedule(1)) | scale | self.optimizer_kwargs
         self.optimizer = self.optimizer_class(self._parameter_groups(), **optimizer_kwargs)
 
     def _parameter_groups(self) -> Any:
-        """Parameters as the optimizer takes them: those of a circuit, and those that stock steps suit."""
+        """Return the optimizer's parameter groups: a circuit's parameters, and those that stock steps suit."""
         if not issubclass(self.optimizer_class, ScaledAdam):
             return self.parameters()
         modules = (module for module in self.modules() if isinstance(module, BaseFeaturesExtractor))
@@ -247,7 +250,7 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         return [dict(params=fast), *([dict(params=slow, lr_scale=1.0)] if slow else [])]
 
     def make_features_extractor(self) -> BaseFeaturesExtractor:
-        """Upstream hands Dict observations on whole: keep the elapsed time out of the encoder."""
+        """Make an encoder without the elapsed time, since upstream gives encoders whole Dict observations."""
         return self._encoder(hidden_keys=frozenset())
 
     def _encoder(self, hidden_keys: frozenset[str]) -> BaseFeaturesExtractor:
@@ -257,7 +260,7 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         return super().make_features_extractor()
 
     def _build(self, lr_schedule: Schedule) -> None:
-        """Upstream sizes the heads here, between encoder and recurrent cores: the circuit's size must be known."""
+        """Build the heads, which upstream sizes here, between encoder and cores; the circuit's size must be known."""
         if self.privileged_keys:
             self.features_extractor = self.pi_features_extractor = self._encoder(frozenset(self.privileged_keys))
         n_outputs = _n_action_outputs(self.action_space)
@@ -273,7 +276,7 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         super()._build(lr_schedule)
 
     def _place_cores(self) -> None:
-        """Put the circuits where upstream has built LSTMs of size 1."""
+        """Replace upstream's LSTMs of size 1 by the circuits."""
         units = self.wiring.units
         self.lstm_actor = self._build_cell(self.wiring)
         self.lstm_hidden_state_shape = (1, 1, units)
@@ -292,7 +295,7 @@ class NCPPolicy(RecurrentActorCriticPolicy):
                 )
             self.lstm_critic = self._build_critic(wiring, motor_map=False)
         if self.motor_map == "affine":
-            # The circuit's own motor map gives the action: a circuit alone then holds all from senses to action.
+            # The circuit's own motor map gives the action, so that a circuit holds the whole way from senses to action.
             self.action_net = self.lstm_actor.motor_map
             _start_motor_map(self.lstm_actor.motor_map, self.action_space)
         else:
@@ -317,21 +320,21 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         episode_start: npt.NDArray[Any] | None = None,
         deterministic: bool = False,
     ) -> tuple[npt.NDArray[Any], tuple[npt.NDArray[Any], ...] | None]:
-        """The action and the next state; see `stable_baselines3.common.base_class.BaseAlgorithm.predict`.
+        """Return the action and the next state; see `stable_baselines3.common.base_class.BaseAlgorithm.predict`.
 
-        Neither is ever computed from a bad reading: one that is not finite, an elapsed time that is negative too, a
-        number that a discrete space does not have. `on_bad_input` says what happens to an environment that gives one:
+        Neither is ever computed from a bad reading: a number that is not finite, an elapsed time that is negative, or a
+        number that a discrete space lacks. `on_bad_input` says what happens to an environment that gives one:
 
         - "raise": a `BadInputError` names the reading, its index and the environment.
         - "hold": its neurons stay as they are, as if no time had passed, at zero where an episode starts. An action is
           a function of the motor neurons alone, so that the last action mean is held with them; a sampled action is
-          drawn around it anew. The other environments go on. The seconds of such a step are not made up for. Nothing
-          is remembered but in the state, which the caller has.
+          drawn around it anew. The other environments go on. The seconds of such a step are lost. Nothing
+          is remembered except in the state, which the caller holds.
 
-        Keys in `privileged_keys`, which the actor does not see, are not looked at.
+        Keys in `privileged_keys`, which the actor does not see, are not checked.
 
         Raises:
-            BadInputError: As above.
+            BadInputError: A reading is bad and `on_bad_input` is "raise".
             ValueError: `state` is not finite in an environment whose episode goes on.
         """
         if state is not None and not is_finite(state[0]):
@@ -340,9 +343,9 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         return super().predict(admitted, state, starts, deterministic)
 
     def admit(self, observation: Any, episode_start: npt.NDArray[Any] | None) -> tuple[Any, npt.NDArray[Any] | None]:
-        """The observation and the episode starts as `forward` and upstream's `predict` take them.
+        """Return the observation and the episode starts as `forward` and upstream's `predict` take them.
 
-        Both are the caller's own unless a reading is bad and is to be held. Then zeros stand in for bad readings, and
+        Both are the caller's objects unless a reading is bad and is to be held. Then zeros replace bad readings, and
         `HELD` is added to the episode start of their environments.
 
         Raises:
@@ -360,11 +363,11 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         return replace_bad(observation, self.observation_space), starts.reshape(-1) + HELD * bad.rows
 
     def find_bad(self, observation: Any, *, privileged: bool = False) -> BadInput | None:
-        """The bad readings of an observation, by the encoders' names, or None.
+        """Return the bad readings of an observation, with the encoders' names, or None.
 
         Args:
-            observation: An array, or a dict of arrays; of one environment or of N.
-            privileged: Whether to look at `privileged_keys` too.
+            observation: An array, or a dict of arrays, of one environment or of N environments.
+            privileged: Whether to check `privileged_keys` too.
         """
         bad = find_bad(observation, self.observation_space, unread=() if privileged else self.privileged_keys)
         if bad is None:
@@ -374,7 +377,7 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         return bad._replace(readings=named)
 
     def _check_state(self, potentials: npt.NDArray[Any], episode_start: npt.NDArray[Any] | None) -> None:
-        """Refuse potentials (N, U) that are not finite, but where an episode starts and they are of no account."""
+        """Refuse potentials (N, U) that are not finite, except where an episode starts, which resets them."""
         goes_on = np.ones(len(potentials), np.bool_) if episode_start is None else ~np.asarray(episode_start, np.bool_)
         wrong = np.argwhere(~np.isfinite(potentials) & goes_on.reshape(-1, 1))
         if len(wrong):
@@ -389,7 +392,7 @@ class NCPPolicy(RecurrentActorCriticPolicy):
     def forward(  # type: ignore[override]  # Upstream's recurrent class has two arguments more.
         self, obs: Any, lstm_states: RNNStates, episode_starts: Tensor, deterministic: bool = False
     ) -> tuple[Tensor, Tensor, Tensor, RNNStates]:
-        """What a rollout asks for, and nothing else; see upstream. A bad reading is an error, since gradients follow.
+        """Return a rollout's actions, values, log-probabilities and states; see upstream. Bad readings raise an error.
 
         Raises:
             BadInputError: The message names the reading, its index and the environment.
@@ -400,12 +403,13 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         with self._watching():
             outcome = super().forward(obs, lstm_states, episode_starts, deterministic)
         if on_gpu:
-            # All is queued by now, and RecurrentPPO waits for the action next: looking costs no wait of its own.
+            # The computation is queued, and RecurrentPPO waits for the action next, so that the check costs no wait of
+            # its own.
             self._refuse_bad(obs)
         return outcome
 
     def predict_values(self, obs: Any, lstm_states: LSTMStates, episode_starts: Tensor) -> Tensor:  # type: ignore[override]
-        """Values, of what a rollout or an episode ends with too; see upstream. A bad reading is an error.
+        """Return values, also of last observations of rollouts and episodes; see upstream. Bad readings raise an error.
 
         Raises:
             BadInputError: The message names the reading, its index and the environment.
@@ -416,7 +420,7 @@ class NCPPolicy(RecurrentActorCriticPolicy):
     def _refuse_bad(self, obs: Any) -> None:
         if torch.compiler.is_compiling() or exporting():
             return
-        # A sum is finite only where all readings are: for vectors the shortest way to know that nothing is wrong.
+        # A sum is finite only where all readings are, which is the fastest check of vectors.
         if isinstance(obs, Tensor) and obs.dtype is torch.float32 and math.isfinite(obs.sum().item()):
             return
         parts = {key: _array(part) for key, part in obs.items()} if isinstance(obs, dict) else _array(obs)
@@ -448,7 +452,7 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         """
         starts = episode_starts.reshape(lstm_states[0].shape[1], -1).swapaxes(0, 1)  # (T, N)
         held: Tensor | None = None
-        # Nothing is held where gradients are wanted: `forward` has refused bad readings before.
+        # No step is held where gradients are wanted, since `forward` has refused bad readings before.
         if self._on_bad_input == "hold" and not torch.is_grad_enabled():
             held, starts = starts >= HELD, starts % HELD
         if isinstance(lstm, nn.LSTM):
@@ -457,7 +461,7 @@ class NCPPolicy(RecurrentActorCriticPolicy):
 
     @contextmanager
     def _watching(self) -> Iterator[None]:
-        """Let `Standardize` note what a rollout of the training shows, and move before the next one."""
+        """Let `Standardize` collect the inputs of a rollout of the training, and move before the next one."""
         if self._senses_fixed or exporting():
             yield
             return
@@ -475,16 +479,16 @@ class NCPPolicy(RecurrentActorCriticPolicy):
     def evaluate_actions(  # type: ignore[override]  # Upstream's recurrent class has two arguments more.
         self, obs: Any, actions: Tensor, lstm_states: RNNStates, episode_starts: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """As upstream, with values whose gradient is `VALUE_GRADIENT` times as large: see `ncp_rl.learning`."""
+        """Evaluate as upstream does, but scale the values' gradient by `VALUE_GRADIENT`; see `ncp_rl.learning`."""
         self.learned_since_rollout = True
-        # Upstream's buffer hands MultiBinary actions on as int8, which its distribution refuses.
+        # Upstream's buffer gives MultiBinary actions as int8, which its distribution refuses.
         if isinstance(self.action_space, spaces.MultiBinary):
             actions = actions.float()
         values, log_prob, entropy = super().evaluate_actions(obs, actions, lstm_states, episode_starts)
         return scale_gradient(values, VALUE_GRADIENT), log_prob, entropy
 
     def _get_action_dist_from_latent(self, latent_pi: Tensor) -> Distribution:
-        """As upstream; but PyTorch's distributions look at values to check them, and an exported graph has none yet."""
+        """Make the distribution as upstream does, without PyTorch's checks of values, which an exported graph lacks."""
         if not exporting():
             return super()._get_action_dist_from_latent(latent_pi)
         checking = torch.distributions.Distribution._validate_args
@@ -499,7 +503,7 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         return action_dist
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        """Upstream names ActorCriticPolicy's arguments alone; `load` needs ours too."""
+        """Return the constructor's arguments for `load`; upstream returns those of ActorCriticPolicy only."""
         return super()._get_constructor_parameters() | dict(
             share_features_extractor=self.share_features_extractor,
             wiring=self.recipe,
@@ -520,7 +524,7 @@ class NCPPolicy(RecurrentActorCriticPolicy):
 
 @contextmanager
 def frozen_standardization(policy: NCPPolicy) -> Iterator[None]:
-    """Let `policy.forward`, which stands for a rollout of the training otherwise, leave the policy as it is."""
+    """Keep `policy.forward` from moving `Standardize`, as it would in a rollout of the training."""
     policy._senses_fixed = True
     try:
         yield
@@ -530,7 +534,7 @@ def frozen_standardization(policy: NCPPolicy) -> Iterator[None]:
 
 @contextmanager
 def bad_readings_held(policy: NCPPolicy) -> Iterator[None]:
-    """Let `policy` hold bad readings inside the context, whatever it does outside."""
+    """Let `policy` hold bad readings inside the context, whatever `on_bad_input` it has outside."""
     before = policy.on_bad_input
     policy.on_bad_input = "hold"
     try:
@@ -540,7 +544,7 @@ def bad_readings_held(policy: NCPPolicy) -> Iterator[None]:
 
 
 class CnnNCPPolicy(NCPPolicy):
-    """`NCPPolicy` for images: a `NatureCNN` gives the sensory inputs, 32 of them unless features_dim is given."""
+    """`NCPPolicy` for images: a `NatureCNN` gives the sensory inputs, 32 of them unless features_dim is set."""
 
     def __init__(
         self,
@@ -552,7 +556,7 @@ class CnnNCPPolicy(NCPPolicy):
         features_extractor_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Build it; arguments as in `NCPPolicy`."""
+        """Build the policy; the arguments are those of `NCPPolicy`."""
         if features_extractor_kwargs is None and features_extractor_class is NatureCNN:
             features_extractor_kwargs = dict(features_dim=32)
         super().__init__(
@@ -577,7 +581,7 @@ class MultiInputNCPPolicy(NCPPolicy):
         features_extractor_class: type[BaseFeaturesExtractor] = MultiInputReceptors,
         **kwargs: Any,
     ) -> None:
-        """Build it; arguments as in `NCPPolicy`."""
+        """Build the policy; the arguments are those of `NCPPolicy`."""
         super().__init__(
             observation_space,
             action_space,
@@ -592,7 +596,7 @@ def _is_cuda(obs: Any) -> bool:
 
 
 def _array(part: Tensor) -> npt.NDArray[Any]:
-    # Bytes are never bad: images stay where they are.
+    # Integers are always finite, so that images need no copy to the CPU.
     if part.dtype == torch.uint8:
         return np.empty(0, np.uint8)
     return part.numpy(force=True) if part.is_cuda or part.requires_grad else part.numpy()
@@ -612,7 +616,7 @@ def _check_arguments(critic: object, motor_map: str, net_arch: list[int] | dict[
     )
     if isinstance(net_arch, list) or "vf" not in net_arch:
         raise ValueError(message)
-    # Tuners such as rl-zoo's sampler always send both; the critic's layers are what can be tuned.
+    # Tuners such as rl-zoo's sampler always send both; only the critic's layers can be tuned.
     warnings.warn(f"{message} The layers of pi are ignored.", stacklevel=3)
 
 
@@ -623,10 +627,10 @@ def _critic_arch(net_arch: list[int] | dict[str, list[int]] | None) -> dict[str,
 
 
 def _n_action_outputs(action_space: spaces.Space[Any]) -> int:
-    """Numbers that parametrise a distribution over actions: means of a Box, logits of discrete spaces.
+    """Count the parameters of a distribution over actions: means of a Box, logits of discrete spaces.
 
     Raises:
-        ValueError: An action space that RecurrentPPO cannot serve.
+        ValueError: RecurrentPPO does not serve the action space.
     """
     if isinstance(action_space, spaces.Box):
         return int(np.prod(action_space.shape))
@@ -640,12 +644,12 @@ def _n_action_outputs(action_space: spaces.Space[Any]) -> int:
 
 
 def _n_sensory(encoder: BaseFeaturesExtractor) -> int:
-    """Sensory inputs that an encoder feeds; the elapsed time is none."""
+    """Count the sensory inputs that an encoder feeds; the elapsed time is not one of them."""
     return encoder.features_dim - (isinstance(encoder, KeyFilter) and encoder.timed)
 
 
 def _start_motor_map(motor_map: nn.Module, action_space: spaces.Space[Any]) -> None:
-    """Let potentials from -1 to 1 reach from the lower to the upper bound of bounded actions, and far into logits."""
+    """Map potentials from -1 to 1 to the range of bounded actions, or to logits from -3 to 3."""
     assert isinstance(motor_map, MotorMap)
     if not isinstance(action_space, spaces.Box):
         with torch.no_grad():

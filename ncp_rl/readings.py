@@ -1,6 +1,6 @@
-"""Readings: whether what the sensors gave are numbers in their range, and what stands in for those that are not.
+"""Readings: which numbers of an observation a controller cannot act on, and their replacement.
 
-`NCPPolicy.predict` says what a policy promises about bad readings.
+`NCPPolicy.predict` documents what a policy does with bad readings.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ OnBadInput = Literal["raise", "hold"]
 #: Added to the `episode_starts` (0 or 1) of environments whose neurons are held through a step.
 HELD = 2
 
-# Networks compute in float32: a larger number is infinite to them.
+# Networks compute in float32, where a larger number is infinite.
 _LARGEST = float(np.finfo(np.float32).max)
 _FLOAT32 = np.dtype(np.float32)
 
 
 class BadInputError(ValueError):
-    """A reading that no controller can act on; the message names it, its index and its environment."""
+    """Raised for a reading that no controller can act on; the message names it, its index and its environment."""
 
 
 class BadReading(NamedTuple):
@@ -35,30 +35,30 @@ class BadReading(NamedTuple):
 
     env: int
     key: str | None
-    """The key of the Dict observation that holds it; None where the observation is no Dict."""
+    """Key of the Dict observation that holds it; None where the observation is not a Dict."""
     at: tuple[int, ...]
     """Index of the reading in the observation, or in that key's part of it."""
     flat: int
-    """The index where the observation, or that key's part of it, is flattened."""
+    """Index of the reading in the flattened observation, or in that key's flattened part."""
     n_readings: int
-    """The number of readings of the observation, or of that key's part of it."""
+    """Number of readings of the observation, or of that key's part of it."""
     name: str
-    """The name of the reading; numbered unless the encoder names it."""
+    """Name of the reading; a numbered one unless the encoder names it."""
     value: float
     expected: str
-    """What a reading must be there."""
+    """Description of a good reading at this place."""
 
     def named(self, names: tuple[str, ...]) -> BadReading:
-        """With its name among `names`, of the flattened readings; as it is where those are of something else."""
+        """Return the reading with its name among `names`, those of the flattened readings, where their number fits."""
         return self._replace(name=names[self.flat]) if len(names) == self.n_readings else self
 
     def sentence(self) -> str:
-        """What it is and what it must be."""
+        """Return a sentence: which reading is bad, its value, and what it must be."""
         text = str(self)
         return f"{text[0].upper()}{text[1:]}; {self.name} must be {self.expected}."
 
     def __str__(self) -> str:
-        """In a clause."""
+        """Return a clause: which reading is bad, and its value."""
         at = self.at[0] if len(self.at) == 1 else self.at
         where = "" if self.key is None else f" of key {self.key!r}"
         return f"the observation {self.name!r} (index {at}{where}) of environment {self.env} is {self.value:g}"
@@ -68,26 +68,26 @@ class BadInput(NamedTuple):
     """Bad readings in an observation of N environments."""
 
     rows: npt.NDArray[np.bool_]
-    """(N,), environments with a bad reading."""
+    """(N,) bool, whether an environment has a bad reading."""
     readings: dict[int, BadReading]
-    """By environment, the first bad reading of each that has any."""
+    """First bad reading of each environment that has one, by its number."""
 
     @property
     def first(self) -> BadReading:
-        """The reading of the first such environment."""
+        """The bad reading of the first environment that has one."""
         return self.readings[int(self.rows.argmax())]
 
 
 def find_bad(observation: Any, space: spaces.Space[Any], *, unread: tuple[str, ...] = ()) -> BadInput | None:
-    """The bad readings of an observation, or None: the check alone takes microseconds.
+    """Return the bad readings of an observation, or None. The check takes microseconds.
 
     A reading is bad where it is not finite (as float32), an elapsed time also where it is negative, and a number of a
-    discrete space where the space does not have it.
+    discrete space where the space lacks it.
 
     Args:
-        observation: An array, or a dict of arrays; of one environment or of N.
-        space: Of one environment's observation.
-        unread: Keys that are not looked at.
+        observation: An array, or a dict of arrays, of one environment or of N environments.
+        space: Space of one environment's observation.
+        unread: Keys that are not checked.
     """
     if isinstance(space, spaces.Dict) and isinstance(observation, dict):
         parts = [(part, space.spaces.get(key), key == ELAPSED_TIME) for key, part in observation.items()]
@@ -98,7 +98,7 @@ def find_bad(observation: Any, space: spaces.Space[Any], *, unread: tuple[str, .
 
 
 def replace_bad(observation: Any, space: spaces.Space[Any]) -> Any:
-    """A copy of the observation with zeros in place of bad readings."""
+    """Return a copy of the observation with zeros in place of bad readings."""
     replaced = {
         key: np.where(_wrong(part, part_space, key == ELAPSED_TIME), 0, part).astype(part.dtype)
         for key, part, part_space in _parts(observation, space)
@@ -107,7 +107,7 @@ def replace_bad(observation: Any, space: spaces.Space[Any]) -> Any:
 
 
 def _parts(observation: Any, space: spaces.Space[Any]) -> Iterator[tuple[str | None, Array, spaces.Space[Any]]]:
-    """Key, array and space of each part; what does not fit its space is left for Stable-Baselines3 to refuse."""
+    """Yield key, array and space of each part; Stable-Baselines3 refuses what does not fit its space."""
     if isinstance(space, spaces.Dict):
         given = observation.items() if isinstance(observation, dict) else ()
         pairs = [(key, part, space.spaces[key]) for key, part in given if key in space.spaces]
@@ -120,13 +120,13 @@ def _parts(observation: Any, space: spaces.Space[Any]) -> Iterator[tuple[str | N
 
 
 def is_finite(array: Array) -> bool:
-    """Whether every number is finite; told by the sum of squares, which takes half the time of looking at each."""
-    # Squares may overflow where numbers do not.
+    """Return whether every number is finite, by the sum of squares, which takes half the time of `isfinite`."""
+    # The sum of squares may overflow although all numbers are finite.
     return math.isfinite(np.vdot(array, array)) or bool(np.isfinite(array).all())
 
 
 def _is_good(value: Any, space: spaces.Space[Any] | None, seconds: bool) -> bool:
-    """Whether no reading is bad, by the shortest way for what most policies observe."""
+    """Return whether no reading is bad, by the fastest way for what most policies observe."""
     if type(space) is spaces.Box and not seconds and getattr(value, "dtype", None) is _FLOAT32:
         return is_finite(value)
     return space is None or not any(
@@ -135,7 +135,7 @@ def _is_good(value: Any, space: spaces.Space[Any] | None, seconds: bool) -> bool
 
 
 def _wrong(part: Array, space: spaces.Space[Any], seconds: bool) -> npt.NDArray[np.bool_]:
-    """Where the readings of a part are bad, by their shape."""
+    """Return where the readings of a part are bad, in their shape."""
     values = _values(space)
     if values is not None:
         low, n = values
@@ -145,7 +145,7 @@ def _wrong(part: Array, space: spaces.Space[Any], seconds: bool) -> npt.NDArray[
 
 
 def _values(space: spaces.Space[Any]) -> tuple[Any, Any] | None:
-    """The lowest number of a discrete space and how many there are; None for a Box."""
+    """Return the lowest number of a discrete space and how many it has; None for a Box."""
     if isinstance(space, spaces.Discrete):
         return space.start, space.n
     if isinstance(space, spaces.MultiDiscrete):
@@ -154,7 +154,7 @@ def _values(space: spaces.Space[Any]) -> tuple[Any, Any] | None:
 
 
 def _describe(observation: Any, space: spaces.Space[Any], unread: tuple[str, ...]) -> BadInput | None:
-    """Where the bad readings are; None where there are but unread ones, or the observation does not fit the space."""
+    """Describe the bad readings; return None where only unread keys have any, or the observation does not fit."""
     found: dict[int, BadReading] = {}
     n_envs = 1
     for key, part, part_space in _parts(observation, space):

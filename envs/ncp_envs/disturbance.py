@@ -1,15 +1,15 @@
-"""Disturbances: a wrapper for each, a number for how much. Level 0 is exactly the plain environment.
+"""Disturbances of an environment: each is a wrapper with a level. Level 0 is exactly the plain environment.
 
     env = DISTURBANCES["sensor_noise"](gymnasium.make("ncp_envs:ncp/PendulumNoVel-v1"), 0.1)
 
-Every wrapper has a random stream of its own that follows the seed of `reset`: under one seed, the environment beneath
-draws the same numbers at every level, so that runs compare in pairs (all but `sticky_action`). Disturbed observations
-and actions stay in their spaces. In Dict observations every Box is disturbed except `elapsed_time`, the controller's
-own clock.
+Every wrapper has its own random stream, which follows the seed of `reset`: under one seed, the environment beneath
+draws the same numbers at every level, so that runs can be compared in pairs (except `sticky_action`). Disturbed
+observations and actions stay in their spaces. In a Dict observation every Box is disturbed except `elapsed_time`, the
+controller's own clock.
 
-The size of an observed or commanded quantity is half the range of its Box. Quantities without bounds, or with bounds
-of a thousand and more that stand for none, have size 1: the level is then in their own unit. `scale` sets other sizes,
-such as standard deviations seen in a recording.
+The size of an observed or commanded quantity is half the range of its Box. A quantity without bounds, or with bounds
+of a thousand or more, which count as no bounds, has size 1: the level is then in its own unit. `scale` sets other
+sizes, such as standard deviations seen in a recording.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Array = npt.NDArray[Any]
 #: Sizes of the quantities of a Box, in its shape or one for all; by key for Dict observations.
 Scale = float | Sequence[Any] | Mapping[str, Any]
 
-# Half ranges from here on stand for no bound at all.
+# A half range of this or more counts as no bound.
 _UNBOUNDED = 1e3
 
 
@@ -42,14 +42,14 @@ class Disturbance(OwnGenerator, RecordConstructorArgs, ABC):
     """A disturbance of observations or actions; subclasses override what they disturb.
 
     Attributes:
-        level: How much; 0 leaves observations and actions as they are. It may be set between two episodes.
+        level: Strength of the disturbance; 0 leaves observations and actions unchanged. It may be set between episodes.
     """
 
     def __init__(self, env: gym.Env[Any, Any], level: float, **arguments: Any) -> None:
         """Wrap `env`; the subclass's `arguments` are kept in the spec.
 
         Raises:
-            ValueError: The level is no number from 0 on.
+            ValueError: The level is not a number from 0 on.
         """
         RecordConstructorArgs.__init__(self, level=level, **arguments)
         super().__init__(env)
@@ -58,7 +58,7 @@ class Disturbance(OwnGenerator, RecordConstructorArgs, ABC):
         self.level = level
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Reset the environment, draw what holds for the episode."""
+        """Reset the environment and draw the disturbance's values for the episode."""
         observation, info = super().reset(seed=seed, options=options)
         if self.level == 0:
             return observation, info
@@ -76,16 +76,16 @@ class Disturbance(OwnGenerator, RecordConstructorArgs, ABC):
         """Start an episode."""
 
     def observe(self, observation: Any) -> Any:
-        """The observation, disturbed."""
+        """Return the disturbed observation."""
         return observation
 
     def act(self, action: Any) -> Any:
-        """The action, disturbed."""
+        """Return the disturbed action."""
         return action
 
 
 class SensorDisturbance(Disturbance):
-    """A disturbance of each Box of an observation; subclasses say of what kind."""
+    """A disturbance of each Box of an observation; subclasses define the kind."""
 
     def __init__(self, env: gym.Env[Any, Any], level: float, **arguments: Any) -> None:
         """Wrap `env`.
@@ -103,7 +103,7 @@ class SensorDisturbance(Disturbance):
         self.scales = {key: sizes(box, scales.get(key)) for key, box in self.boxes.items()}
 
     def observe(self, observation: Any) -> Any:
-        """Every Box disturbed; what is no Box, and the elapsed time, as it is."""
+        """Return the observation with every Box disturbed; other spaces and the elapsed time stay unchanged."""
         if "" in self.boxes:
             return self._fit("", observation)
         return {key: self._fit(key, part) if key in self.boxes else part for key, part in observation.items()}
@@ -113,7 +113,7 @@ class SensorDisturbance(Disturbance):
 
     @abstractmethod
     def disturb(self, key: str, reading: Array) -> Array:
-        """The reading of a Box, disturbed; its bounds need not be kept."""
+        """Return the disturbed reading of a Box; it may lie outside the bounds, since the caller clips it."""
 
 
 class SensorNoise(SensorDisturbance):
@@ -123,11 +123,11 @@ class SensorNoise(SensorDisturbance):
     """
 
     def __init__(self, env: gym.Env[Any, Any], level: float, scale: Scale | None = None) -> None:
-        """Wrap `env`; `scale` gives the sizes."""
+        """Wrap `env`; `scale` sets the sizes of the quantities."""
         super().__init__(env, level, scale=scale)
 
     def disturb(self, key: str, reading: Array) -> Array:
-        """Noise on each number."""
+        """Add noise to each number."""
         noisy: Array = reading + self.level * self.scales[key] * self.generator.standard_normal(reading.shape)
         return noisy
 
@@ -139,7 +139,7 @@ class SensorBias(SensorDisturbance):
     """
 
     def __init__(self, env: gym.Env[Any, Any], level: float, scale: Scale | None = None) -> None:
-        """Wrap `env`; `scale` gives the sizes."""
+        """Wrap `env`; `scale` sets the sizes of the quantities."""
         super().__init__(env, level, scale=scale)
 
     def begin(self) -> None:
@@ -150,7 +150,7 @@ class SensorBias(SensorDisturbance):
         }
 
     def disturb(self, key: str, reading: Array) -> Array:
-        """The same offset at every step."""
+        """Add the episode's offset."""
         shifted: Array = reading + self.level * self.scales[key] * self._signs[key]
         return shifted
 
@@ -166,7 +166,7 @@ class SensorDropout(SensorDisturbance):
 
         Args:
             env: The environment.
-            level: Probability.
+            level: Probability that a reading is lost, at each step.
             fill: What stands for a lost reading: the last one that arrived, or zero (the bound next to it, where zero
                 is out of bounds).
         """
@@ -178,11 +178,11 @@ class SensorDropout(SensorDisturbance):
         self.fill = fill
 
     def begin(self) -> None:
-        """Nothing has arrived yet."""
+        """Forget the readings of the last episode."""
         self._last: dict[str, Array] = {}
 
     def disturb(self, key: str, reading: Array) -> Array:
-        """Some numbers of it from earlier, or zero."""
+        """Replace the lost readings by earlier ones, or by zero."""
         if key not in self._last:
             self._last[key] = reading
             return reading
@@ -193,11 +193,11 @@ class SensorDropout(SensorDisturbance):
 
 
 class ObservationDelay(Disturbance):
-    """Shows observations late; in an episode's first steps, its first one.
+    """Shows observations late; in an episode's first steps it shows the first observation.
 
-    Level: steps, a whole number.
+    Level: delay in steps, a whole number.
 
-    Gymnasium's `DelayObservation` shows zeros at first: no reading of a pendulum's angle, and no time elapsed.
+    Gymnasium's `DelayObservation` shows zeros at first, which are no valid angle of a pendulum and no elapsed time.
     """
 
     def __init__(self, env: gym.Env[Any, Any], level: float) -> None:
@@ -206,11 +206,11 @@ class ObservationDelay(Disturbance):
         whole(level)
 
     def begin(self) -> None:
-        """Nothing is under way."""
+        """Forget the observations of the last episode."""
         self._under_way: deque[Any] = deque(maxlen=whole(self.level) + 1)
 
     def observe(self, observation: Any) -> Any:
-        """That of `level` steps ago, with the elapsed time of now."""
+        """Return the observation of `level` steps ago, with the elapsed time of this step."""
         self._under_way.append(observation)
         late = self._under_way[0]
         if isinstance(late, Mapping) and ELAPSED_TIME in late:
@@ -232,12 +232,12 @@ class ActionNoise(Disturbance):
             raise ValueError(f"level must be a probability from 0 to 1 for actions in {env.action_space}, got {level}.")
 
     def begin(self) -> None:
-        """Actions are drawn from the wrapper's own stream too."""
+        """Seed the space that random actions are drawn from."""
         self._random_actions = copy.deepcopy(self.env.action_space)
         self._random_actions.seed(int(self.generator.integers(2**31)))
 
     def act(self, action: Any) -> Any:
-        """Noisy, or another."""
+        """Add noise to a continuous action, or replace a discrete one."""
         space = self.env.action_space
         if isinstance(space, spaces.Box):
             noise = self.generator.standard_normal(space.shape)
@@ -246,9 +246,9 @@ class ActionNoise(Disturbance):
 
 
 class ActionDelay(Disturbance):
-    """Carries actions out late; until the first one is due, `idle`.
+    """Carries actions out late; until the first one is due, the action is `idle`.
 
-    Level: steps, a whole number.
+    Level: delay in steps, a whole number.
     """
 
     def __init__(self, env: gym.Env[Any, Any], level: float, idle: Any = None) -> None:
@@ -256,7 +256,7 @@ class ActionDelay(Disturbance):
 
         Args:
             env: The environment.
-            level: Steps.
+            level: Delay in steps.
             idle: The action until the first one is due. Where None: zero, or the bound next to it, for a Box; the first
                 action of a discrete space.
         """
@@ -265,11 +265,11 @@ class ActionDelay(Disturbance):
         self.idle = idle_action(env.action_space) if idle is None else idle
 
     def begin(self) -> None:
-        """Idle until the first action is due."""
+        """Fill the queue with idle actions."""
         self._under_way: deque[Any] = deque([self.idle] * whole(self.level))
 
     def act(self, action: Any) -> Any:
-        """That of `level` steps ago."""
+        """Return the action of `level` steps ago."""
         self._under_way.append(copy.copy(action))
         return self._under_way.popleft()
 
@@ -284,7 +284,7 @@ class ActionGainError(Disturbance):
         """Wrap `env`.
 
         Raises:
-            ValueError: Actions that cannot be multiplied.
+            ValueError: The actions are not a Box and cannot be multiplied.
         """
         super().__init__(env, level)
         if not isinstance(env.action_space, spaces.Box):
@@ -296,19 +296,20 @@ class ActionGainError(Disturbance):
         self._gain = 1.0 + self.level * self.generator.choice([-1.0, 1.0], size=self._actions.shape)
 
     def act(self, action: Any) -> Any:
-        """Too much or too little."""
+        """Multiply the action by the episode's gains."""
         return fitted(self._gain * action, self._actions)
 
 
 def sticky_action(env: gym.Env[Any, Any], level: float) -> gym.Env[Any, Any]:
-    """Gymnasium's `StickyAction`: with probability `level`, below 1, an action is the one before once more.
+    """Wrap `env` in Gymnasium's `StickyAction`: with probability `level`, below 1, the last action is repeated.
 
-    It draws from the environment's own random stream, at probability 0 too: level 0 is `env` as it is.
+    `StickyAction` draws from the environment's own random stream, at probability 0 too; so level 0 returns `env`
+    itself.
     """
     return StickyAction(env, level) if level else env
 
 
-#: name -> (env, level) -> env, disturbed.
+#: For each name, a function from an environment and a level to the disturbed environment.
 DISTURBANCES: dict[str, Callable[[gym.Env[Any, Any], float], gym.Env[Any, Any]]] = {
     "sensor_noise": SensorNoise,
     "sensor_bias": SensorBias,
@@ -320,7 +321,7 @@ DISTURBANCES: dict[str, Callable[[gym.Env[Any, Any], float], gym.Env[Any, Any]]]
     "sticky_action": sticky_action,
 }
 
-#: name -> what its level counts.
+#: For each name, the unit of its level.
 LEVEL_UNITS: dict[str, str] = {
     "sensor_noise": "standard deviation, share of the quantity's size",
     "sensor_bias": "offset, share of the quantity's size",
@@ -333,7 +334,7 @@ LEVEL_UNITS: dict[str, str] = {
 }
 
 
-#: name -> levels that a sweep tries.
+#: For each name, the levels that a sweep tries.
 LEVELS: dict[str, tuple[float, ...]] = {
     "sensor_noise": (0.0, 0.05, 0.1, 0.2),
     "sensor_bias": (0.0, 0.05, 0.1, 0.2),
@@ -355,11 +356,11 @@ class Fault(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         Args:
             env: The environment.
             disturbance: Name of a `Disturbance`.
-            level: Of the disturbance, from the onset on.
+            level: Level of the disturbance from the onset on.
             onset: Step of each episode whose action and observation are the first to be disturbed, from 1 on.
 
         Raises:
-            ValueError: No such disturbance, or no such step.
+            ValueError: There is no such disturbance, or onset is not a step from 1 on.
         """
         RecordConstructorArgs.__init__(self, disturbance=disturbance, level=level, onset=onset)
         disturbed = DISTURBANCES[disturbance](env, level) if disturbance in DISTURBANCES else None
@@ -372,7 +373,7 @@ class Fault(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         self._disturbed, self._level, self._onset = disturbed, level, onset
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Reset the environment; all is well at first."""
+        """Reset the environment, undisturbed."""
         self._disturbed.level, self._step = 0, 0
         return self._disturbed.reset(seed=seed, options=options)
 
@@ -389,7 +390,7 @@ def sizes(box: spaces.Box, scale: Any = None) -> Array:
     """Size of each quantity of a Box, in its shape: half its range, or 1 where that says nothing; or `scale`.
 
     Raises:
-        ValueError: A scale that does not fit the Box.
+        ValueError: The scale does not fit the Box.
     """
     if scale is None:
         half = (box.high.astype(np.float64) - box.low) / 2
@@ -412,10 +413,10 @@ def is_image(box: spaces.Box) -> bool:
 
 
 def whole(level: float) -> int:
-    """A level that counts steps.
+    """Return a level that counts steps as an integer.
 
     Raises:
-        ValueError: It is no whole number.
+        ValueError: The level is not a whole number.
     """
     if level != int(level):
         raise ValueError(f"level is a number of steps and must be a whole number, got {level}.")
@@ -423,10 +424,10 @@ def whole(level: float) -> int:
 
 
 def idle_action(space: spaces.Space[Any]) -> Any:
-    """Zero or the nearest action to it.
+    """Return the action zero, or the action nearest to it.
 
     Raises:
-        ValueError: A space without a nearest.
+        ValueError: The space has no such action.
     """
     if isinstance(space, spaces.Box):
         return fitted(np.zeros(space.shape), space)

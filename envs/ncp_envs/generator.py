@@ -1,4 +1,4 @@
-"""`OwnGenerator`: random numbers of a wrapper, apart from those of the environment beneath."""
+"""`OwnGenerator`: a wrapper with its own random numbers, independent of those of the environment beneath."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ class OwnGenerator(gym.Wrapper[Any, Any, Any, Any]):
     """A wrapper with a random stream of its own, so that the environment beneath draws what it would draw without it.
 
     Attributes:
-        generator: Follows the seed of `reset`, together with the wrapper's kind and its place among the wrappers.
+        generator: Generator seeded from the seed of `reset`, the wrapper's class and its place among the wrappers.
     """
 
     generator: np.random.Generator
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
-        """Wrap `env`, unseeded yet."""
+        """Wrap `env` with a generator that is not seeded yet."""
         super().__init__(env)
         self.generator = np.random.default_rng()
         kind, place = zlib.crc32(type(self).__name__.encode()), 0

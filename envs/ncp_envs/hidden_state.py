@@ -14,12 +14,12 @@ from gymnasium.wrappers import RescaleAction
 
 from ncp_envs.variant import Variant, make_upstream
 
-#: Bound of observed quantities that have none upstream, in their own units, far beyond what the tasks reach.
+#: Bound of observed quantities without a bound upstream, in their own units; the tasks stay far below it.
 LIMIT = 1e6
 
 
 class NoVelocity(gym.ObservationWrapper[npt.NDArray[Any], Any, npt.NDArray[Any]], RecordConstructorArgs):
-    """Leaves the velocities out of a vector observation: entries are dropped, not zeroed."""
+    """Removes the velocities from a vector observation: entries are dropped, not set to zero."""
 
     def __init__(
         self,
@@ -31,13 +31,13 @@ class NoVelocity(gym.ObservationWrapper[npt.NDArray[Any], Any, npt.NDArray[Any]]
         """Wrap `env`.
 
         Args:
-            env: With a Box observation of one dimension.
+            env: An environment with a Box observation of one dimension.
             kept: Indices of the entries that stay, in their new order.
-            names: Of the entries that stay, kept as `observation_names`.
-            limit: Bound, by clipping, of entries that have none.
+            names: Names of the entries that stay, which become the attribute `observation_names`.
+            limit: Bound to which entries without one are clipped.
 
         Raises:
-            ValueError: The observation is no vector, or indices and names do not fit it.
+            ValueError: The observation is not a vector, or indices and names do not fit it.
         """
         RecordConstructorArgs.__init__(self, kept=kept, names=names, limit=limit)
         super().__init__(env)
@@ -59,21 +59,21 @@ class NoVelocity(gym.ObservationWrapper[npt.NDArray[Any], Any, npt.NDArray[Any]]
         )
 
     def observation(self, observation: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """The entries that stay."""
+        """Return the entries that stay."""
         kept: npt.NDArray[Any] = np.clip(observation[self._kept], self._low, self._high)
         return kept
 
 
 @dataclass(frozen=True)
 class Hidden:
-    """What stays of an observation when its velocities go.
+    """The entries of an observation that stay when its velocities are removed.
 
     Attributes:
         size: Number of entries upstream.
         kept: Indices of the entries that stay, by the observation table in the upstream class's docstring.
-        names: Of these entries.
+        names: Names of these entries.
         extra: The extra of ncp-rl that the environment needs.
-        actions: Names of the actions; those of MuJoCo's are the model's.
+        actions: Names of the actions; None for MuJoCo's environments, whose model names them.
     """
 
     size: int
@@ -83,7 +83,7 @@ class Hidden:
     actions: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        """One name for each."""
+        """Check that each entry has a name."""
         assert len(self.kept) == len(self.names) == len(set(self.names))
 
 
@@ -181,13 +181,13 @@ HIDDEN: dict[str, Hidden] = {
 
 
 def no_velocity_id(upstream: str) -> str:
-    """`ncp/PendulumNoVel-v1` for `Pendulum-v1`."""
+    """Return the id without velocities of an upstream id: `ncp/PendulumNoVel-v1` for `Pendulum-v1`."""
     name, _, version = upstream.rpartition("-")
     return f"ncp/{name}NoVel-{version}"
 
 
 def make_no_velocity(upstream: str, **kwargs: Any) -> Variant:
-    """One of Gymnasium's environments without the velocities in its observation.
+    """Make one of Gymnasium's environments without the velocities in its observation.
 
     ## Observation Space
 
@@ -267,7 +267,7 @@ def make_no_velocity(upstream: str, **kwargs: Any) -> Variant:
 
     Args:
         upstream: Id of Gymnasium's environment, a key of `HIDDEN`.
-        **kwargs: For it.
+        **kwargs: Arguments of that environment.
 
     Raises:
         DependencyNotInstalled: MuJoCo or Box2D is missing; the message has the command.

@@ -1,4 +1,4 @@
-"""Tasks whose observations come at irregular times, so that a controller must reckon with the time gone by."""
+"""Tasks whose observations come at irregular times, so that a controller must take the elapsed time into account."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ ELAPSED_TIME = "elapsed_time"
 
 
 class IrregularTime(OwnGenerator, RecordConstructorArgs):
-    """The time between observations is drawn anew for each, and told.
+    """Draws the time between observations anew for each step, and adds it to the observation.
 
     An environment that integrates any span of time, by an attribute `interval` (seconds that its next step lasts), is
-    given a span drawn uniformly from `interval`. Any other one repeats its step a random number of times, uniformly
-    from those whose time lies in `interval`; rewards add up, and the end of the episode ends the repeats. The action
-    holds still meanwhile; the controller does not know the coming span, only the one gone by.
+    given a span drawn uniformly from `interval`. Any other environment repeats its step a random number of times,
+    uniformly from those whose time lies in `interval`; rewards add up, and the end of the episode ends the repeats. The
+    action stays the same meanwhile; the controller knows the last span, not the coming one.
 
     The observation is a Dict: `observation`, or the keys of a Dict beneath, and `elapsed_time`, (1,) float32, seconds
-    since the last observation. At an episode's start, where there is none, it is one step, or the shortest span.
+    since the last observation. At an episode's start, which has no last one, it is one step, or the shortest span.
     """
 
     def __init__(self, env: gym.Env[Any, Any], interval: tuple[float, float], seconds: float | None = None) -> None:
@@ -36,10 +36,10 @@ class IrregularTime(OwnGenerator, RecordConstructorArgs):
         Args:
             env: Any environment.
             interval: Shortest and longest time between observations, in seconds.
-            seconds: Duration of a step of `env`, where it is repeated; its own `dt` (or `tau`) where None.
+            seconds: Duration of a step of `env`, where it is repeated; None takes its own `dt` (or `tau`).
 
         Raises:
-            ValueError: Spans that do not fit, or an environment whose step has no known duration.
+            ValueError: The interval does not fit, or the duration of a step of the environment is not known.
         """
         RecordConstructorArgs.__init__(self, interval=tuple(interval), seconds=seconds)
         super().__init__(env)
@@ -53,7 +53,7 @@ class IrregularTime(OwnGenerator, RecordConstructorArgs):
         self.first = self.interval[0]
         if not self.integrates:
             self.first = self.seconds = _duration(env, seconds)
-            # A hair's breadth of tolerance: 0.15 / 0.05 is 2.9999999999999996.
+            # A tolerance for rounding: 0.15 / 0.05 is 2.9999999999999996.
             self.repeats = (int(np.ceil(low / self.seconds - 1e-9)), int(np.floor(high / self.seconds + 1e-9)))
             if self.repeats[0] > self.repeats[1]:
                 raise ValueError(
@@ -113,7 +113,7 @@ def _duration(env: gym.Env[Any, Any], seconds: float | None) -> float:
 
 
 def make_pendulum_irregular(interval: tuple[float, float] = (0.05, 0.15), **kwargs: Any) -> Variant:
-    """A pendulum without velocity, seen at irregular times: who wants the velocity must divide by the time gone by.
+    """Make a pendulum without velocity, observed at irregular times: only the elapsed time reveals the velocity.
 
     ## Action Space
 
@@ -153,7 +153,7 @@ def make_pendulum_irregular(interval: tuple[float, float] = (0.05, 0.15), **kwar
 
 
 def make_lane_keeping_irregular(interval: tuple[float, float] = (0.02, 0.18), **kwargs: Any) -> Variant:
-    """Lane keeping from observations at irregular times; the car moves on by exactly the time drawn.
+    """Make lane keeping from observations at irregular times; the car moves for exactly the time drawn.
 
     ## Action Space
 

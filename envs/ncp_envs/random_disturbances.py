@@ -20,12 +20,12 @@ _SETTING = re.compile(r"(?P<name>\w+)=(?P<low>[-+.\deE]+?)(\.\.(?P<high>[-+.\deE
 
 
 class RandomDisturbances(OwnGenerator, RecordConstructorArgs):
-    """Disturbances at once, each at a level that is drawn for the episode: uniformly, whole where it counts steps.
+    """Several disturbances at once, each at a level drawn uniformly for the episode; levels that count steps are whole.
 
         env = RandomDisturbances(gymnasium.make("ncp/PendulumNoVel-v1"), observation_delay=[0, 2], sensor_noise=0.05)
 
     Levels come from the wrapper's own stream, which follows the seed of `reset`; the order of the arguments does not
-    matter. Spaces are those of the environment, which draws the same numbers as without disturbances (all but under
+    matter. Spaces are those of the environment, which draws the same numbers as without disturbances (except under
     `sticky_action`).
 
     Attributes:
@@ -45,7 +45,7 @@ class RandomDisturbances(OwnGenerator, RecordConstructorArgs):
             **levels: By name of a disturbance in `DISTURBANCES`, a level, or the lowest and the highest one.
 
         Raises:
-            ValueError: No such disturbance, no such level, or one that does not fit the environment's spaces.
+            ValueError: There is no such disturbance or level, or it does not fit the environment's spaces.
         """
         RecordConstructorArgs.__init__(self, **levels)  # type: ignore[arg-type]  # No level is named as its own argument.
         super().__init__(env)
@@ -83,7 +83,7 @@ def read_levels(settings: Iterable[str]) -> dict[str, Levels]:
         read_levels(["observation_delay=0..2", "sensor_noise=0.05"])  # {"observation_delay": [0, 2], ...}
 
     Raises:
-        ValueError: Text of another form, no such disturbance, no such level, or a name given twice.
+        ValueError: A text has another form, names no disturbance or level, or a name is given twice.
     """
     levels: dict[str, Levels] = {}
     for setting in settings:
@@ -112,7 +112,7 @@ def _number(setting: str, text: str) -> float:
 
 
 def _check(name: str, given: Any) -> None:
-    """Refuse a disturbance that there is not, and what is no level of it."""
+    """Refuse an unknown disturbance, and a level that it cannot have."""
     if name not in DISTURBANCES:
         raise ValueError(f"There is no disturbance {name!r}. {known()}")
     pair = given if isinstance(given, (list, tuple)) else [given, given]

@@ -15,11 +15,11 @@ class Variant(gym.Env[Any, Any]):
 
     Attributes:
         env: The environment beneath with its wrappers; `env.unwrapped` is the simulator.
-        action_names: Of the actions: a name for each number of a Box, for each choice of a Discrete space; or None.
+        action_names: A name for each number of a Box, or each choice of a Discrete space; None where they have none.
     """
 
     def __init__(self, env: gym.Env[Any, Any], action_names: tuple[str, ...] | None = None) -> None:
-        """Make an environment of `env`; where None, actions are called as it calls them."""
+        """Make an environment of `env`; where `action_names` is None, its own names are kept."""
         self.env = env
         if action_names is None and env.has_wrapper_attr("action_names"):
             action_names = env.get_wrapper_attr("action_names")
@@ -67,15 +67,15 @@ def step_seconds(env: gym.Env[Any, Any]) -> float | None:
 
 
 def make_upstream(upstream: str, extra: str | None = None, **kwargs: Any) -> gym.Env[Any, Any]:
-    """Gymnasium's environment `upstream`, without wrappers: the variant's id has limit and checks of its own.
+    """Make Gymnasium's environment `upstream` without wrappers: the variant's id brings its own limit and checks.
 
     Args:
-        upstream: Id.
+        upstream: Id of the environment.
         extra: The extra of ncp-rl that brings what it needs.
-        **kwargs: For the environment.
+        **kwargs: Arguments of the environment.
 
     Raises:
-        DependencyNotInstalled: What it needs is missing; the message has the command.
+        DependencyNotInstalled: A package is missing; the message has the command.
     """
     try:
         return gym.make(upstream, disable_env_checker=True, **kwargs).unwrapped

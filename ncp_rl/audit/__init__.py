@@ -1,7 +1,8 @@
-"""The audit of a controller: is its recording true, why did it act, what can it never do, what if the world is off.
+"""The audit of a controller: is its recording true, why did it act, what can it never do, what disturbs it.
 
-`audit_sources` asks everything of run folders and recordings, `audit_recording` of one recording; each question alone
-is a function. `ncp_rl.audit.report.write_report` shows an audit, `ncp_rl.audit.question` says how a question is added.
+`audit_sources` asks all questions about run folders and recordings, `audit_recording` about one recording; each
+question alone is a function. `write_report` writes an audit as a web page, `ncp_rl.audit.question` shows how to add a
+question.
 """
 
 from ncp_rl.audit.ablate import Clamp, Cut, ablate, ablated, effects, every_neuron, every_synapse

@@ -6,8 +6,8 @@ potential, and so part of its destination's leak,
 
     gleak'_j = gleak_j + sum w_ij s_ij(v),    gleak'_j vleak'_j = gleak_j vleak_j + sum w_ij s_ij(v) erev_ij;
 
-a clamped motor neuron adds a constant to the action means that read it. What cannot reach a motor neuron changes
-exactly nothing.
+a clamped motor neuron adds a constant to the action means that read it. Ablating what cannot reach a motor neuron
+changes no bit of an action.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Clamp:
     potential: float
 
     def __str__(self) -> str:
-        """For tables."""
+        """Return the ablation as tables show it."""
         return f"clamp {self.neuron} at {self.potential:.2f}"
 
 
@@ -52,7 +52,7 @@ class Cut:
     destination: str
 
     def __str__(self) -> str:
-        """For tables."""
+        """Return the ablation as tables show it."""
         return f"cut {self.source} -> {self.destination}"
 
 
@@ -61,7 +61,7 @@ Ablation = Clamp | Cut
 
 @dataclass(frozen=True)
 class Effect:
-    """What an ablation does to the actions of an episode, its senses as recorded.
+    """The change that an ablation makes to the actions of an episode, for the recorded sensory inputs.
 
     Attributes:
         ablation: What was changed.
@@ -75,7 +75,7 @@ class Effect:
 
 
 def ablate(circuit: Circuit, ablation: Ablation) -> Circuit:
-    """A copy of the circuit, ablated.
+    """Return an ablated copy of the circuit.
 
     Raises:
         ValueError: There is no such neuron or synapse.
@@ -88,13 +88,14 @@ def ablate(circuit: Circuit, ablation: Ablation) -> Circuit:
     assert isinstance(ablation, Clamp)
     readout, bias = circuit.readout.copy(), circuit.bias + circuit.readout[:, motor] * np.float32(ablation.potential)
     readout[:, motor] = 0.0
-    # The dense layer, where there is one, is in readout and bias: it could not leave a motor neuron out.
+    # `readout` and `bias` hold the dense layer too, where a policy has one; the layer alone could not leave a motor
+    # neuron out.
     return replace(circuit, core=ltc, readout=readout, bias=bias, dense=None)
 
 
 @contextmanager
 def ablated(policy: NCPPolicy, ablation: Ablation | None) -> Iterator[NCPPolicy]:
-    """The policy with its actor ablated, inside the context; as it was after it.
+    """Ablate the policy's actor inside the context, and restore it afterwards.
 
     Raises:
         ValueError: There is no such neuron or synapse.
@@ -110,13 +111,13 @@ def ablated(policy: NCPPolicy, ablation: Ablation | None) -> Iterator[NCPPolicy]
 
 
 def every_neuron(circuit: Circuit, episodes: Sequence[Episode]) -> list[Clamp]:
-    """Clamps of each neuron at its mean potential over episodes."""
+    """Return a clamp of each neuron at its mean potential over the episodes."""
     mean = np.concatenate([episode.potentials for episode in episodes]).mean(0, dtype=np.float64)
     return [Clamp(name, float(potential)) for name, potential in zip(circuit.wiring.names, mean, strict=True)]
 
 
 def every_synapse(circuit: Circuit) -> list[Cut]:
-    """Cuts of each synapse: sensory ones first, then those between neurons."""
+    """Return a cut of each synapse: sensory synapses first, then those between neurons."""
     names, wiring = circuit.wiring.names, circuit.wiring
     return [
         Cut(sources[i], names[j])
@@ -126,7 +127,7 @@ def every_synapse(circuit: Circuit) -> list[Cut]:
 
 
 def effects(circuit: Circuit, episode: Episode, ablations: Sequence[Ablation]) -> list[Effect]:
-    """How far each ablation moves the action means when the circuit receives the episode's sensory inputs again.
+    """Measure how far each ablation moves the action means for the episode's recorded sensory inputs.
 
     Raises:
         ValueError: There is no such neuron or synapse.
@@ -145,7 +146,7 @@ def _action_means(circuit: Circuit, episode: Episode) -> Array:
 
 
 def _apply(ltc: LTC, ablation: Ablation, sensory_names: Sequence[str]) -> None:
-    """Change the parameters of a layer; a motor neuron's readout is its owner's to change."""
+    """Change the parameters of a layer; the caller changes the readout of a clamped motor neuron."""
     names, synapses = ltc.wiring.names, ltc.wiring.synapses
     with torch.no_grad():
         if isinstance(ablation, Cut):
@@ -155,7 +156,7 @@ def _apply(ltc: LTC, ablation: Ablation, sensory_names: Sequence[str]) -> None:
         neuron = _index(names, ablation.neuron)
         w, sigma, mu, erev = (row.double() for row in ltc.packed().params.synaptic)
         _, gleak, vleak = (row.double() for row in ltc.packed().params.neuronal)
-        # Its own synapse is of no account: nothing reads a clamped neuron's state any more.
+        # A clamped neuron's synapse to itself does not matter: nothing reads its state any more.
         gone = torch.from_numpy((synapses.source == neuron) & (synapses.destination != neuron)).to(w.device)
         destination = torch.from_numpy(synapses.destination).long().to(w.device)[gone]
         conductance = (w * torch.sigmoid(sigma * (ablation.potential - mu)))[gone]
@@ -186,7 +187,7 @@ def _clamp_motor_map(policy: NCPPolicy, ablation: Ablation) -> None:
 
 
 def _synapse(ltc: LTC, cut: Cut, sensory_names: Sequence[str]) -> tuple[torch.Tensor, int]:
-    """The weights among which a synapse's is, and where."""
+    """Return the weights that hold a synapse's weight, and its index."""
     destination = _index(ltc.wiring.names, cut.destination)
     if cut.source in sensory_names:
         weight, synapses, source = ltc.sensory_w, ltc.wiring.sensory_synapses, list(sensory_names).index(cut.source)

@@ -1,4 +1,4 @@
-"""`Audit`: the answers to every question on recordings and runs, a verdict a line, and what audit.json holds."""
+"""`Audit`: the answers to all questions about recordings and runs, their verdicts, and the content of audit.json."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ncp_rl.audit.questions import QUESTIONS
 from ncp_rl.audit.verdict import Verdict
 from ncp_rl.recording import Episode, Recording
 
-#: Of audit.json's form; a change that breaks readers raises it. A question that comes adds a key, which breaks none.
+#: Version of audit.json's form, raised by changes that break readers. A new question adds a key, which breaks none.
 FORMAT_VERSION = 1
 
 _VERSIONS_OF = ("ncp-rl", "torch", "numpy", "gymnasium", "stable-baselines3", "sb3-contrib")
@@ -31,15 +31,15 @@ Questions = Sequence[Question[Any, Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """One recording, and all that the audit found in it.
+    """One recording, and the audit's findings on it.
 
     Attributes:
-        name: Of the recording.
+        name: Name of the recording.
         recording: The recording, for its circuit, manifest and images.
         episodes: Its episodes.
-        answers: By name of the question; those that were not asked are not there.
-        verdicts: A line each.
-        skipped: What was not asked, and why, by name of the question.
+        answers: Answers by the question's name; questions that were not asked are missing.
+        verdicts: Verdicts on the answers, in the order of the questions.
+        skipped: Reason why a question was not asked, by its name.
     """
 
     name: str
@@ -52,12 +52,12 @@ class Subject:
 
 @dataclass(frozen=True)
 class Audit:
-    """The audit of one or several recordings, and of the runs that they are of.
+    """The audit of one or several recordings, and of the runs that they were made from.
 
     Attributes:
         subjects: The recordings.
-        of_runs: What was asked of all runs side by side; nothing where no run folder was given.
-        questions: All that were asked, or were to be; they say what JSON and report show of the answers.
+        of_runs: Answers to the questions about all runs side by side; empty where no run folder was given.
+        questions: The questions, asked or skipped; they define what audit.json and the report show of the answers.
     """
 
     subjects: tuple[Subject, ...]
@@ -66,7 +66,7 @@ class Audit:
 
     @property
     def verdicts(self) -> tuple[Verdict, ...]:
-        """All of them."""
+        """All verdicts, on recordings and on runs."""
         return (*chain.from_iterable(subject.verdicts for subject in self.subjects), *self.of_runs.verdicts)
 
     @property
@@ -75,7 +75,7 @@ class Audit:
         return all(verdict.passed for verdict in self.verdicts)
 
     def lines(self) -> list[str]:
-        """A verdict a line, under the names of the recordings."""
+        """Return the verdicts as lines of text, under the names of the recordings."""
         lines = []
         for subject in self.subjects:
             lines += [f"{subject.name}: {len(subject.episodes)} episodes", *map(str, subject.verdicts)]
@@ -83,7 +83,7 @@ class Audit:
         return lines + [str(verdict) for verdict in self.of_runs.verdicts]
 
     def to_dict(self) -> dict[str, Any]:
-        """What audit.json holds; `ncp_rl.audit.schema` has its JSON Schema."""
+        """Return the content of audit.json; `ncp_rl.audit.schema` has its JSON Schema."""
         found = {
             "format_version": FORMAT_VERSION,
             "passed": self.passed,
@@ -130,21 +130,21 @@ def audit_recording(
     questions: Questions = QUESTIONS,
     progress_bar: bool = False,
 ) -> Subject:
-    """Ask a recording all that it can answer; questions on runs are left out.
+    """Ask all questions about a recording; questions about runs are left out.
 
     Args:
         recording: The recording.
-        name: What to call it.
-        plan: What to ask, and how much of it.
-        run: Folder of the run that was recorded, whose model and environments the replay then compares too.
-        faults: By name, for the monitor: episodes with a fault, and the step at which it begins in each.
-        public_key: That must have signed the recording.
-        questions: What to ask, in this order.
+        name: Name of the recording in the audit.
+        plan: Settings of the questions.
+        run: Folder of the run that was recorded; with it the replay compares the run's model and environments too.
+        faults: Episodes with a fault, and the step at which it begins in each, by the fault's name, for the monitor.
+        public_key: Key that must have signed the recording; None where no signature is required.
+        questions: The questions, in the order of the answers.
         progress_bar: Show progress.
 
     Raises:
         ncp_rl.recording.RecordingError: The file is damaged, or holds numbers that are not finite.
-        ValueError: It holds no whole episode.
+        ValueError: The recording holds no episode.
     """
     episodes = tuple(recording)
     if not episodes:
@@ -166,12 +166,12 @@ def audit_recording(
 def audit_runs(
     folders: Mapping[str, Path], plan: Plan, *, questions: Questions = QUESTIONS, progress_bar: bool = False
 ) -> Asked:
-    """Ask what is asked of all runs side by side.
+    """Ask the questions about all runs side by side.
 
     Args:
         folders: Run folders by name, NCPs and baselines.
-        plan: What to ask, and how much of it.
-        questions: What to ask, in this order; questions on recordings are left out.
+        plan: Settings of the questions.
+        questions: The questions, in the order of the answers; questions about recordings are left out.
         progress_bar: Show progress.
 
     Raises:
@@ -181,12 +181,12 @@ def audit_runs(
 
 
 def on_recordings(questions: Questions) -> list[RecordingQuestion[Any]]:
-    """The questions that are asked of each recording."""
+    """Return the questions about a recording."""
     return [question for question in questions if isinstance(question, RecordingQuestion)]
 
 
 def on_runs(questions: Questions) -> list[RunsQuestion[Any]]:
-    """The questions that are asked of all runs side by side."""
+    """Return the questions about all runs side by side."""
     return [question for question in questions if isinstance(question, RunsQuestion)]
 
 

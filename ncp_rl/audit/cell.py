@@ -18,7 +18,7 @@ Indices = npt.NDArray[np.int64]
 
 
 class Connections(NamedTuple):
-    """Synapses of one kind, E of them, ordered by destination: w (conductance), sigma, mu, erev (E,) each."""
+    """E synapses of one kind, ordered by destination: w (conductance), sigma, mu, erev (E,) each."""
 
     source: Indices
     destination: Indices
@@ -28,7 +28,7 @@ class Connections(NamedTuple):
     erev: Array
 
     def openness(self, potentials: Array) -> Array:
-        """How open each synapse is, in (0, 1): potentials (..., I) of sources -> (..., E)."""
+        """Return how open each synapse is, (..., E) in (0, 1), for potentials (..., I) of sources."""
         return equations.openness(potentials[..., self.source], self.sigma, self.mu)
 
     def total(self, values: Array, n: int) -> Array:
@@ -42,8 +42,8 @@ class Cell:
     """A circuit's constrained parameters; see `ncp_rl.kernels.reference` for the equations.
 
     Attributes:
-        synapses: Between neurons.
-        sensory: From sensory inputs to neurons.
+        synapses: Synapses between neurons.
+        sensory: Synapses from sensory inputs to neurons.
         cm: (U,) membrane capacitance.
         gleak: (U,) leak conductance.
         vleak: (U,) leak potential.
@@ -84,7 +84,7 @@ class Cell:
         return len(self.cm)
 
     def conductance(self, opened: Array, sensory_opened: Array) -> Array:
-        """Leak and synapses together, (..., U), these open by `opened` (..., E) and `sensory_opened` (..., E_s)."""
+        """Return the conductance (..., U) of leak and synapses, for opennesses (..., E) and sensory ones (..., E_s)."""
         between = self.synapses.total(self.synapses.w * opened, self.units)
         from_senses = self.sensory.total(self.sensory.w * sensory_opened, self.units)
         return equations.conductance(self.gleak, between + from_senses)

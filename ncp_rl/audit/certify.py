@@ -1,15 +1,15 @@
 """What can it never do? Ranges that hold for every neuron and action, for every finite input and for ever.
 
-NaN is no finite input: it makes potentials NaN, which lie in no range, and a broken sensor can send it. Nothing is
-certified of what follows it until the next reset, so keep it from the policy.
+The certificate covers finite inputs only. A broken sensor can send NaN, which makes potentials NaN. Nothing is
+certified after NaN until the next reset, so keep NaN from the policy.
 
 Every potential is a weighted mean of its own past, its leak potential and the reversal potentials of its synapses, the
 weights being conductances that are not negative (`ncp_rl.kernels.reference`). Hence from a start at zero
 
     min(0, vleak_j, min_i erev_ij) <= v_j <= max(0, vleak_j, max_i erev_ij):
 
-the box, a proof that needs nothing but signs. The range is sharper: with every source in its own range, synapses
-cannot open at will. The mean that neuron j is drawn to then lies in an interval (`ncp_rl.audit.intervals`), which
+the box, whose proof needs the signs of parameters only. The range is sharper: with every source in its own range,
+synapses open only so far. The mean that neuron j is drawn to then lies in an interval (`ncp_rl.audit.intervals`), which
 together with zero holds the potential for ever; repeated from the box on, each round gives a range within the last.
 
 Float32 rounds: bounds are widened by what rounding can add up to (Higham, "Accuracy and Stability of Numerical
@@ -34,7 +34,7 @@ from ncp_rl.kernels import EPSILON
 # Unit roundoff of float32, and the relative error allowed to a backend's sigmoid (measured: below 5e-7).
 _ROUNDOFF = 2.0**-24
 _SIGMOID_ERROR = 1e-6
-# Rounds of the sharper range: every one of them is valid, so that stopping early is too.
+# Rounds of the sharper range. The range after each round is valid, so the rounds may stop early.
 _MAX_ROUNDS = 200
 
 
@@ -44,12 +44,12 @@ class Certificate:
 
     Attributes:
         circuit: The circuit.
-        violations: What is wrong with the parameters, each in a sentence; where there are any, nothing is certified and
+        violations: Faults of the parameters, a sentence each; where there is one, nothing is certified and
             all bounds are NaN.
-        box: (U,), from signs alone.
-        range: (U,), within the box: from signs and from how far synapses can open.
-        action: (A,), of the action means, from `range`; the readout is taken at its extremes.
-        rounding: (U,), by how much float32 can leave what exact arithmetic gives; contained in the ranges.
+        box: (U,), range of each potential that follows from the signs of parameters alone.
+        range: (U,), range of each potential within the box, which also takes into account how far synapses can open.
+        action: (A,), range of each action mean, from the extremes of `range`.
+        rounding: (U,), largest difference between float32 and exact arithmetic; the ranges contain it.
         min_elapsed_time: Seconds; the certificate holds for steps at least as long. Shorter ones leave more to
             rounding alone.
     """
@@ -63,7 +63,7 @@ class Certificate:
     min_elapsed_time: float
 
     def verdict(self) -> Verdict:
-        """In a sentence: the range of each action mean, or the first violation."""
+        """Return the verdict: the range of each action mean, or the first violation."""
         if self.violations:
             more = f" and {len(self.violations) - 1} more" if len(self.violations) > 1 else ""
             return Verdict("certificate", False, f"Nothing is certified: {self.violations[0]}{more}.", {})
@@ -82,7 +82,7 @@ class Certificate:
         return bool(np.all((potentials >= self.range.low) & (potentials <= self.range.high)))
 
     def to_dict(self) -> dict[str, Any]:
-        """For audit.json: bounds by the names of neurons and actions."""
+        """Return the entries of audit.json: bounds by the names of neurons and actions."""
         names, actions = self.circuit.wiring.names, self.circuit.action_names
         return {
             "violations": list(self.violations),
@@ -98,7 +98,7 @@ def certify(circuit: Circuit, *, min_elapsed_time: float | None = None) -> Certi
 
     Args:
         circuit: The circuit.
-        min_elapsed_time: Seconds of the shortest step; where None, the constant step of the circuit.
+        min_elapsed_time: Seconds of the shortest step; None takes the constant step of the circuit.
 
     Raises:
         ValueError: min_elapsed_time is not positive.
@@ -136,16 +136,17 @@ def certify(circuit: Circuit, *, min_elapsed_time: float | None = None) -> Certi
 def attack_actions(
     circuit: Circuit, *, n_steps: int = 40, n_starts: int = 64, rounds: int = 60, seed: int = 0
 ) -> Range:
-    """The widest range of each action mean that gradient ascent reaches: how much of a certificate can happen.
+    """Return the widest range of each action mean that gradient ascent reaches: how tight a certificate is.
 
-    Constant inputs, a vector a start, are pushed by Adam to drive every action mean up and down after `n_steps` steps.
+    From random starts, Adam changes constant inputs so that each action mean is as high or low as possible after
+    `n_steps`.
 
     Args:
         circuit: The circuit.
         n_steps: Steps from zero.
         n_starts: Random inputs to start from, per action and direction.
-        rounds: Of ascent.
-        seed: Of the inputs.
+        rounds: Steps of Adam.
+        seed: Seed of the random inputs.
     """
     readout, bias = (torch.tensor(array, device=circuit.ltc.cm.device) for array in (circuit.readout, circuit.bias))
     n_actions, n_sensory = readout.shape[0], circuit.wiring.n_sensory
@@ -166,7 +167,7 @@ def attack_actions(
 
 
 def violations(circuit: Circuit) -> tuple[str, ...]:
-    """Parameters that are not finite, or negative where they must not be, each in a clause with its name."""
+    """Return a clause for each parameter that is not finite, or is negative where it must not be."""
     wiring, cell = circuit.wiring, Cell.of(circuit)
     found = [
         _violation(name, wiring.names[j], value, name != "vleak")
@@ -183,7 +184,7 @@ def violations(circuit: Circuit) -> tuple[str, ...]:
 
 
 def invariant_box(cell: Cell) -> Range:
-    """Smallest and largest of 0, the leak potential and the reversal potentials, (U,) each; rounding is not in it."""
+    """Return the smallest and largest of 0, leak potential and reversal potentials, (U,) each, without rounding."""
     low, high = np.minimum(cell.vleak, 0.0), np.maximum(cell.vleak, 0.0)
     for synapses in (cell.synapses, cell.sensory):
         np.minimum.at(low, synapses.destination, synapses.erev)
@@ -192,7 +193,7 @@ def invariant_box(cell: Cell) -> Range:
 
 
 def _invariant(cell: Cell, box: Range, rounding: Array) -> Range:
-    """The sharper range: rounds of `mean that a neuron is drawn to, and zero`, each widened by rounding."""
+    """Return the sharper range: each round joins zero and the mean that a neuron is drawn to, widened by rounding."""
     means, inside = Means(cell), _widened(box, rounding)
     anything = Range(*(np.full(cell.sensory.source.max(initial=0) + 1, bound) for bound in (-np.inf, np.inf)))
     zero = Range(np.zeros(cell.units), np.zeros(cell.units))
@@ -207,7 +208,7 @@ def _invariant(cell: Cell, box: Range, rounding: Array) -> Range:
 
 
 def _rounding(cell: Cell, box: Range, seconds: float) -> Array:
-    """How far float32 can carry each potential out of its range, (U,), steady state of rounding at every substep."""
+    """Return how far float32 can carry each potential out of its range, (U,): the errors of all substeps added up."""
     fan_in = sum(np.bincount(kind.destination, minlength=cell.units) for kind in (cell.synapses, cell.sensory))
     magnitude = np.maximum(-box.low, box.high)
     per_substep = (2 * fan_in + 8) * _ROUNDOFF * magnitude

@@ -1,8 +1,8 @@
-"""How do its neurons behave? Time constants, activity, saturation, dead neurons, principal components, slopes.
+"""How do the neurons behave? Time constants, activity, saturation, dead neurons, principal components, slopes.
 
     dynamics = audit_dynamics(circuit, episodes)
 
-`ncp_rl.equations` says what a time constant is, and that it lies between two bounds whatever the input.
+`ncp_rl.equations` defines the time constant, which lies between two bounds whatever the input.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SATURATED = 0.02
 #: A neuron is silent where the standard deviation of its potential is below this share of its box.
 SILENT = 1e-3
 
-# float32 rounding of a time constant, relative.
+# Relative rounding error of a time constant in float32.
 _ROUNDING = 1e-5
 
 
@@ -103,7 +103,7 @@ class Components:
 
 
 def principal_components(circuit: Circuit, episodes: Sequence[Episode]) -> Components:
-    """Along which few directions the command neurons move."""
+    """Compute the few directions along which the command neurons move."""
     watched = Watched.of(circuit.wiring)
     potentials = watched.stacked(episodes)
     n_components = min(potentials.shape)
@@ -143,7 +143,7 @@ class Slopes:
 
 
 def action_slopes(circuit: Circuit, episodes: Sequence[Episode]) -> Slopes:
-    """How the action goes with each command neuron, alone: correlation, not cause; for causes see ablation."""
+    """Fit each action to each command neuron alone. This shows correlation, not cause; for causes see ablation."""
     watched = Watched.of(circuit.wiring)
     v, a = watched.stacked(episodes), _action_means(episodes)
     moving_v, moving_a = np.ptp(v, axis=0) > 0, np.ptp(a, axis=0) > 0
@@ -160,15 +160,15 @@ class Dynamics:
 
     Attributes:
         names: (U,)
-        tau_bounds: Least and greatest possible time constants, seconds; see `tau_bounds`.
-        tau_low, tau_median, tau_high: (U,) seconds, recorded at the ends of the steps.
-        box: No potential leaves it; see `ncp_rl.audit.certify`.
-        mean, std, low, high: (U,), of the potentials over all steps.
+        tau_bounds: (U,), least and greatest possible time constants, seconds; see `tau_bounds`.
+        tau_low, tau_median, tau_high: (U,) seconds, smallest, median and largest recorded time constant.
+        box: (U,), range that no potential leaves; see `ncp_rl.audit.certify`.
+        mean, std, low, high: (U,), mean, standard deviation and range of the potentials over all steps.
         saturation: (U,); see `saturation`.
         silent: (U,) bool, std below `SILENT` times the width of the box.
         disconnected: (U,) bool; see `disconnected`.
         components: Principal components of the command neurons.
-        slopes: Of the actions over the command neurons.
+        slopes: Slopes of the actions over the command neurons.
     """
 
     names: tuple[str, ...]
@@ -189,7 +189,7 @@ class Dynamics:
 
     @property
     def dead(self) -> npt.NDArray[np.bool_]:
-        """(U,) neurons that do nothing: silent, or without a path to a motor neuron."""
+        """(U,) bool, whether a neuron does nothing: it is silent, or has no path to a motor neuron."""
         return self.silent | self.disconnected
 
     @property
@@ -202,7 +202,7 @@ class Dynamics:
         return ~inside
 
     def verdict(self) -> Verdict:
-        """Passed where no time constant leaves its bounds; dead neurons are counted, not failed."""
+        """Return the verdict, which passes where no time constant leaves its bounds; dead neurons are only counted."""
         wrong, dead = self._named(self.tau_violations), self._named(self.dead)
         where = f"outside the bounds in {', '.join(wrong)}" if wrong else "within their bounds"
         idle = f"{len(dead)} of {len(self.names)} neurons do nothing" + (f" ({', '.join(dead)})" if dead else "")
@@ -220,7 +220,7 @@ class Dynamics:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Per neuron and per component, as JSON has it."""
+        """Return the figures of each neuron and component for audit.json."""
         arrays = dict(tau_bound_low=self.tau_bounds.low, tau_bound_high=self.tau_bounds.high)
         arrays |= dict(tau_low=self.tau_low, tau_median=self.tau_median, tau_high=self.tau_high)
         arrays |= dict(mean=self.mean, std=self.std, low=self.low, high=self.high, saturation=self.saturation)
@@ -250,10 +250,10 @@ class Dynamics:
 
 
 def audit_dynamics(circuit: Circuit, episodes: Sequence[Episode]) -> Dynamics:
-    """All of the above over recorded episodes.
+    """Measure the dynamics of a circuit over recorded episodes.
 
     Raises:
-        ValueError: No episodes, or potentials that are not finite.
+        ValueError: There are no episodes, or potentials are not finite.
     """
     components = principal_components(circuit, episodes)  # Checks the episodes.
     potentials = np.concatenate([episode.potentials for episode in episodes]).astype(np.float64)

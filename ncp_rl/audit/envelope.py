@@ -1,6 +1,6 @@
-"""Envelopes: where the command neurons are in clean episodes, and how far outside is an alarm.
+"""Envelopes: the region of the command neurons in clean episodes, and the distance from it that raises an alarm.
 
-A **score** says how far from clean territory the watched neurons' potentials v (C,) are at a step:
+A **score** measures how far the watched neurons' potentials v (C,) are from those of clean episodes at a step:
 
 - box: `max_j |v_j - centre_j| / half_j`, where `centre_j +- half_j` is the range of neuron j in the fitting episodes; 1
   at the edge.
@@ -9,13 +9,13 @@ A **score** says how far from clean territory the watched neurons' potentials v 
 
 An **alarm** is the first step of an episode whose score exceeds the **threshold**:
 
-- `fit_box`, `fit_mahalanobis`: (1 + margin) times the largest score of the fitting episodes. Promises nothing.
-- `fit_conformal`: split-conformal, over either score, divided by its **profile**: the largest score of the fitting
+- `fit_box`, `fit_mahalanobis`: (1 + margin) times the largest score of the fitting episodes. It promises nothing.
+- `fit_conformal`: split-conformal over either score, divided by its **profile**: the largest score of the fitting
   episodes within 5 steps of the same step. Where episodes pass through phases (a pendulum swings up, then balances),
-  what is usual in one is far out in another. From the step that half of the fitting episodes do not reach, the profile
-  is the largest score of all later ones. Of n calibration episodes, kept apart from the fitting ones, take
-  the largest score of each; the threshold is the k-th smallest of these, k = ceil((n + 1) (1 - alpha)) (Papadopoulos et
-  al., ECML 2002; Vovk et al., "Algorithmic learning in a random world", 2005; Angelopoulos and Bates,
+  a potential that is usual in one phase is unusual in another. From the step that half of the fitting episodes do not
+  reach, the profile is the largest score of all later ones. From n calibration episodes, which the score was not fitted
+  on, take the largest score of each; the threshold is the k-th smallest of these, k = ceil((n + 1) (1 - alpha))
+  (Papadopoulos et al., ECML 2002; Vovk et al., "Algorithmic learning in a random world", 2005; Angelopoulos and Bates,
   arXiv:2107.07511, section 1).
 
 **What is promised.** A new clean episode raises an alarm, at whichever step, with probability at most alpha, and more
@@ -52,7 +52,7 @@ Score = Literal["box", "mahalanobis"]
 # this much, so that rounding raises no alarm.
 _SMALLEST_MOVE = 1e-4
 
-# Steps before and after a step whose scores count in its profile.
+# The profile at a step is taken from the scores of this many steps before and after it.
 _WINDOW = 5
 
 
@@ -63,13 +63,13 @@ class Alarm:
     Attributes:
         episode: Number of the episode; in a live run counted from 0 per environment.
         env_index: Number of the environment.
-        step: Of the episode, from 0.
+        step: Step of the episode, from 0.
         time: Seconds since the episode's start.
         neuron: Name of the neuron that is furthest out; see `Envelope.blame`.
-        score: At this step; inf where a potential is not finite.
-        threshold: That the score exceeds.
-        bad_input: What was wrong with the observation, in a clause, where the alarm is of a bad reading that was held;
-            neuron and score are then those of the held potentials.
+        score: Score at this step; inf where a potential is not finite.
+        threshold: Threshold that the score exceeds.
+        bad_input: Fault of the observation, in a clause, where a bad reading that was held raised the alarm;
+            `neuron` and `score` are then those of the held potentials.
     """
 
     episode: int
@@ -94,21 +94,22 @@ class Alarm:
 
 @dataclass(frozen=True, kw_only=True)
 class Envelope:
-    """Known territory of the watched neurons, and how far outside is an alarm.
+    """The region of the watched neurons in clean episodes, and the score above which an alarm is raised.
 
     Attributes:
         watched: The neurons.
-        score: Which score.
+        score: Kind of the score.
         centre: (C,), middle of the range (box) or mean (Mahalanobis).
-        low, high: (C,), smallest and largest potential in the fitting episodes.
+        low, high: (C,), smallest and largest potential of each watched neuron in the fitting episodes.
         precision: (C, C), inverse covariance; diagonal with 1 / half^2 for the box.
         profile: (P,), what the score at each step of an episode is divided by; its last entry holds for all later
-            steps. A one alone where the score stays as it is.
-        threshold: A higher score is an alarm; inf never alarms.
+            steps. It is [1] where the score is not divided.
+        threshold: A higher score raises an alarm; inf never does.
         alpha: Promised false-alarm rate per episode; None where nothing is promised.
-        n_fit, n_calibration: Episodes that gave the score, and the threshold; no calibration, no promise.
+        n_fit, n_calibration: Numbers of episodes that the score was fitted on, and that the threshold was calibrated
+            on; without calibration nothing is promised.
         calibration: (n_calibration,), largest score of each calibration episode, ascending.
-        elapsed_time: Seconds per step, where a live run does not say.
+        elapsed_time: Seconds per step, used where a live run gives none.
     """
 
     watched: Watched
@@ -142,8 +143,8 @@ class Envelope:
         """(...) score of potentials (..., U) of all neurons; inf where one of the watched is not finite.
 
         Args:
-            potentials: (..., U)
-            step: (...), of the episode, from 0.
+            potentials: (..., U), potentials of all neurons.
+            step: (...) int, step of the episode, from 0.
         """
         if self.score == "box":
             squared = self.outlyingness(potentials).max(axis=-1)
@@ -165,7 +166,7 @@ class Envelope:
         return self.watched.names[int(self.outlyingness(potentials).argmax())]
 
     def to_dict(self) -> dict[str, Any]:
-        """Ranges, threshold and promise, as JSON has them."""
+        """Return ranges, threshold and promise for audit.json."""
         return {
             "score": self.score,
             "layer": self.watched.layer,
@@ -180,12 +181,12 @@ class Envelope:
 
 
 def fit_box(circuit: Circuit, episodes: Sequence[Episode], *, margin: float = 0.1) -> Envelope:
-    """Each watched neuron's range over clean episodes, widened on both sides by `margin` times half its width."""
+    """Fit each watched neuron's range over clean episodes, widened on both sides by `margin` times half its width."""
     return _widened(_fit(circuit, episodes, "box"), episodes, margin)
 
 
 def fit_mahalanobis(circuit: Circuit, episodes: Sequence[Episode], *, margin: float = 0.1) -> Envelope:
-    """An ellipsoid around the watched neurons' potentials in clean episodes: 1 + margin times the largest distance."""
+    """Fit an ellipsoid around the potentials of clean episodes, at 1 + margin times the largest distance."""
     return _widened(_fit(circuit, episodes, "mahalanobis"), episodes, margin)
 
 
@@ -198,17 +199,18 @@ def fit_conformal(
     profiled: bool = True,
     seed: int = 0,
 ) -> Envelope:
-    """An envelope with a promised false-alarm rate per episode; the module's docstring says what is promised.
+    """Fit an envelope with a promised false-alarm rate per episode; the module's docstring defines the promise.
 
-    Half the episodes, chosen at random, calibrate, more of them where alpha asks for more; the others fit the score.
+    Half of the episodes, chosen at random, calibrate the threshold, more where alpha needs more; the others fit the
+    score.
 
     Args:
-        circuit: Of the policy that ran.
-        episodes: Clean ones, exchangeable with those to come.
-        alpha: False-alarm rate per episode.
-        score: Which score.
-        profiled: Divide the score by its profile.
-        seed: Of the split.
+        circuit: Circuit of the policy that ran.
+        episodes: Clean episodes, exchangeable with those to come.
+        alpha: Promised false-alarm rate per episode.
+        score: Kind of the score.
+        profiled: Whether to divide the score by its profile.
+        seed: Seed of the split.
 
     Raises:
         ValueError: alpha is not between 0 and 1, or the episodes are too few for it.
@@ -228,7 +230,7 @@ def fit_conformal(
 
 
 def calibrate(envelope: Envelope, episodes: Sequence[Episode], *, alpha: float) -> Envelope:
-    """The envelope with a threshold for alpha, from clean episodes that it was not fitted on.
+    """Return the envelope with a threshold for alpha, from clean episodes that it was not fitted on.
 
     Raises:
         ValueError: alpha is not between 0 and 1, or the episodes are too few for it.
@@ -242,14 +244,14 @@ def calibrate(envelope: Envelope, episodes: Sequence[Episode], *, alpha: float) 
 
 
 def episodes_needed(alpha: float) -> int:
-    """Fewest calibration episodes for a promised false-alarm rate: the smallest n with n >= 1 / alpha - 1.
+    """Return the fewest calibration episodes for a false-alarm rate: the smallest n with n >= 1 / alpha - 1.
 
     Raises:
         ValueError: alpha is not between 0 and 1.
     """
     if not 0 < alpha < 1:
         raise ValueError(f"alpha, a false-alarm rate, must be between 0 and 1, got {alpha}.")
-    return max(math.ceil(1 / alpha - 1 - 1e-9), 1)  # The small part: 1 / 0.05 - 1 is 19, whatever its rounding.
+    return max(math.ceil(1 / alpha - 1 - 1e-9), 1)  # 1e-9 undoes rounding: 1 / 0.05 - 1 is 19.
 
 
 def conformal_rank(n: int, alpha: float) -> int:
@@ -286,7 +288,7 @@ def _fit(circuit: Circuit, episodes: Sequence[Episode], score: Score) -> Envelop
 
 
 def _profile(scores: Sequence[Array]) -> Array:
-    """(P,) as the module's docstring says, from the scores (T,) of fitting episodes; at least 1 % of its largest."""
+    """Return the profile (P,) from the scores (T,) of fitting episodes, each entry at least 1 % of the largest."""
     half = int(np.median([len(one) for one in scores]))
     by_step = np.zeros((len(scores), max(len(one) for one in scores)))
     for row, one in zip(by_step, scores, strict=True):

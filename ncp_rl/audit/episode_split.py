@@ -7,10 +7,10 @@ import numpy.typing as npt
 
 
 def split_episodes(n_episodes: int, n_held_out: int, seed: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Numbers 0 to n_episodes - 1 at random in two parts, each ascending; the second has `n_held_out`.
+    """Split the numbers 0 to n_episodes - 1 at random into two ascending parts; the second has `n_held_out` numbers.
 
     Episodes are split, never steps: steps of one episode resemble each other, so that a step held out of an episode
-    that was learned from would prove nothing.
+    whose other steps were learned from would prove nothing.
     """
     order = np.random.default_rng(seed).permutation(n_episodes)
     return np.sort(order[n_held_out:]), np.sort(order[:n_held_out])

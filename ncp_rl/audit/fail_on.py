@@ -11,12 +11,13 @@ _CONDITION = re.compile(r"(?P<check>\w+)(\.(?P<figure>\w+)(?P<sign>[<>])(?P<limi
 
 
 def failures(audit: Audit, conditions: Sequence[str]) -> list[str]:
-    """Which conditions an audit fails, each in a sentence.
+    """Return a sentence for each condition that an audit fails.
 
     Args:
         audit: The audit.
-        conditions: `check`, failed where a verdict of that check is, or `check.figure>number` (or `<`), failed where
-            the figure of any verdict of that check is beyond the number. What was skipped fails nothing.
+        conditions: `check`, which fails where a verdict of that check failed, or `check.figure>number` (or `<`), which
+            fails where the figure of a verdict of that check is beyond the number. Questions that were skipped fail
+            nothing.
 
     Raises:
         ValueError: A condition has another form, or names a check or figure that the audit does not have.

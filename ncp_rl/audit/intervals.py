@@ -1,4 +1,4 @@
-"""Sharp ranges of what a cell can do in a substep, for ranges of potentials and inputs.
+"""Sharp ranges of the potentials after a substep of a cell, for ranges of potentials and inputs before it.
 
 A new potential is a weighted mean whose weights, the open conductances, lie in intervals. Its extremes are an interval
 weighted average (Karnik and Mendel, "Centroid of a type-2 fuzzy set", Information Sciences 132, 2001): with the values
@@ -27,7 +27,7 @@ class Range(NamedTuple):
         return Range(np.minimum(self.low, other.low), np.maximum(self.high, other.high))
 
     def meet(self, other: Range) -> Range:
-        """What lies in both."""
+        """Return the intersection of both."""
         return Range(np.maximum(self.low, other.low), np.minimum(self.high, other.high))
 
 
@@ -35,7 +35,7 @@ class Means:
     """Ranges of weighted means over each neuron's incoming synapses, for one cell."""
 
     def __init__(self, cell: Cell) -> None:
-        """Put each neuron's synapses, of both kinds, in the order of their reversal potentials."""
+        """Sort each neuron's synapses, of both kinds, by their reversal potentials."""
         self.cell = cell
         both = (cell.sensory, cell.synapses)
         destination = np.concatenate([kind.destination for kind in both])
@@ -55,7 +55,7 @@ class Means:
         Args:
             potentials: (..., U) of the presynaptic neurons.
             sensory: (..., S) of the sensory inputs; may be infinite.
-            memory: (..., U) of v, the neurons' own pasts.
+            memory: (..., U) of v, the neurons' own potentials before the substep.
             kept: (U,) weight of v: the capacitances, or 0 for the mean that a neuron is drawn to.
             delta: Seconds, broadcastable against (..., U).
         """
@@ -79,7 +79,8 @@ class Means:
 def reach(means: Means, potentials: Range, sensory: Range, elapsed_time: Array | float) -> Range:
     """Range (..., U) of the potentials after a step from anywhere in `potentials` under any input in `sensory`.
 
-    Sharp for each neuron and substep; over several substeps an enclosure, since ranges forget what goes together.
+    The range is sharp for each neuron and substep. Over several substeps it is an enclosure, since ranges ignore
+    correlations.
     """
     delta = np.asarray(elapsed_time)[..., None] / means.cell.ode_unfolds
     for _ in range(means.cell.ode_unfolds):

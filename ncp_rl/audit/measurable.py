@@ -1,4 +1,4 @@
-"""`check_measurable`: whether circuit and episodes hold numbers that one can reckon with."""
+"""`check_measurable`: refuses circuits and episodes with numbers that are not finite, or too large to compute with."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from ncp_rl.circuit import Circuit
 from ncp_rl.recording import Episode, RecordingError
 
-#: Of a number; products of two, summed up, are still float32.
+#: Largest magnitude of a number, so that sums of products of two numbers are still float32.
 LARGEST = 1e15
 
 _QUANTITIES = (
@@ -18,10 +18,10 @@ _QUANTITIES = (
 
 
 def check_measurable(circuit: Circuit, episodes: Sequence[Episode]) -> None:
-    """Refuse what has no answers: numbers that are not finite, or so large that sums of them are not.
+    """Refuse numbers that are not finite, or so large that sums of their products are not.
 
     Raises:
-        RecordingError: There is one; the message says where.
+        RecordingError: There is such a number; the message says where.
     """
     numbers = circuit.parameters() | {"readout": circuit.readout, "bias": circuit.bias}
     for name, values in numbers.items():

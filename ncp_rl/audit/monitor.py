@@ -1,11 +1,11 @@
-"""Is it in known territory now? A pass over recordings, a live monitor, and how well both do.
+"""Is the policy in known territory now? A pass over recordings, a live monitor, and the accuracy of both.
 
     envelope = fit_conformal(circuit, clean, alpha=0.05)
     monitor = LiveMonitor(envelope)
     action, state = model.predict(observation, state, episode_start)
     alarms = monitor.observe(state, episode_start)      # at most one per environment and episode
 
-`ncp_rl.audit.envelope` says what an envelope is and what its false-alarm rate promises.
+`ncp_rl.audit.envelope` defines an envelope and the promise of its false-alarm rate.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from ncp_rl.policy import NCPPolicy
 from ncp_rl.readings import BadInput
 from ncp_rl.recording import Episode
 
-# A rate of false alarms contradicts its promise where one as high or higher has a lower probability than this.
+# A rate of false alarms contradicts its promise where the probability of that rate or a higher one is below this.
 _SIGNIFICANCE = 0.01
 
 
@@ -52,7 +52,7 @@ class Watch:
         episode: Number of the episode.
         time: (T,) seconds since the episode's start.
         scores: (T,) score of each step.
-        alarm: The first step outside, or held for a bad reading, or None.
+        alarm: Alarm of the first step that is outside, or held for a bad reading; None without one.
     """
 
     episode: int
@@ -62,7 +62,7 @@ class Watch:
 
 
 def watch(envelope: Envelope, episodes: Sequence[Episode]) -> list[Watch]:
-    """A pass over recorded episodes: the scores of all steps, and each episode's first alarm."""
+    """Compute the scores of all steps of recorded episodes, and each episode's first alarm."""
     watches = []
     for episode in episodes:
         scores = envelope.scores_of(episode)
@@ -98,7 +98,7 @@ class LiveMonitor:
     """Watches a running policy: hand it what `model.predict` returned, step by step.
 
     Attributes:
-        alarms: All so far.
+        alarms: All alarms so far.
         scores: (N,) score of each environment at the last step.
     """
 
@@ -118,7 +118,7 @@ class LiveMonitor:
         elapsed_time: npt.NDArray[Any] | None = None,
         bad: BadInput | None = None,
     ) -> list[Alarm]:
-        """One step of N environments; gives the alarms that it raises.
+        """Watch one step of N environments and return the alarms that it raises.
 
         An environment raises at most one alarm per episode for its neurons, and one for its bad readings.
 
@@ -126,15 +126,15 @@ class LiveMonitor:
             state: As `model.predict` returned it: (h, c), the potentials h (1, N, U).
             episode_starts: (N,), as `model.predict` was given them: where an episode began. None: nowhere.
             elapsed_time: (N,) seconds since the step before; the circuit's constant where None.
-            bad: What `policy.find_bad(observation)` found, where the policy holds bad readings.
+            bad: Result of `policy.find_bad(observation)`, where the policy holds bad readings.
 
         Raises:
-            ValueError: Another number of environments than before.
+            ValueError: The number of environments differs from that of the steps before.
         """
         potentials = np.asarray(state[0])[0]  # (N, U)
         self._count(len(potentials), episode_starts)
         seconds = np.asarray(self.envelope.elapsed_time if elapsed_time is None else elapsed_time).reshape(-1)
-        # How long a step took whose seconds are a bad reading themselves, nobody knows.
+        # Where the seconds of a step are themselves the bad reading, its duration is not known.
         self._time += np.where(np.isfinite(seconds) & (seconds >= 0), seconds, 0.0)
         self._step += 1
         self.scores = self.envelope.scores(potentials, self._step)
@@ -150,7 +150,7 @@ class LiveMonitor:
         return raised
 
     def _count(self, n_envs: int, episode_starts: npt.NDArray[Any] | None) -> None:
-        """Steps, seconds and episodes begin anew where an episode starts."""
+        """Begin steps, seconds and episodes anew where an episode starts."""
         if not len(self._step):
             self._step, self._episode = np.full(n_envs, -1), np.zeros(n_envs, np.int64)
             self._time = np.zeros(n_envs)
@@ -182,7 +182,7 @@ class MonitoredModel:
     Where the policy holds bad readings (`policy.on_bad_input = "hold"`), each raises an alarm that names the reading.
 
     Attributes:
-        monitor: With all alarms so far.
+        monitor: The monitor, which holds all alarms so far.
     """
 
     def __init__(
@@ -200,7 +200,7 @@ class MonitoredModel:
         episode_start: npt.NDArray[Any] | None = None,
         deterministic: bool = False,
     ) -> tuple[npt.NDArray[Any], tuple[npt.NDArray[Any], ...] | None]:
-        """What the model predicts, watched; see `stable_baselines3.common.base_class.BaseAlgorithm.predict`."""
+        """Predict and watch the step; see `stable_baselines3.common.base_class.BaseAlgorithm.predict`."""
         action, new_state = self.model.predict(observation, state, episode_start, deterministic)
         if new_state is None:
             raise TypeError(f"{type(self.model).__name__} has no recurrent state to watch; NCP policies have.")
@@ -238,12 +238,12 @@ class FalseAlarms:
     p_value: float
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Return the figures for audit.json."""
         return vars(self) | {"rate": finite(self.rate), "p_value": finite(self.p_value)}
 
 
 def false_alarms(envelope: Envelope, episodes: Sequence[Episode]) -> FalseAlarms:
-    """Alarms of clean episodes that the envelope has not seen."""
+    """Count the alarms of clean episodes that the envelope has not seen."""
     n_alarms = sum(watched.alarm is not None for watched in watch(envelope, episodes))
     n, p_value = len(episodes), math.nan
     if envelope.alpha is not None:
@@ -258,12 +258,13 @@ class Detection:
 
     Attributes:
         n_episodes: Episodes with a fault, F of them.
-        early: (F,) bool, alarm before the fault's onset, which is a false one; such an episode does not count as found.
-        found: (F,) bool, first alarm at the onset or later.
+        early: (F,) bool, whether the alarm came before the fault's onset and so is false; such a fault does not count
+            as found.
+        found: (F,) bool, whether the first alarm came at the onset or later.
         delay: (F,) steps from onset to alarm, 0 where the alarm is at the onset; NaN where not found.
         lead: (F,) steps from alarm to failure, negative where the failure came first; NaN where either is missing.
-        failed: (F,) bool, a failure is known.
-        watches: (F,), the scores.
+        failed: (F,) bool, whether a failure is known.
+        watches: (F,), the scores of each episode.
     """
 
     n_episodes: int
@@ -285,7 +286,7 @@ class Detection:
         return float((self.lead[self.failed] > 0).mean()) if self.failed.any() else math.nan
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it; delay and lead as medians over the episodes that have them."""
+        """Return the figures for audit.json; delay and lead are medians over the episodes that have them."""
         return {
             "n_episodes": self.n_episodes,
             "early": int(self.early.sum()),
@@ -300,16 +301,17 @@ class Detection:
 def detect(
     envelope: Envelope, episodes: Sequence[Episode], onsets: Sequence[int], failures: Sequence[int | None] | None = None
 ) -> Detection:
-    """Alarms of episodes with a fault injected.
+    """Find the alarms of episodes with an injected fault.
 
     Args:
         envelope: Fitted on clean episodes.
         episodes: F episodes with a fault each.
-        onsets: F, the first step that the fault touches.
-        failures: F, the step at which the episode failed, or None where it did not; None where nothing is known.
+        onsets: F numbers, the first step that the fault touches in each episode.
+        failures: F numbers, the step at which each episode failed, or None where it did not; None where nothing is
+            known.
 
     Raises:
-        ValueError: No episodes, or another number of onsets or failures.
+        ValueError: There are no episodes, or the numbers of onsets or failures differ from theirs.
     """
     n = len(episodes)
     failures = [None] * n if failures is None else failures
@@ -337,14 +339,14 @@ def detect(
 
 @dataclass(frozen=True, kw_only=True)
 class MonitorAudit:
-    """Whether the false-alarm rate is what was promised, and what the envelopes find.
+    """The false-alarm rate against the promised one, and the faults that the envelopes find.
 
     Attributes:
         conformal, box, mahalanobis: The envelopes; the last two are fitted on all episodes that are not held out.
         held_out: Held-out clean episodes under the conformal envelope, with their scores.
-        false_alarms: Of the conformal envelope.
-        box_false_alarms, mahalanobis_false_alarms: Of the envelopes that promise nothing.
-        detection: By name of the fault, under the conformal envelope.
+        false_alarms: False alarms of the conformal envelope.
+        box_false_alarms, mahalanobis_false_alarms: False alarms of the envelopes that promise nothing.
+        detection: Detection of faults by their names, under the conformal envelope.
     """
 
     conformal: Envelope
@@ -357,7 +359,7 @@ class MonitorAudit:
     detection: dict[str, Detection]
 
     def verdict(self) -> Verdict:
-        """Passed unless held-out clean episodes raise more alarms than the promise allows (p < 0.01, one-sided)."""
+        """Return the verdict, which fails where held-out clean episodes raise too many alarms (p < 0.01, one-sided)."""
         counted = self.false_alarms
         assert counted.alpha is not None
         found = ""
@@ -378,7 +380,7 @@ class MonitorAudit:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Summary as JSON has it; scores of single steps are left out."""
+        """Return the summary for audit.json; scores of single steps are left out."""
         return {
             "envelope": self.conformal.to_dict(),
             "false_alarms": self.false_alarms.to_dict(),
@@ -407,15 +409,15 @@ def audit_monitor(
     A quarter of the episodes is held out, one at least; of the rest, half or more calibrate.
 
     Args:
-        circuit: Of the policy that ran.
+        circuit: Circuit of the policy that ran.
         clean: Episodes without faults, exchangeable.
         alpha: Promised false-alarm rate per episode.
-        score: Of the conformal envelope.
-        faults: By name: episodes with a fault, and the step at which it begins in each.
-        seed: Of the splits.
+        score: Kind of score of the conformal envelope.
+        faults: Episodes with a fault, and the step at which it begins in each, by the fault's name.
+        seed: Seed of the splits.
 
     Raises:
-        ValueError: Too few episodes for alpha; the message says how many are needed.
+        ValueError: There are too few episodes for alpha; the message says how many are needed.
     """
     if (missing := missing_episodes(len(clean), alpha)) is not None:
         raise ValueError(missing)
@@ -435,7 +437,7 @@ def audit_monitor(
 
 
 def missing_episodes(n_clean: int, alpha: float) -> str | None:
-    """How many clean episodes `audit_monitor` needs, in a sentence, where it has too few; else None.
+    """Return a sentence on how many clean episodes `audit_monitor` needs, where it has too few; else None.
 
     Raises:
         ValueError: alpha is not between 0 and 1.
@@ -455,6 +457,6 @@ def _n_held_out(n_clean: int) -> int:
 
 
 def _median(values: Array) -> float:
-    """Over the entries that are not NaN; NaN where there are none."""
+    """Return the median over the entries that are not NaN; NaN where all are."""
     present = values[~np.isnan(values)]
     return float(np.median(present)) if len(present) else math.nan

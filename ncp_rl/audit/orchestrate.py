@@ -1,4 +1,4 @@
-"""From run folders and recordings to an `Audit`: record the runs, ask everything, write audit.json."""
+"""`audit_sources`: records runs, audits run folders and recordings, and writes audit.json."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ def audit_sources(
     """Audit run folders and recordings side by side; runs are recorded first, and perturbed.
 
     Args:
-        sources: Run folders, of NCPs or of baselines to perturb beside them, and recordings.
-        out: New folder, for recordings of runs and for audit.json.
-        plan: What to ask, and how much of it.
-        public_key: That must have signed the recordings given.
-        questions: What to ask, in this order.
+        sources: Run folders of NCPs, or of baselines that are perturbed beside them, and recordings.
+        out: New folder for recordings of runs and for audit.json.
+        plan: Settings of the questions.
+        public_key: Key that must have signed the recordings given; None where no signature is required.
+        questions: The questions, in the order of the answers.
         progress_bar: Show progress.
 
     Raises:
-        ncp_rl.runs.RunError: No such source, a damaged run, an existing `out`.
-        ncp_rl.recording.RecordingError: A recording too damaged to be read.
+        ncp_rl.runs.RunError: A source does not exist, a run is damaged, or `out` exists.
+        ncp_rl.recording.RecordingError: A recording is too damaged to be read.
     """
     if out.exists():
         raise RunError(f"The folder {out} exists and is left as it is; name another one for the audit.")
@@ -74,7 +74,7 @@ def _recorded(run: Path, path: Path, plan: Plan, progress_bar: bool) -> Recordin
 def _record_faults(
     run: Path, name: str, out: Path, plan: Plan, progress_bar: bool
 ) -> dict[str, tuple[list[Episode], list[int]]]:
-    """By fault: the episodes that last until it begins, and the step at which it does."""
+    """Record episodes with each fault; keep those that last until it begins, with the step at which it does."""
     faults = {}
     for fault_name, fault in plan.faults.items():
         path = out / f"{name}__{fault_name}.mcap"
@@ -98,6 +98,6 @@ def _record(
 
 
 def _names(sources: Sequence[Path]) -> list[str]:
-    """Stems, made different where they are not."""
+    """Return the sources' file names without suffix, numbered where they are equal."""
     stems = [path.name if path.is_dir() else path.stem for path in map(Path.absolute, sources)]
     return [stem if stems.count(stem) == 1 else f"{stem}_{i}" for i, stem in enumerate(stems)]

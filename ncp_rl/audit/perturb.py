@@ -1,9 +1,9 @@
-"""What does it do when the world is off? Return, failures and command neurons against the level of each disturbance.
+"""What happens under disturbances? Return, failures and command neurons against the level of each disturbance.
 
-Every policy goes through the same episodes at every level: episode k starts from the same seed, so that differences
-are the disturbance's and not luck's. Intervals are 95 % percentile bootstraps over episodes (Efron and Tibshirani, "An
-Introduction to the Bootstrap", 1993, chapter 13), of differences to the nominal episodes where differences are meant.
-Ablations (`ncp_rl.audit.ablate`) go through the same episodes.
+Every policy runs the same episodes at every level: episode k starts from the same seed, so that differences
+come from the disturbance and not from chance. Intervals are 95 % percentile bootstraps over episodes (Efron and
+Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13); those of changes are taken over the differences to
+the nominal episodes. Ablated policies (`ncp_rl.audit.ablate`) run the same episodes.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from ncp_rl.audit.verdict import Verdict
 from ncp_rl.policy import NCPPolicy
 from ncp_rl.runs import EpisodeBound, Interval, load_run, mean_interval
 
-#: Makes an environment worse by a level; at level 0 it is as it was.
+#: Disturbs an environment by a level; level 0 leaves it unchanged.
 DisturbEnv = Callable[[gym.Env[Any, Any], float], gym.Env[Any, Any]]
 
-# Name, level, and what makes it so.
+# Name and level of a condition, its disturbance and its ablation.
 _Condition = tuple[str, float, DisturbEnv | None, Ablation | None]
 
 
@@ -50,14 +50,14 @@ class Trial:
 
 
 class TrialOutcome(NamedTuple):
-    """What came of a trial's N episodes."""
+    """Outcome of a trial's N episodes."""
 
     returns: Array
-    """(N,), not normalised."""
+    """(N,) returns, not normalised."""
     failed: Array
-    """(N,), 1 where an episode failed; see `failed`."""
+    """(N,), 1 where an episode failed and 0 elsewhere; see `failed`."""
     command: list[Array] | None
-    """Per episode (T, C), potentials of the command neurons; None for policies without."""
+    """For each episode (T, C), potentials of the command neurons; None for policies without them."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ class Point:
     Attributes:
         policy: Name of the policy.
         condition: Name of the disturbance, or the ablation in words.
-        level: Of the disturbance; 0 for ablations.
-        mean_return: Of the episodes.
+        level: Level of the disturbance; 0 for ablations.
+        mean_return: Mean return of the episodes.
         return_change: Paired difference to the nominal episodes.
         failure_rate: Share of failed episodes.
         command_deviation: Root mean square difference of the command neurons' potentials to the same steps of the
@@ -86,14 +86,14 @@ class Point:
 
 @dataclass(frozen=True)
 class Perturbation:
-    """Points of all policies, conditions and levels, and what each policy does undisturbed.
+    """Points of all policies, conditions and levels, and the nominal (undisturbed) point of each policy.
 
     Attributes:
-        nominal: By policy.
-        points: In the order of policies, conditions and levels.
+        nominal: The nominal point of each policy, by its name.
+        points: The other points, in the order of policies, conditions and levels.
         level_zero_is_nominal: Whether every episode at level 0 equals the nominal one exactly; None without a level 0.
-        n_episodes: Of every point.
-        seed: Of the first episode.
+        n_episodes: Number of episodes of each point.
+        seed: Seed of the first episode.
     """
 
     nominal: Mapping[str, Point]
@@ -103,7 +103,7 @@ class Perturbation:
     seed: int
 
     def verdict(self, policy: str, *, max_loss: float = 0.5) -> Verdict:
-        """The condition that costs most; passes where no level costs more than `max_loss` of the nominal |return|.
+        """Return the verdict, which passes where no level costs more than `max_loss` of the nominal |return|.
 
         Where disturbances cost more, the sentence names the option of scripts/train.py that trains under them, each up
         to its lowest level that costs so much.
@@ -129,11 +129,11 @@ class Perturbation:
         return Verdict("perturbation", passed, sentence, {"loss": loss, "failure_rate": worst.failure_rate.mean})
 
     def _loss(self, point: Point) -> float:
-        """Share of the policy's nominal |return|."""
+        """Return the loss at a point, as a share of the policy's nominal |return|."""
         return -point.return_change.mean / max(abs(self.nominal[point.policy].mean_return.mean), 1e-9)
 
     def to_dict(self) -> dict[str, Any]:
-        """For audit.json."""
+        """Return the entries of audit.json."""
         plain = asdict(self)
         for point in (*plain["nominal"].values(), *plain["points"]):
             point |= {name: value._asdict() for name, value in point.items() if isinstance(value, Interval)}
@@ -156,14 +156,14 @@ def perturb(
 
     Args:
         runs: Run folders by name of the policy; NCPs or baselines.
-        disturbances: By name, a module-level function and the levels to try.
-        ablations: For policies that are NCPs; others go without.
-        which: The best model of each run, or the last.
-        n_episodes: Per point, side by side.
-        seed: Of the first episode.
-        max_episode_steps: Steps after which episodes are cut; each run's own limit where None.
-        n_processes: Trials at a time.
-        progress_bar: Show progress.
+        disturbances: A module-level function and the levels to try, by the disturbance's name.
+        ablations: Ablations of policies that are NCPs; other policies skip them.
+        which: "best" or "last" model of each run.
+        n_episodes: Episodes of each point, which run side by side.
+        seed: Seed of the first episode.
+        max_episode_steps: Steps after which episodes are cut; None takes each run's own limit.
+        n_processes: Number of trials that run at a time, each in a process.
+        progress_bar: Whether to show progress.
 
     Raises:
         ncp_rl.runs.RunError: A run folder is missing or damaged, or an episode does not end.
@@ -210,7 +210,7 @@ def perturb(
 
 
 def roll_out(trial: Trial) -> TrialOutcome | None:
-    """Run a trial's episodes side by side; None for an ablation of a policy that is no NCP."""
+    """Run a trial's episodes side by side; return None for an ablation of a policy that is not an NCP."""
     wrap: dict[str, Any] = {}
     if trial.disturbance is not None:
         wrap = dict(wrapper_class=trial.disturbance, wrapper_kwargs=dict(level=trial.level))
@@ -227,7 +227,7 @@ def roll_out(trial: Trial) -> TrialOutcome | None:
 
 
 def failed(info: Mapping[str, Any], terminated: bool) -> bool:
-    """Whether an episode failed: by `is_success`, else `crash` of its last info; else where it was terminated."""
+    """Return whether an episode failed: by `is_success`, else `crash` of its last info, else by `terminated`."""
     if "is_success" in info:
         return not info["is_success"]
     return bool(info.get("crash", terminated))
@@ -257,7 +257,7 @@ def _episodes(model: OnPolicyAlgorithm, venv: VecEnv, seed: int) -> TrialOutcome
 
 
 def _outcomes(trials: Sequence[Trial], n_processes: int) -> Iterable[TrialOutcome | None]:
-    """Outcomes in order, from as many processes."""
+    """Yield the outcomes of trials in order, from `n_processes` processes."""
     if n_processes == 1:
         yield from map(roll_out, trials)
         return
@@ -285,7 +285,7 @@ def _point(policy: str, condition: str, level: float, outcome: TrialOutcome, nom
 
 
 def _rms_difference(trace: Array, nominal: Array) -> float:
-    """Over the steps that both episodes have."""
+    """Return the root mean square difference over the steps that both episodes have."""
     n_steps = min(len(trace), len(nominal))
     return float(np.sqrt(np.mean((trace[:n_steps] - nominal[:n_steps]) ** 2)))
 

@@ -1,4 +1,4 @@
-"""`Plan`: what an audit asks, and how much of it."""
+"""`Plan`: the settings of an audit's questions."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ class PlannedFault:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What an audit asks.
+    """Settings of an audit's questions.
 
     Attributes:
-        n_episodes: Recorded of each run.
+        n_episodes: Number of episodes recorded of each run.
         alpha: False-alarm rate per episode that the monitor promises.
-        epsilon: By which share of its range each observation moves, for the bound on how far the action can move.
-        n_moved_steps: Steps over which observations move.
-        seed: Of recorded and of perturbed episodes.
-        max_episode_steps: Steps after which episodes of runs are cut; each run's own limit where None.
-        images: Record what the environments of runs render, for the report.
-        faults: By name, for the monitor to find in runs.
-        n_fault_episodes: Recorded under each fault.
-        disturbances: By name, with the levels to sweep for runs; none leaves the sweep out.
-        level_units: What the level of each disturbance counts, by its name, for the report.
-        n_perturb_episodes: Of every level.
-        n_processes: Trials at a time.
-        max_loss: Share of the return that a disturbance may cost.
+        epsilon: Share of its range by which each observation moves, for the bound on how far the action can move.
+        n_moved_steps: Number of steps over which observations move.
+        seed: Seed of recorded and of perturbed episodes.
+        max_episode_steps: Steps after which episodes of runs are cut; None takes each run's own limit.
+        images: Whether to record what the environments of runs render, for the report.
+        faults: Faults by name, which the monitor is to find in runs.
+        n_fault_episodes: Number of episodes recorded under each fault.
+        disturbances: Disturbances of runs by name, with the levels to sweep; where empty, the sweep is left out.
+        level_units: Unit of the level of each disturbance, by its name, for the report.
+        n_perturb_episodes: Number of episodes of each level.
+        n_processes: Number of trials that run at a time, each in a process.
+        max_loss: Largest share of the return that a disturbance may cost.
 
     Raises:
         ValueError: alpha is not between 0 and 1.
@@ -64,5 +64,5 @@ class Plan:
     max_loss: float = 0.5
 
     def __post_init__(self) -> None:
-        """Refuse a rate that no number of episodes promises, before anything is recorded."""
+        """Check alpha before anything is recorded."""
         episodes_needed(self.alpha)

@@ -1,4 +1,4 @@
-"""`Question`: what an audit asks, and all that follows from the answer: verdict, JSON and section of the report.
+"""`Question`: a question of an audit, with the verdict, JSON and report section that follow from its answer.
 
     class NSteps(RecordingQuestion[int]):
         name = "n_steps"
@@ -19,8 +19,8 @@
 
     audit_recording(recording, "mine", questions=(*QUESTIONS, NSteps()))
 
-Verdicts, audit.json and its schema, the report and its navigation, and what `--fail-on` knows all follow from the tuple
-of questions. Where none is given, that is `ncp_rl.audit.questions.QUESTIONS`.
+Verdicts, audit.json and its schema, the report and its navigation, and the names that `--fail-on` knows all follow from
+the tuple of questions, by default `ncp_rl.audit.questions.QUESTIONS`.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ EvidenceT = TypeVar("EvidenceT")
 
 @dataclass(frozen=True)
 class Evidence:
-    """A recording, and what else there is for questions on it.
+    """A recording, and what else a question about it may use.
 
     Attributes:
         recording: The recording, with its circuit and its file.
-        episodes: All episodes of it, one at least.
+        episodes: All its episodes, at least one.
         run: Folder of the run that was recorded; None where only the recording is there.
-        faults: By name: episodes with a fault, and the step at which it begins in each.
-        public_key: That must have signed the recording; None where none must.
+        faults: Episodes with a fault, and the step at which it begins in each, by the fault's name.
+        public_key: Key that must have signed the recording; None where no signature is required.
     """
 
     recording: Recording
@@ -78,18 +78,19 @@ class Runs:
 
 
 class Question(ABC, Generic[EvidenceT, AnswerT]):
-    """A question that has one answer; see the module for an example. It is asked of each recording or of all runs.
+    """A question with one answer, about each recording or about all runs; the module has an example.
 
     Attributes:
-        name: One word. Answers are kept under it, and its verdicts are checks of this name.
-        schema: JSON Schema of each key of `entries`. Where the question was not asked, a key holds its "default" or
+        name: Name of the question, one word: the key of its answers, and the check of its verdicts.
+        schema: JSON Schema of each key of `entries`. Where the question was not asked, a key holds its "default", or
             null.
-        title: Heading of its section in the report; without one it has no section.
+        title: Heading of its section in the report; where empty, it has no section.
         navigation: Word for the section among the links on top of the page.
-        lead: Paragraph under the title.
+        lead: Paragraph under the title; where empty, there is none.
         anchor: Id of the element of the page to which its verdicts link; where empty, its own section, or else the
             manifest.
-        must_pass: Whether scripts/audit.py exits with status 1 where a verdict fails and no `--fail-on` says otherwise.
+        must_pass: Whether scripts/audit.py exits with status 1 where a verdict fails, unless `--fail-on` sets other
+            conditions.
     """
 
     name: ClassVar[str]
@@ -101,58 +102,59 @@ class Question(ABC, Generic[EvidenceT, AnswerT]):
     must_pass: ClassVar[bool] = False
 
     def concerns(self, evidence: EvidenceT) -> bool:
-        """Whether there is what it is about: a question on images is left out, without a word, where there are none."""
+        """Return whether the question applies: one about images is left out silently where there are no images."""
         return True
 
     def lacks(self, evidence: EvidenceT, plan: Plan) -> str | None:
-        """What is missing for an answer, in a sentence; None where nothing is."""
+        """Return a sentence on what is missing for an answer; None where nothing is missing."""
         return None
 
     def why_not(self, evidence: EvidenceT, plan: Plan) -> str | None:
-        """Why it is not asked, in a sentence; None where it is."""
+        """Return a sentence on why the question is not asked; None where it is asked."""
         return self.lacks(evidence, plan)
 
     @abstractmethod
     def ask(self, evidence: EvidenceT, plan: Plan) -> AnswerT:
-        """The answer; `why_not` has said nothing against asking."""
+        """Return the answer. It is called where `why_not` returned None."""
 
     def verdicts(self, answer: AnswerT) -> Sequence[Verdict]:
-        """Verdicts on the answer, each with the question's name as its check."""
+        """Return verdicts on the answer, each with the question's name as its check."""
         return ()
 
     def entries(self, answer: AnswerT) -> Mapping[str, Any]:
-        """What audit.json holds of the answer, by the keys of `schema`."""
+        """Return the answer's entries of audit.json, by the keys of `schema`."""
         return {}
 
     def entries_unasked(self) -> dict[str, Any]:
-        """What audit.json holds where the question was not asked."""
+        """Return the entries of audit.json where the question was not asked."""
         return {key: schema.get("default") for key, schema in self.schema.items()}
 
     def section(self, answer: AnswerT) -> Iterable[Part]:
-        """What the section shows of the answer."""
+        """Yield the parts of the answer's section of the report."""
         return ()
 
 
 class RecordingQuestion(Question[Evidence, AnswerT]):
-    """Asked of each recording."""
+    """A question about each recording."""
 
     def not_for(self, circuit: Circuit) -> str | None:
-        """Why the question has no answer for this circuit, in a sentence; None where it has.
+        """Return a sentence on why the question has no answer for this circuit; None where it has one.
 
-        What holds for each kind of neurons stands with them: `ncp_rl.cell.RecurrentCell.unanswered`.
+        The classes of neurons define this themselves: `ncp_rl.cell.RecurrentCell.unanswered`.
         """
         return circuit.core.unanswered.get(self.name)
 
     def why_not(self, evidence: Evidence, plan: Plan) -> str | None:
-        """Why it is not asked: first the circuit, then what else is missing."""
+        """Return why the question is not asked: the circuit has no answer, or something is missing."""
         return self.not_for(evidence.circuit) or self.lacks(evidence, plan)
 
 
 class RunsQuestion(Question[Runs, AnswerT]):
-    """Asked once, of all runs side by side.
+    """A question about all runs side by side, asked once.
 
     Attributes:
-        verdicts_title: Heading of its verdicts in the report, where those on recordings have the recording's name.
+        verdicts_title: Heading of its verdicts in the report; verdicts about recordings stand under the recording's
+            name.
     """
 
     verdicts_title: ClassVar[str]
@@ -160,12 +162,12 @@ class RunsQuestion(Question[Runs, AnswerT]):
 
 @dataclass(frozen=True)
 class Asked:
-    """What came of some questions.
+    """The answers to several questions.
 
     Attributes:
-        answers: By name of the question.
-        verdicts: Of all answers, in the order of the questions.
-        skipped: What was not asked, and why, by name of the question.
+        answers: Answers by the question's name.
+        verdicts: Verdicts on all answers, in the order of the questions.
+        skipped: Reason why a question was not asked, by its name.
     """
 
     answers: Mapping[str, Any]
@@ -173,7 +175,7 @@ class Asked:
     skipped: Mapping[str, str]
 
     def verdicts_on(self, question: Question[Any, Any]) -> list[Verdict]:
-        """The verdicts on one question's answer."""
+        """Return the verdicts on one question's answer."""
         return [verdict for verdict in self.verdicts if verdict.check == question.name]
 
 
@@ -181,7 +183,7 @@ def ask(questions: Iterable[Question[EvidenceT, Any]], evidence: EvidenceT, plan
     """Ask questions of the same evidence, one after the other.
 
     Raises:
-        ValueError: Two questions have one name, or a verdict is not of its question's name.
+        ValueError: Two questions have the same name, or a verdict's check is not its question's name.
     """
     answers: dict[str, Any] = {}
     verdicts: list[Verdict] = []

@@ -73,12 +73,12 @@ def _subject(questions: Questions) -> dict[str, Any]:
 
 
 def _where_asked(schema: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The schema itself, or null where the question was not asked and there is nothing else to stand there."""
+    """Return the schema, which allows null where the question may be skipped and it has no other default."""
     return schema if "default" in schema else {"oneOf": [{"type": "null"}, schema]}
 
 
 def _closed(properties: Mapping[str, Any]) -> dict[str, Any]:
-    """An object with these keys and no others."""
+    """Return the schema of an object with exactly these keys."""
     return {
         "type": "object",
         "properties": dict(properties),

@@ -1,4 +1,4 @@
-"""What a question shows in the report: texts, tables and plots. The page lays them out and escapes what they say."""
+"""Parts of a question's section in the report: texts, tables and plots. The page lays them out and escapes texts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_PLOTTED_ACTIONS = 4
 
 
 class Paragraph(NamedTuple):
-    """A paragraph of text; a "notice" stands out, a "hint" steps back."""
+    """A paragraph of text; a "notice" is emphasised, a "hint" is small."""
 
     text: str
     kind: Literal["", "notice", "hint"] = ""
@@ -29,14 +29,14 @@ class Heading(NamedTuple):
 
 
 class Plot(NamedTuple):
-    """A plot, and what it is called where it cannot be seen."""
+    """A plot, with a label for readers who cannot see it."""
 
     label: str
     figure: Figure
 
 
 class Table(NamedTuple):
-    """A table that opens under its caption; a row begins with its name, numbers get four digits."""
+    """A table that opens under its caption; a row begins with its name, and numbers are shown with four digits."""
 
     caption: str
     header: Sequence[str]
@@ -49,12 +49,12 @@ class Grid(NamedTuple):
     plots: Sequence[tuple[str, Plot]]
 
 
-# Markup is for what none of these can say; whoever makes it escapes what it holds, as `Markup.format` does.
+# Markup is for content that no other part can show; its author escapes texts in it, as `Markup.format` does.
 Part = Paragraph | Heading | Plot | Table | Grid | Markup
 
 
 def number(value: Any) -> str:
-    """A number with four digits, as tables show it, "none" where it is not finite; text as it is."""
+    """Return a number with four digits, "none" where it is not finite; text is returned unchanged."""
     if value is None or isinstance(value, str):
         return value or "none"
     return f"{value:.4g}" if math.isfinite(value) else "none"
@@ -66,7 +66,7 @@ def named_rows(names: Sequence[str], *columns: Any) -> list[list[Any]]:
 
 
 def notice_of_plotted(n_actions: int) -> Iterator[Paragraph]:
-    """Where plots leave actions out, a notice."""
+    """Yield a notice where plots leave actions out."""
     if n_actions > MAX_PLOTTED_ACTIONS:
         text = f"Plotted for {MAX_PLOTTED_ACTIONS} of {n_actions} actions; the table has all."
         yield Paragraph(text, "notice")

@@ -1,8 +1,8 @@
-"""How far can the action move when observations move a little? A proven bound, and the worst that an attack finds.
+"""How far can the action move when observations move a little? A proven bound, and the largest change an attack finds.
 
 Potentials are enclosed in an affine form (Comba and Stolfi, "Affine arithmetic and its applications to computer
-graphics", SIBGRAPI 1993) around what the circuit did: v = v0 + G z + r, where z in [-1, 1] are the moves of the
-observations, G (U, K) how potentials follow them, and |r| <= rho what is not linear. By the mean value theorem a
+graphics", SIBGRAPI 1993) around the recorded ones: v = v0 + G z + r, where z in [-1, 1] are the moves of the
+observations, G (U, K) is the linear response of the potentials, and |r| <= rho the rest. By the mean value theorem a
 substep f has f(v) - f(v0) = f'(xi) (v - v0) with xi in between, so that with derivatives f' in intervals around f'(v0)
 the form goes on as G <- f'(v0) G and rho <- |f'(v0)| rho + width (|G| + rho). A box, carried on by the sharp range of
 each substep (`ncp_rl.audit.intervals`), stands beside it: the form is tight for small moves, the box for large ones.
@@ -22,20 +22,20 @@ from ncp_rl.audit.intervals import Means, Range
 from ncp_rl.circuit import Circuit
 from ncp_rl.recording import Episode
 
-# Receptors are linear in what they observe up to float32's rounding; what is farther off is no receptor.
+# Receptors are linear in their quantity up to rounding in float32; an input that deviates further is no receptor.
 _NOT_LINEAR = 1e-4
-# Where the box is narrower than this share of the affine form, the form takes the box over and starts anew.
+# Where the box is narrower than this share of the affine form, the form is replaced by the box.
 _GIVE_UP = 0.2
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """Bounds over W steps from a step of an episode, for each of A action means.
+    """Bounds over W steps of an episode, for each of A action means.
 
     Attributes:
-        action_names: (A,)
+        action_names: (A,) names of the action means.
         step: The first step whose observation is moved.
-        bound: (W, A), how far each action mean can be from what it was, after each step.
+        bound: (W, A), how far each action mean can be from its recorded value, after each step.
         found: (W, A), how far the attack on the last step moved it.
     """
 
@@ -45,12 +45,12 @@ class Sensitivity:
     found: Array
 
     def ratio(self) -> Array:
-        """(A,), the bound over the worst found, at the last step: 1 is as tight as can be."""
+        """Return the bound over the change found at the last step, (A,): 1 where the bound is tight."""
         ratio: Array = self.bound[-1] / np.maximum(self.found[-1], np.finfo(np.float32).tiny)
         return ratio
 
     def to_dict(self) -> dict[str, Any]:
-        """For audit.json: bound and worst found at the last step."""
+        """Return the entries of audit.json: the bound and the change found at the last step."""
         last = zip(self.action_names, self.bound[-1].tolist(), self.found[-1].tolist(), strict=True)
         return {"step": self.step, "n_steps": len(self.bound)} | {
             name: {"bound": bound, "found": found} for name, bound, found in last
@@ -64,16 +64,16 @@ def sensitivity(
 
     Args:
         circuit: The circuit.
-        episode: What it did without moves.
-        moves: (K, S), what one unit of each of K independent moves, in [-1, 1], adds to the sensory inputs. For sensory
-            inputs that move by epsilon each: `epsilon * numpy.eye(S)`. For receptors a move is an observed quantity's,
-            and its row holds the gains of its receptors, times epsilon.
+        episode: A recorded episode, without moves.
+        moves: (K, S), change of the sensory inputs by one unit of each of K independent moves, in [-1, 1]. For sensory
+            inputs that move by epsilon each it is `epsilon * numpy.eye(S)`. For receptors a move is that of an observed
+            quantity, and its row holds the gains of its receptors, times epsilon.
         step: The first step that is moved.
-        n_steps: Steps that are moved; fewer where the episode ends before.
-        seed: Of the attack's starts.
+        n_steps: Number of steps that are moved; fewer where the episode ends before.
+        seed: Seed of the attack's random starts.
 
     Raises:
-        ValueError: moves does not fit the circuit, or step the episode.
+        ValueError: `moves` does not fit the circuit, or `step` does not fit the episode.
     """
     if moves.ndim != 2 or moves.shape[1] != circuit.wiring.n_sensory:
         raise ValueError(f"moves must be (K, S) with S = {circuit.wiring.n_sensory}, got {moves.shape}.")
@@ -90,16 +90,17 @@ def sensitivity(
 
 
 def observation_moves(circuit: Circuit, episodes: Sequence[Episode], share: float) -> tuple[Array, str]:
-    """Moves of each observed quantity by a share of the range in which it was seen, for `sensitivity`.
+    """Return moves of each observed quantity by a share of its recorded range, for `sensitivity`.
 
-    Receptors are linear in their quantity, so that two recorded values tell their gain. Other encoders hide what one
-    observation does to the senses: there each sensory input moves by itself, by the share of its own range.
+    Receptors are linear in their quantity, so that two recorded values give their gain. Other encoders hide the effect
+    of one observation on the sensory inputs: with these, each sensory input moves by itself, by the share of its own
+    range.
 
     Returns:
         moves: (K, S).
-        what: What moves: "observation" or "sensory input".
+        what: The kind of input that moves, "observation" or "sensory input".
     """
-    # Where a reading was bad, the circuit was given a stand-in.
+    # Where a reading was bad, the circuit was given zeros in its place.
     sensory, observed = (
         np.concatenate([getattr(episode, name)[~episode.held] for episode in episodes]).astype(np.float64)
         for name in ("sensory", "observation")
@@ -107,7 +108,7 @@ def observation_moves(circuit: Circuit, episodes: Sequence[Episode], share: floa
     quantity = [name.rpartition("_")[0] for name in circuit.sensory_names]
     each = share * np.diag(np.ptp(sensory, axis=0)), "sensory input"
     if not set(quantity) <= set(episodes[0].observation_names):
-        return each  # As the features of an image.
+        return each  # Such as the features of an image.
     rows = []
     for column, name in zip(observed.T, episodes[0].observation_names, strict=True):
         low, high = int(column.argmin()), int(column.argmax())
@@ -121,7 +122,7 @@ def observation_moves(circuit: Circuit, episodes: Sequence[Episode], share: floa
 
 @dataclass
 class _Enclosure:
-    """Potentials are in `box`, and are center + generators z + r with |r| <= rest."""
+    """Two enclosures of potentials: they are in `box`, and they are center + generators z + r with |r| <= rest."""
 
     box: Range
     center: Array  # (U,)
@@ -129,7 +130,7 @@ class _Enclosure:
     rest: Array  # (U,)
 
     def tighten(self) -> None:
-        """Let each of the two enclosures take from the other what it does better."""
+        """Tighten each of the two enclosures by the other."""
         radius = np.abs(self.generators).sum(1) + self.rest
         self.box = self.box.meet(Range(self.center - radius, self.center + radius))
         narrower = self.radius() < _GIVE_UP * radius
@@ -137,13 +138,13 @@ class _Enclosure:
         self.rest = np.where(narrower, self.radius(), self.rest)
 
     def radius(self) -> Array:
-        """How far potentials in the box are from the center."""
+        """Return how far potentials in the box can be from the center, (U,)."""
         radius: Array = np.maximum(self.box.high - self.center, self.center - self.box.low)
         return radius
 
 
 def _bound(circuit: Circuit, start: Array, sensory: Array, seconds: Array, moves: Array) -> Array:
-    """(W, A), radius of the action means; see the module."""
+    """Bound how far the action means can move, (W, A); the module's docstring has the method."""
     cell = Cell.of(circuit)
     means, motor = Means(cell), circuit.wiring.motor
     readout = circuit.readout.astype(np.float64)
@@ -261,7 +262,7 @@ def _attack(
     n_starts: int = 16,
     rounds: int = 20,
 ) -> Array:
-    """(W, A), the largest change of each action mean that projected gradient ascent on its last value finds."""
+    """Find large changes of each action mean, (W, A), by projected gradient ascent on its last value."""
     n_steps, n_actions = len(sensory), len(circuit.bias)
     device = circuit.ltc.cm.device
     inputs, elapsed = (torch.tensor(array, device=device) for array in (sensory, seconds))
@@ -288,7 +289,7 @@ def _attack(
         target = (moved[-1].unflatten(0, (n_actions, 2, n_starts)).diagonal(dim1=0, dim2=3)).permute(2, 0, 1)
         (gradient,) = torch.autograd.grad((target * sign).sum(), z)
         with torch.no_grad():
-            # From a random start to the corners of the box, where an action that moves evenly is farthest.
+            # Each step moves to a corner of the box, where an action that is monotonic in the moves changes most.
             z += gradient.sign() * (1.0 if round_ < rounds // 2 else 0.25)
             z.clamp_(-1.0, 1.0)
     return found

@@ -1,4 +1,4 @@
-"""How do its neurons answer a step? A circuit at rest, one sensory input stepped.
+"""How do the neurons answer a step? One sensory input of a circuit at rest is stepped.
 
 response = step_response(circuit, "theta_3", 0.5)
 """
@@ -20,15 +20,15 @@ from ncp_rl.circuit import Circuit
 
 @dataclass(frozen=True, kw_only=True)
 class StepResponse:
-    """What a step of one sensory input does to all neurons, from rest.
+    """The response of all neurons, from rest, to a step of one sensory input.
 
     Attributes:
         sensory: Name of the input.
         amount: By how much it steps.
         time: (T,) seconds since the step, from the first observation after it.
-        rest: (U,) potentials at rest before.
+        rest: (U,) potentials at rest, before the step.
         potentials: (T, U) after the step.
-        settled: Whether the last step moved no neuron by more than 1e-5; what follows is meant for settled responses.
+        settled: Whether the last step moved no neuron by more than 1e-5; the figures below describe settled responses.
         change: (U,), last potential less rest.
         rise_time: (U,) seconds until a neuron has first gone 1 - 1/e = 63.2 % of its change, linear between steps, 0 s
             at rest; NaN where the change is below 1e-4. A neuron whose conductances hold still takes its tau, as far as
@@ -51,7 +51,7 @@ class StepResponse:
     slowest_mode: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Summary as JSON has it, without the traces."""
+        """Return the summary for JSON, without the traces."""
         return {
             "sensory": self.sensory,
             "amount": self.amount,
@@ -72,18 +72,18 @@ def step_response(
     elapsed_time: float | None = None,
     n_steps: int = 500,
 ) -> StepResponse:
-    """Let the circuit come to rest, step one sensory input, and watch (step response as in any book on control).
+    """Let the circuit come to rest, step one sensory input, and record the response (as in any book on control).
 
     Args:
         circuit: The circuit.
         sensory: Name or number of the sensory input.
         amount: By how much it steps.
-        base: (S,) sensory inputs at rest, which stay as they are but for the step; zero where None.
+        base: (S,) sensory inputs at rest, of which the step changes one; None stands for zeros.
         elapsed_time: Seconds per step; the circuit's constant where None.
-        n_steps: Steps before and after.
+        n_steps: Number of steps before the step of the input, and after it.
 
     Raises:
-        ValueError: No such sensory input, or a base of another size.
+        ValueError: There is no such sensory input, or base has another size.
     """
     names = circuit.sensory_names
     number = names.index(sensory) if isinstance(sensory, str) and sensory in names else sensory

@@ -4,12 +4,12 @@
     print(trees.trees[3].rules[0])       # command_3 is high (0.41) when d_sin_theta/dt > 0.2 and cos_theta <= 0.5
 
 After Wang et al., "Measuring Interpretability of Neural Policies of Robots with Disentangled Representation" (CoRL
-2023, arXiv:2210.06650): a tree from quantities to the neuron's response, its decision paths as the neuron's
-logic, and three figures of how well the neurons keep apart what they stand for. Where we differ:
+2023, arXiv:2210.06650): a tree from quantities to the neuron's response, whose decision paths are the neuron's
+logic, and three figures of how well the neurons separate these logics. The differences are:
 
-- The tree sees what the circuit was shown, not the simulator's state. Where velocities are hidden, quantities are
+- The tree reads the circuit's observations, not the simulator's state. Where velocities are hidden, quantities are
   joined by finite differences, named `d_cos_theta/dt`: (x_t - x_{t-1}) / elapsed_t, 0 at the first step. They are
-  not observed as such: the circuit has to remember to know them.
+  not observed: the circuit can know them only by its memory.
 - A tree is scikit-learn's regression tree (CART, Breiman et al. 1984, squared error) with at most 8 leaves, so that its
   rules can be read; it is not pruned to a neuron's response afterwards, nor are paths predicted back from responses.
 - All figures are taken on episodes that the trees have not seen; episodes are split, not steps.
@@ -19,9 +19,11 @@ With z_i the response (potential) of neuron i and P_i the decision path (leaf) o
 - **Response variance** of neuron i: sum_k p(P_i = k) var(z_i | P_i = k) / var(z_i), from 0 (each path is one
   response) to 1.
 - **Mutual information gap**: mean over i of (I(z_a; P_i) - I(z_b; P_i)) / H(P_i), where a and b are the two neurons
-  that tell most of P_i (Chen et al., NeurIPS 2018). 1: each logic lives in one neuron; 0: two neurons tell as much.
+  that tell most about P_i (Chen et al., NeurIPS 2018). It is 1 where one neuron carries each logic, 0 where two neurons
+  tell equally much.
 - **Modularity**: mean over i of 1 - sum_{k != a} I(z_i; P_k)^2 / ((C - 1) I(z_i; P_a)^2), where P_a is the logic of
-  which z_i tells most (Ridgeway and Mozer, NeurIPS 2018). 1: each neuron tells of one logic; 0: of all alike.
+  about which z_i tells most (Ridgeway and Mozer, NeurIPS 2018). It is 1 where each neuron tells about one logic, 0
+  where it tells equally about all.
 
 I is the plug-in estimate in nats, z cut at its quantiles into 16 bins of equal counts. It is biased upwards by about
 15 (leaves - 1) / (2 steps) nats, more where steps depend on each other.
@@ -49,36 +51,37 @@ from ncp_rl.recording import Episode
 
 Source = Literal["observation", "sensory"]
 
-#: More observed quantities than this are an image rather than something that a rule can name.
+#: More observed quantities than this are treated as an image, whose pixels a rule cannot name.
 MAX_QUANTITIES = 64
 
-#: A tree that tells less than this share of a neuron's variance does not describe it.
+#: A tree that explains less than this share of a neuron's variance does not describe it.
 MIN_R2 = 0.5
 
 _BINS = 16
 
 
 class Quantities(NamedTuple):
-    """What rules speak of."""
+    """The quantities that rules name."""
 
     names: tuple[str, ...]
     values: Array
-    """(T, Q)"""
+    """(T, Q) values at each step"""
 
 
 def named_quantities(
     circuit: Circuit, episode: Episode, *, source: Source = "observation", differences: bool = True
 ) -> Quantities:
-    """Named quantities at each step of an episode.
+    """Return named quantities at each step of an episode.
 
     Args:
-        circuit: Of the policy that ran.
+        circuit: Circuit of the policy that ran.
         episode: The episode.
-        source: "observation", as the environment gave it; "sensory", the circuit's inputs, for images.
-        differences: Join the finite differences, as the module's docstring defines them.
+        source: "observation" for what the environment gave; "sensory" for the circuit's inputs, where images are
+            observed.
+        differences: Whether to join the finite differences, as the module's docstring defines them.
 
     Raises:
-        ValueError: More observed quantities than rules can name.
+        ValueError: There are more observed quantities than rules can name.
     """
     observed = source == "observation"
     names = episode.observation_names if observed else circuit.sensory_names
@@ -92,21 +95,21 @@ def named_quantities(
     if not moving:
         return Quantities(names, values)
     seconds = episode.elapsed_time[:, None].astype(np.float64)
-    with np.errstate(invalid="ignore"):  # Of readings that are infinite.
+    with np.errstate(invalid="ignore"):  # Differences of infinite readings are NaN.
         moves = np.diff(values[:, moving], axis=0, prepend=values[:1, moving])
     rates = np.divide(moves, seconds, out=np.zeros_like(moves), where=seconds > 0)
     return Quantities(names + tuple(f"d_{names[i]}/dt" for i in moving), np.concatenate([values, rates], axis=1))
 
 
 class Condition(NamedTuple):
-    """low < quantity <= high; -inf and inf where there is no bound."""
+    """The condition low < quantity <= high; a bound is -inf or inf where there is none."""
 
     quantity: str
     low: float
     high: float
 
     def __str__(self) -> str:
-        """As people write it."""
+        """Return the condition as people write it."""
         if math.isinf(self.low):
             return f"{self.quantity} <= {self.high:.3g}"
         if math.isinf(self.high):
@@ -122,9 +125,9 @@ class Rule:
         neuron: Name of the neuron.
         level: "high", "middling" or "low": above, within or below half a standard deviation around the neuron's mean.
         value: Mean potential at the fitting steps of this path.
-        share: Of the held-out steps, those that take this path.
+        share: Share of the held-out steps that take this path.
         leaf: Number of the leaf among the tree's nodes.
-        conditions: All must hold; none where the tree is a single leaf.
+        conditions: Conditions that all hold on this path; empty where the tree is a single leaf.
     """
 
     neuron: str
@@ -135,7 +138,7 @@ class Rule:
     conditions: tuple[Condition, ...]
 
     def __str__(self) -> str:
-        """The rule as a sentence."""
+        """Return the rule as a sentence."""
         when = "when " + " and ".join(map(str, self.conditions)) if self.conditions else "always"
         value = round(self.value, 2) + 0.0  # No "-0.00".
         return f"{self.neuron} is {self.level} ({value:.2f}) {when}"
@@ -147,10 +150,10 @@ class NeuronTree:
 
     Attributes:
         neuron: Name of the neuron.
-        quantities: (Q,) names that `feature` counts.
+        quantities: (Q,) names of the quantities, which `feature` numbers.
         left, right: (K,) int, node to go on to where quantity <= threshold, or else; -1 at leaves.
         feature: (K,) int, number of the quantity; negative at leaves.
-        threshold: (K,) of the quantity, as float32.
+        threshold: (K,) threshold of the quantity, a float32 number.
         value: (K,) mean potential at the fitting steps that pass the node.
         rules: The decision paths, the most frequent first.
         r2: 1 - sum (z - prediction)^2 / sum (z - mean z)^2 over held-out steps, the coefficient of determination; NaN
@@ -170,7 +173,7 @@ class NeuronTree:
     response_variance: float
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it, rules as sentences."""
+        """Return the tree for audit.json, with its rules as sentences."""
         rules = [
             {"rule": str(rule), "level": rule.level, "value": rule.value, "share": rule.share} for rule in self.rules
         ]
@@ -180,11 +183,11 @@ class NeuronTree:
 
 @dataclass(frozen=True, kw_only=True)
 class TreeAudit:
-    """Trees of the watched neurons and how well the neurons keep their logics apart.
+    """Trees of the watched neurons, and how well the neurons separate their logics.
 
     Attributes:
         watched: The neurons, C of them.
-        trees: (C,), in their order.
+        trees: (C,), a tree for each watched neuron.
         n_fit, n_held_out: Episodes that the trees were grown on, and scored on.
         mutual_information: (C, C) nats, I(z_i; P_k) of response i and decision path k.
         mutual_information_gap: See the module's docstring; NaN where no tree has two leaves.
@@ -205,7 +208,7 @@ class TreeAudit:
         return _mean([tree.r2 for tree in self.trees])
 
     def verdict(self) -> Verdict:
-        """Passed where the trees tell at least half of the neurons' variance in held-out episodes (mean R^2 >= 0.5)."""
+        """Return the verdict, which passes where the trees explain half of the held-out variance (mean R^2 >= 0.5)."""
         figures = {
             "trees_r2": self.r2,
             "trees_response_variance": _mean([tree.response_variance for tree in self.trees]),
@@ -226,7 +229,7 @@ class TreeAudit:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Return the trees and figures for audit.json."""
         return {
             "layer": self.watched.layer,
             "n_fit": self.n_fit,
@@ -249,19 +252,19 @@ def audit_trees(
     held_out: float = 0.25,
     seed: int = 0,
 ) -> TreeAudit:
-    """Grow a tree per command neuron on some episodes, and score it on the others.
+    """Grow a tree for each command neuron on some episodes, and score it on the others.
 
     Args:
-        circuit: Of the policy that ran.
-        episodes: Two at least.
-        source: What rules speak of; see `named_quantities`.
-        differences: Whether they speak of changes too.
-        max_leaves: Of each tree. A leaf holds at least 1 % of the steps.
-        held_out: Share of the episodes to score on, one at least.
-        seed: Of the split.
+        circuit: Circuit of the policy that ran.
+        episodes: At least two episodes.
+        source: The quantities that rules name; see `named_quantities`.
+        differences: Whether rules may name finite differences too.
+        max_leaves: Largest number of leaves of a tree. A leaf holds at least 1 % of the steps.
+        held_out: Share of the episodes to score on; at least one is held out.
+        seed: Seed of the split.
 
     Raises:
-        ValueError: Fewer than two episodes, or quantities that rules cannot name.
+        ValueError: There are fewer than two episodes, or more quantities than rules can name.
     """
     if len(episodes) < 2:
         raise ValueError(
@@ -274,7 +277,7 @@ def audit_trees(
     for part in (fitting, scoring):
         quantities = [named_quantities(circuit, episode, source=source, differences=differences) for episode in part]
         values = np.concatenate([q.values for q in quantities])
-        # Steps with a reading that is not finite, held ones and the changes after them, are no ground for rules.
+        # Held steps, and the differences after them, have readings that are not finite: trees are not grown on these.
         finite_rows = np.isfinite(values).all(axis=1)
         parts.append((values[finite_rows], watched.stacked(part)[finite_rows]))
     (x, z), (x_new, z_new) = parts
@@ -334,7 +337,7 @@ def _level(value: float, z: Array) -> str:
 
 
 def _paths(tree: Any, quantities: tuple[str, ...]) -> list[tuple[int, tuple[Condition, ...]]]:
-    """Leaves with their conditions, those on one quantity joined."""
+    """Return leaves with their conditions; the conditions on one quantity are joined."""
     leaves = []
     open_nodes: list[tuple[int, dict[int, tuple[float, float]]]] = [(0, {})]
     while open_nodes:
@@ -352,7 +355,7 @@ def _paths(tree: Any, quantities: tuple[str, ...]) -> list[tuple[int, tuple[Cond
 
 
 def _mutual_information(z: Array, paths: Sequence[npt.NDArray[np.int64]]) -> tuple[Array, Array]:
-    """I(z_i; P_k) (C, C) and H(P_k) (C,), in nats."""
+    """Return I(z_i; P_k) (C, C) and H(P_k) (C,), in nats."""
     n_neurons = z.shape[1]
     information, entropy = np.zeros((n_neurons, n_neurons)), np.zeros(n_neurons)
     bins = [_binned(z[:, i]) for i in range(n_neurons)]
@@ -361,7 +364,7 @@ def _mutual_information(z: Array, paths: Sequence[npt.NDArray[np.int64]]) -> tup
         entropy[k] = _entropy(np.bincount(leaf))
         for i in range(n_neurons):
             joint = np.bincount(bins[i] * (leaf.max() + 1) + leaf)
-            # Rounding can leave a little less than nothing.
+            # Rounding can make it slightly negative.
             information[i, k] = max(_entropy(np.bincount(bins[i])) + entropy[k] - _entropy(joint), 0.0)
     return information, entropy
 
@@ -377,7 +380,7 @@ def _entropy(counts: npt.NDArray[np.int64]) -> float:
 
 
 def mutual_information_gap(information: Array, entropy: Array) -> float:
-    """The gap, from I(z_i; P_k) (C, C) and H(P_k) (C,); a lone neuron's rival tells 0.
+    """Return the gap from I(z_i; P_k) (C, C) and H(P_k) (C,); with one neuron, the second one counts as 0.
 
     Logics of one path are left out.
     """
@@ -387,7 +390,7 @@ def mutual_information_gap(information: Array, entropy: Array) -> float:
 
 
 def modularity_score(information: Array) -> float:
-    """The modularity, from I(z_i; P_k) (C, C); neurons that tell of no logic are left out."""
+    """Return the modularity from I(z_i; P_k) (C, C); neurons that tell about no logic are left out."""
     n_neurons = len(information)
     best = information.max(axis=1)
     telling = best > 0
@@ -398,6 +401,6 @@ def modularity_score(information: Array) -> float:
 
 
 def _mean(values: Sequence[float]) -> float:
-    """Over the entries that are not NaN; NaN where there are none."""
+    """Return the mean over the entries that are not NaN; NaN where all are."""
     present = [value for value in values if not math.isnan(value)]
     return sum(present) / len(present) if present else math.nan

@@ -1,4 +1,4 @@
-"""`Verdict`: what an audit says on a question in a sentence, with its figures."""
+"""`Verdict`: the audit's judgement on an answer, as a sentence with its figures."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ class Verdict:
     """A verdict on the answer to a question.
 
     Attributes:
-        check: What was asked, one word, the question's name: "chain", "replay", "explain", "certificate", ...
+        check: Name of the question, one word: "chain", "replay", "explain", "certificate", ...
         passed: Whether the answer is as it should be.
         sentence: The answer, for people, with its most important figure.
-        figures: The figures behind it by name, for thresholds; plain finite numbers.
+        figures: The figures of the verdict by name, for thresholds; finite Python numbers.
     """
 
     check: str
@@ -23,11 +23,11 @@ class Verdict:
     figures: Mapping[str, float]
 
     def __str__(self) -> str:
-        """A line: pass or FAIL, the check and its sentence."""
+        """Return a line: pass or FAIL, the check and its sentence."""
         return f"{'pass' if self.passed else 'FAIL'}  {self.check:<12}  {self.sentence}"
 
 
 def sentence_of(answer: object) -> str:
-    """What an answer says of itself, as a sentence: with a capital and a full stop."""
+    """Return the text of an answer as a sentence, with a capital and a full stop."""
     text = str(answer).rstrip(".")
     return f"{text[0].upper()}{text[1:]}."

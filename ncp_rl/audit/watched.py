@@ -21,7 +21,7 @@ class Watched:
         layer: "command"; "all" where the wiring has no command neurons (`FullyConnected`, `Random`), so that every
             neuron is watched.
         index: (C,) int, positions among the U neurons.
-        names: (C,), of these neurons.
+        names: (C,), names of these neurons.
     """
 
     layer: str
@@ -35,14 +35,14 @@ class Watched:
         return cls("command" if wiring.n_command else "all", np.arange(wiring.units)[part], wiring.names[part])
 
     def __str__(self) -> str:
-        """For sentences: which neurons these are."""
+        """Return which neurons these are, as sentences name them."""
         return "command neurons" if self.layer == "command" else "neurons (the wiring has no command neurons)"
 
     def stacked(self, episodes: Sequence[Episode]) -> Array:
-        """Potentials of all steps of all episodes, one after the other: (steps, C) float64.
+        """Return the potentials of all steps of all episodes, one after the other: (steps, C) float64.
 
         Raises:
-            ValueError: No episodes, or potentials that are not finite; names the first.
+            ValueError: There are no episodes, or potentials are not finite; the message names the first.
         """
         if not episodes:
             raise ValueError("At least one episode is needed, got none.")

@@ -1,4 +1,4 @@
-"""The fused scan over liquid time-constant neurons, and its backends. `docs/kernels.md` leads through them."""
+"""The fused scan over liquid time-constant neurons, and its backends, which `docs/kernels.md` explains."""
 
 from ncp_rl.kernels.backends import BACKENDS, Backend
 from ncp_rl.kernels.contract import EPSILON, FrozenParams, Params, Synapses, exporting, tracing

@@ -1,7 +1,7 @@
-"""The backends of the scan: one table, which `ltc_scan`, the tests and the benchmark read.
+"""The table of the scan's backends, which `ltc_scan`, the tests and the benchmark read.
 
-A fused backend is a module with the functions of `FusedBackend`; `ncp_rl.kernels.fused` fits it into PyTorch. Whoever
-adds one adds an entry here, and to `Backend`: `tests/kernels/test_scan.py` runs over all entries.
+A fused backend is a module with the functions of `FusedBackend`; `ncp_rl.kernels.fused` connects it to PyTorch. To
+add one, add an entry here, and to `Backend`: `tests/kernels/test_scan.py` runs over all entries.
 """
 
 from __future__ import annotations
@@ -17,34 +17,34 @@ from torch import Tensor
 
 from ncp_rl.kernels.contract import Gradients, Operands
 
-#: What `ltc_scan` may be asked for, for type checkers: "auto" and the names of `BACKENDS`.
+#: Values of `ltc_scan`'s argument `backend`, for type checkers: "auto" and the names of `BACKENDS`.
 Backend = Literal["auto", "reference", "numba", "triton"]
 
 
 class FusedBackend(Protocol):
-    """What a module offers to be a fused backend."""
+    """The functions of a module that is a fused backend."""
 
     def forward(self, operands: Operands, *, save: bool) -> tuple[Tensor, Any]:
-        """Potentials (T, N, U), and what `backward` can use if `save`: of any kind, None if nothing."""
+        """Return the potentials (T, N, U) and, if `save`, anything that `backward` can use, or None."""
 
     def backward(self, grad: Tensor, potentials: Tensor, saved: Any, operands: Operands) -> Gradients:
-        """Gradients for `grad` (T, N, U) of the potentials that `forward` returned; `saved` may be None."""
+        """Return the gradients for `grad` (T, N, U) of the potentials that `forward` returned; `saved` may be None."""
 
 
 @dataclass(frozen=True)
 class BackendEntry:
-    """What is known of a backend before it is loaded."""
+    """The properties of a backend that are known before it is loaded."""
 
     name: str
     devices: tuple[str, ...] | None
-    """Types of the devices that it runs on; None for any."""
+    """Types of the devices that it runs on; None stands for all."""
     dtypes: tuple[torch.dtype, ...] | None
-    """What it computes in; None for any floating-point dtype."""
+    """Dtypes in which it computes; None stands for all floating-point dtypes."""
     load: Callable[[], FusedBackend] | None
-    """Imports the module; None for the reference, which is plain PyTorch."""
+    """Function that imports the module; None for the reference, which is plain PyTorch."""
     saves: bool
-    """Whether its forward pass keeps what its backward pass would have to compute again: up to `SAVED_BYTES`, a number
-    of its module, where a test or a user may set another."""
+    """Whether its forward pass keeps values for its backward pass: up to `SAVED_BYTES`, a number
+    of its module, which a test or a user may change."""
 
     def serves(self, dtype: torch.dtype, device: str) -> bool:
         """Whether the backend computes in `dtype` on devices of the type `device`."""
@@ -67,7 +67,7 @@ def _load_triton() -> FusedBackend:
         ) from error
 
 
-#: By name. "auto" is the first fused one that serves the operands, the reference where none does.
+#: The backends by name. "auto" is the first fused backend that serves the operands, or else the reference.
 BACKENDS: dict[str, BackendEntry] = {
     entry.name: entry
     for entry in (
@@ -79,7 +79,7 @@ BACKENDS: dict[str, BackendEntry] = {
 
 
 def choose(name: str, dtype: torch.dtype, device: str) -> BackendEntry:
-    """The backend that is named, or the best for "auto", to compute in `dtype` on devices of the type `device`.
+    """Return the named backend, or the best for "auto", to compute in `dtype` on devices of the type `device`.
 
     Raises:
         ValueError: No backend has this name, or it does not compute in this dtype on this device.
@@ -103,7 +103,7 @@ def choose(name: str, dtype: torch.dtype, device: str) -> BackendEntry:
 
 
 def load_backend(name: str) -> FusedBackend:
-    """The module of a fused backend, imported when it is first asked for.
+    """Return the module of a fused backend, which the first call imports.
 
     Raises:
         ValueError: No fused backend has this name.

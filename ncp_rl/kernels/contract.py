@@ -1,4 +1,4 @@
-"""What every backend of the scan receives and returns.
+"""The operands and results of every backend of the scan.
 
 Letters: T time steps, N sequences, S sensory inputs, U neurons, E synapses between neurons, E_s sensory synapses.
 """
@@ -21,63 +21,63 @@ EPSILON = 1e-8
 
 
 class Params(NamedTuple):
-    """Parameters of the cell, constrained already: w, cm and gleak are not negative."""
+    """Constrained parameters of the cell: w, cm and gleak are not negative."""
 
     synaptic: Tensor
     """(4, E) rows w, sigma, mu, erev of the synapses between neurons, in the order of `Synapses.source`."""
     sensory: Tensor
-    """(4, E_s) the same rows for the sensory synapses, in the order of `Synapses.sensory_source`."""
+    """(4, E_s) the same rows of the sensory synapses, in the order of `Synapses.sensory_source`."""
     neuronal: Tensor
     """(3, U) rows cm, gleak, vleak."""
 
 
 class FrozenParams(Params):
-    """Parameters whose tensors nobody changes any more, so that what follows from them is computed once."""
+    """Parameters whose tensors never change, so that backends can keep values derived from them."""
 
     @functools.cached_property
     def derived(self) -> dict[Any, Any]:
-        """What backends keep here, by keys of their own."""
+        """Values that backends derived from the parameters, by the backends' own keys."""
         return {}
 
     def __getstate__(self) -> None:
-        """Copies derive anew: what is kept here may hold addresses of the original's memory."""
+        """Keep `derived` out of copies, since it may hold addresses of the original's memory."""
 
 
 class Synapses(NamedTuple):
-    """Where the synapses run: compressed sparse rows by destination, int32, on the device of the computation.
+    """Lists of synapses: compressed sparse rows by destination, int32, on the device of the computation.
 
     The synapses that end in neuron j are `source[pointer[j]:pointer[j + 1]]`, sources ascending, each of them once.
     """
 
     pointer: Tensor
-    """(U + 1,) int32"""
+    """(U + 1,) int32, first synapse of each neuron"""
     source: Tensor
     """(E,) int32, presynaptic neuron"""
     sensory_pointer: Tensor
-    """(U + 1,) int32"""
+    """(U + 1,) int32, first synapse of each neuron"""
     sensory_source: Tensor
     """(E_s,) int32, presynaptic sensory input"""
 
     @classmethod
     def from_adjacency(cls, adjacency: npt.NDArray[np.int8], sensory_adjacency: npt.NDArray[np.int8]) -> Synapses:
-        """Synapse lists of `adjacency` (U, U) and `sensory_adjacency` (S, U), [source, destination], 0 for none."""
+        """List the synapses of `adjacency` (U, U) and `sensory_adjacency` (S, U), [source, destination], 0 for none."""
         return cls.from_lists(synapse_list(adjacency), synapse_list(sensory_adjacency))
 
     @classmethod
     def from_lists(cls, between: SynapseList, sensory: SynapseList) -> Synapses:
-        """Copies of the lists of synapses between neurons and from sensory inputs, as tensors on the CPU."""
+        """Copy the lists of synapses between neurons and from sensory inputs to tensors on the CPU."""
         return cls(*(torch.tensor(array) for synapses in (between, sensory) for array in synapses[:2]))
 
     def to(self, device: torch.device | str) -> Synapses:
-        """The same lists on `device`."""
+        """Return the same lists on `device`."""
         return Synapses(*(tensor.to(device) for tensor in self))
 
 
 class Operands(NamedTuple):
-    """All that the scan computes with. What backends get is contiguous, on one device, and fits together."""
+    """The operands of the scan. Backends get them contiguous, on one device, and with shapes that fit."""
 
     params: Params
-    """Constrained parameters, of the dtype of the computation"""
+    """Constrained parameters, in the dtype of the computation"""
     synapses: Synapses
     inputs: Tensor
     """(T, N, S), sensory inputs"""
@@ -92,12 +92,12 @@ class Operands(NamedTuple):
 
     @property
     def values(self) -> tuple[Tensor | None, ...]:
-        """Everything but synapses and substeps, in the order of `VALUES`; so autograd and graphs take it."""
+        """All operands but synapses and substeps, in the order of `VALUES`, as autograd and graphs take them."""
         return *self.params, self.inputs, self.state, self.episode_starts, self.elapsed_time
 
     @classmethod
     def from_values(cls, values: Sequence[Any], synapses: Synapses, ode_unfolds: int) -> Operands:
-        """The operands that have these `values`."""
+        """Return the operands that have these `values`."""
         synaptic, sensory, neuronal, inputs, state, episode_starts, elapsed_time = values
         params = Params(synaptic, sensory, neuronal)
         return cls(params, synapses, inputs, state, episode_starts, elapsed_time, ode_unfolds)
@@ -116,7 +116,7 @@ VALUES = {
 
 
 class Gradients(NamedTuple):
-    """Gradients of a scalar with respect to the operands of the scan, each of its operand's shape."""
+    """Gradients of a scalar with respect to the operands of the scan, each in the shape of its operand."""
 
     params: Params
     inputs: Tensor
@@ -125,15 +125,15 @@ class Gradients(NamedTuple):
 
     @property
     def values(self) -> tuple[Tensor | None, ...]:
-        """As `Operands.values`; None for those that have no gradient."""
+        """The gradients in the order of `Operands.values`; None for operands without one."""
         return *self.params, self.inputs, self.state, None, self.elapsed_time
 
 
 def tracing() -> bool:
-    """Whether torch.jit.trace or the older torch.onnx records: shapes are values of the graph, not to be looked at."""
+    """Return whether torch.jit.trace or the older torch.onnx records; shapes are then values of the graph."""
     return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
 
 
 def exporting() -> bool:
-    """Whether a graph is captured that runs without this library: by torch.export, torch.onnx or torch.jit.trace."""
+    """Return whether torch.export, torch.onnx or torch.jit.trace captures a graph, which runs without this library."""
     return torch.compiler.is_exporting() or tracing()

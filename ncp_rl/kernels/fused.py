@@ -1,6 +1,6 @@
-"""What the fused backends share: how autograd and `torch.compile` see a hand-written scan.
+"""The connection of all fused backends to PyTorch: how autograd and `torch.compile` see a hand-written scan.
 
-Eager mode takes the cheapest way in: the kernel itself where no gradient is wanted, an `autograd.Function` where one
+Eager mode takes the cheapest way: the kernel itself where no gradient is wanted, an `autograd.Function` where one
 is. While `torch.compile` captures a graph, a registered operator stands in for it, because a graph can hold nothing but
 operators. A graph that is exported holds the reference instead: it runs without this library.
 """
@@ -20,7 +20,7 @@ from ncp_rl.kernels.contract import VALUES, Gradients, Operands, Params, Synapse
 
 
 def scan(backend: BackendEntry, operands: Operands) -> Tensor:
-    """Run the scan of a fused backend; potentials (T, N, U)."""
+    """Run the scan of a fused backend and return the potentials (T, N, U)."""
     if torch.compiler.is_compiling():
         potentials: Tensor = _scan_operator(*operands.values, *operands.synapses, operands.ode_unfolds, backend.name)
         return potentials
@@ -62,13 +62,13 @@ class _FusedScan(torch.autograd.Function):
         return None, None, None, *gradients.values
 
 
-# What a graph's operator takes: `Operands.values`, the synapse lists, then what is no tensor.
+# The arguments of a graph's operator: `Operands.values`, the synapse lists, then those that are not tensors.
 _KINDS = VALUES | dict.fromkeys(Synapses._fields, "Tensor") | {"ode_unfolds": "int", "backend": "str"}
 _ARGUMENTS = ", ".join(f"{kind} {name}" for name, kind in _KINDS.items())
 
 
 def _operands(arguments: Sequence[Any]) -> Operands:
-    """The operands among the arguments of an operator."""
+    """Return the operands among the arguments of an operator."""
     *tensors, ode_unfolds, _ = arguments
     return Operands.from_values(tensors[: len(VALUES)], Synapses(*tensors[len(VALUES) :]), ode_unfolds)
 
@@ -88,7 +88,7 @@ def _scan_shape(*arguments: Any) -> Tensor:
     "ncp_rl::ltc_scan_backward", mutates_args=(), schema=f"(Tensor grad, Tensor potentials, {_ARGUMENTS}) -> Tensor[]"
 )
 def _backward_operator(grad: Tensor, potentials: Tensor, *arguments: Any) -> list[Tensor]:
-    """The gradients that there are, in the order of the values."""
+    """Return the gradients that exist, in the order of the values."""
     gradients = load_backend(arguments[-1]).backward(grad.contiguous(), potentials, None, _operands(arguments))
     return [gradient for gradient in gradients.values if gradient is not None]
 

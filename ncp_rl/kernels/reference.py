@@ -1,4 +1,4 @@
-"""The scan in plain PyTorch: any device, any dtype, gradients by autograd. The oracle of every other backend.
+"""The scan in plain PyTorch: any device, any dtype, gradients by autograd. Every other backend is tested against it.
 
 The cell is the liquid time-constant network of Hasani et al., "Liquid Time-constant Networks", AAAI 2021
 (https://arxiv.org/abs/2006.04439), equation 1 with conductance-based synapses,
@@ -10,7 +10,7 @@ delta = elapsed_time / ode_unfolds, one substep is
 
     v_j <- (cm v_j + delta (gleak vleak + sum_i w_ij s_ij erev_ij)) / (cm + delta (gleak + sum_i w_ij s_ij + epsilon)).
 
-ncps writes it divided by delta; in this form no elapsed time (0 seconds) leaves the potentials as they are.
+ncps writes it divided by delta; in this form an elapsed time of 0 seconds leaves the potentials unchanged.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ncp_rl.kernels.contract import EPSILON, Operands, exporting
 
 
 def scan(operands: Operands) -> Tensor:
-    """Run the cell over whole sequences; potentials (T, N, U) after each step."""
+    """Run the cell over whole sequences and return the potentials (T, N, U) after each step."""
     params, synapses, inputs, state, episode_starts, elapsed_time, ode_unfolds = operands
     cm, gleak, vleak = params.neuronal.unbind()
     between = _destinations(synapses.pointer, synapses.source, n_sources=state.shape[1])
@@ -33,7 +33,7 @@ def scan(operands: Operands) -> Tensor:
         if episode_starts is not None:
             v = torch.where(episode_starts[t][:, None], 0.0, v)
         delta = (1.0 if elapsed_time is None else elapsed_time[t][:, None]) / ode_unfolds
-        # Sensory currents and conductances hold still within a step.
+        # Sensory currents and conductances are constant within a step.
         sensory_current, sensory_conductance = _synaptic_sums(x, params.sensory, synapses.sensory_source, senses, v)
         for _ in range(ode_unfolds):
             current, conductance = _synaptic_sums(v, params.synaptic, synapses.source, between, v)
@@ -47,18 +47,18 @@ def scan(operands: Operands) -> Tensor:
 def _synaptic_sums(
     v: Tensor, params: Tensor, source: Tensor, destinations: Tensor, like: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Per destination neuron: sum of w s erev and sum of w s, each as `like` (N, U), for presynaptic `v` (N, I)."""
+    """Sum w s erev and w s for each destination neuron, each as `like` (N, U), for presynaptic `v` (N, I)."""
     w, sigma, mu, erev = params.unbind()
     ws = w * torch.sigmoid(sigma * (v.index_select(1, source) - mu))  # (N, E)
     return _sum_at(destinations, ws * erev, like), _sum_at(destinations, ws, like)
 
 
 def _destinations(pointer: Tensor, source: Tensor, n_sources: int) -> Tensor:
-    """Where the values of synapses are summed, as `_sum_at` takes it.
+    """Return the indices by which `_sum_at` sums values of synapses.
 
-    The neuron (E,) where each synapse ends. Exchange formats for graphs add nothing up at repeated indices, and no
-    shape in them may follow from numbers: there it is the other way round, (U, n_sources), one plus the synapse from
-    each neuron's first, second, ... source, and 0 where a neuron has no more of them.
+    They are the neuron (E,) in which each synapse ends. Exchange formats for graphs cannot add at repeated indices, and
+    no shape in them may depend on numbers: for these they are (U, n_sources), one plus the number of the synapse from
+    each neuron's first, second, ... source, and 0 where a neuron has no more sources.
     """
     if not exporting():
         neurons = torch.arange(len(pointer) - 1, device=pointer.device)
@@ -68,7 +68,7 @@ def _destinations(pointer: Tensor, source: Tensor, n_sources: int) -> Tensor:
 
 
 def _sum_at(destinations: Tensor, values: Tensor, like: Tensor) -> Tensor:
-    """Per neuron the sum of its synapses' `values` (N, E), as `like` (N, U)."""
+    """Sum the `values` (N, E) of each neuron's synapses, as `like` (N, U)."""
     if not exporting():
         return torch.zeros_like(like).index_add(1, destinations, values)
     padded = torch.cat([torch.zeros_like(like[:, :1]), values], dim=1)

@@ -29,7 +29,7 @@ def ltc_scan(
 
     Args:
         params: Constrained parameters of the cell.
-        synapses: Where the synapses run. Pass the same object again and again: it is checked when it is new.
+        synapses: Lists of synapses. Pass the same object in each call, since a new object is checked in full.
         inputs: (T, N, S), sensory inputs.
         state: (N, U), membrane potentials before the first step.
         episode_starts: (T, N) bool; True sets a sequence's potentials to zero before that step.
@@ -71,7 +71,7 @@ def ltc_scan(
 
 @dataclass
 class _Sizes:
-    """What is known of synapse lists that were checked."""
+    """The sizes of synapse lists that were checked."""
 
     synapses: Synapses
     """The lists that the sizes are of, contiguous"""
@@ -83,20 +83,20 @@ class _Sizes:
     n_synapses: int
     n_sensory_synapses: int
     n_inputs: int
-    """How many sensory inputs there must be at least"""
+    """Least number of sensory inputs"""
     fitted: FrozenParams | None = None
-    """The last of them that fitted, of the lists' device"""
+    """The parameters that fitted last, on the lists' device"""
 
 
-#: Lists that were checked, by id. They hold the lists themselves, so that an id stays theirs.
+#: Lists that were checked, by id. The values hold the lists themselves, so that no other object can get their id.
 _known: dict[int, _Sizes] = {}
 _MAX_KNOWN = 64
 
 
 def _sizes_of(synapses: Synapses, inputs: Tensor) -> _Sizes:
-    """Sizes of `synapses`, which fit `inputs` (T, N, S)."""
+    """Return the sizes of `synapses` after checking that they fit `inputs` (T, N, S)."""
     if torch.compiler.is_compiling():
-        # Values of traced tensors cannot be read, and identities mean nothing.
+        # Values of traced tensors cannot be read, and their identities change from call to call.
         sizes = _measure(synapses, n_inputs=0)
     else:
         sizes = _known.get(id(synapses)) or _check_synapses(synapses)
@@ -132,7 +132,7 @@ def _measure(synapses: Synapses, n_inputs: int) -> _Sizes:
 
 
 def _check_synapses(synapses: Synapses) -> _Sizes:
-    """Check `synapses` in full, once: kernels follow the lists without looking where they lead."""
+    """Check `synapses` in full, once: kernels follow the lists without bounds checks."""
     sizes = _measure(synapses, _n_sources(synapses.sensory_source))
     for name, pointer, source in (("", *synapses[:2]), ("sensory_", *synapses[2:])):
         if pointer[0] != 0 or pointer[-1] != len(source) or (pointer.diff() < 0).any():
@@ -155,7 +155,7 @@ def _n_sources(source: Tensor) -> int:
 
 
 def _fit(name: str, tensor: Tensor, shape: tuple[int, ...], inputs: Tensor) -> Tensor:
-    """`tensor`, contiguous; it has the `shape`, and dtype and device of `inputs`."""
+    """Return `tensor` as contiguous after checking its `shape`, and that dtype and device are those of `inputs`."""
     if tensor.shape == shape and tensor.dtype is inputs.dtype and tensor.device == inputs.device:
         return tensor if tensor.is_contiguous() else tensor.contiguous()
     if tensor.shape != shape:
@@ -168,7 +168,7 @@ def _fit(name: str, tensor: Tensor, shape: tuple[int, ...], inputs: Tensor) -> T
 
 
 def _fit_params(params: Params, sizes: _Sizes, inputs: Tensor) -> Params:
-    """`params`, contiguous; a rollout passes the same `FrozenParams` at every step, so the last ones are remembered."""
+    """Return `params` as contiguous, and remember the last `FrozenParams`, which a rollout passes at every step."""
     if params is sizes.fitted and params.neuronal.dtype is inputs.dtype:
         return params
     fitting = (

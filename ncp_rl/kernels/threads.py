@@ -1,9 +1,9 @@
-"""The threads that kernels run on: PyTorch's own, where they can be had.
+"""The threads that kernels run on: PyTorch's own, where that is possible.
 
 Between one parallel operation and the next, PyTorch's OpenMP threads wait actively, for milliseconds, on processors
-that other threads would have to share with them. So kernels run on the same threads, by way of the function that GCC
-compiles parallel regions into, `GOMP_parallel`; the OpenMP runtimes of LLVM and Intel have it too. Where PyTorch does
-without OpenMP, and in a forked process, in which OpenMP's threads are gone, a thread pool serves.
+that other threads would have to share with them. So kernels run on the same threads, through the function that GCC
+compiles parallel regions into, `GOMP_parallel`; the OpenMP runtimes of LLVM and Intel have it too. Where PyTorch has
+no OpenMP, and in a forked process, which lacks OpenMP's threads, a thread pool is used.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def run_in_threads(task: Callable[[], None], n_threads: int) -> None:
     There may be fewer threads than asked for: tasks divide the work among themselves.
 
     Raises:
-        BaseException: The first that a task raised.
+        BaseException: The first exception that a task raised.
     """
     if _gomp_parallel is None:
         others = [_pool().submit(task) for _ in range(n_threads - 1)]
@@ -48,7 +48,7 @@ def run_in_threads(task: Callable[[], None], n_threads: int) -> None:
     failures: list[BaseException] = []
 
     def guarded(_: int | None) -> None:
-        # No exception finds its way through the C code in between.
+        # An exception cannot pass through the C code in between.
         try:
             task()
         except BaseException as failure:

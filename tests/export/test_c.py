@@ -270,7 +270,7 @@ def test_encoders_and_statistics_that_are_not_finite_are_refused(tmp_path: Path)
     model, venv = make_model(VECTORS["normalised"])
     assert isinstance(venv, VecNormalize) and isinstance(venv.obs_rms, RunningMeanStd)
     venv.obs_rms.mean[1] = np.nan
-    with pytest.raises(ExportError, match="VecNormalize's mean of the observation holds what is not finite"):
+    with pytest.raises(ExportError, match="VecNormalize's mean of the observation holds numbers that are not finite"):
         to_c(model, tmp_path / "c")
     model, _ = make_model(VECTORS["box"])
     with torch.no_grad():

@@ -179,7 +179,7 @@ def test_the_encoder_learns_to_tell_what_the_expert_saw() -> None:
         ([Demonstration(dict(x=np.zeros((4, 1))), np.zeros((4, 1)))] * 2, r"must observe \[''\], got \['x'\]"),
         (
             [Demonstration(np.zeros((4, 1)), np.array([[0.0], [0], [np.nan], [0]]))] * 2,
-            r"action \(0,\) is nan in step 2",
+            r"action must be finite, but \(0,\) is nan in step 2",
         ),
     ],
 )

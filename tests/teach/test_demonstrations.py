@@ -145,7 +145,7 @@ def test_experts_see_what_the_environment_gives() -> None:
 def test_actions_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match=r"must be \(4, 1\) for Box"):
         demonstrate(_Gives(np.zeros(3)), random_envs(), 5)
-    with pytest.raises(ValueError, match=r"action \(0,\) of environment 2 is nan"):
+    with pytest.raises(ValueError, match=r"that of environment 2 at \(0,\) is nan"):
         demonstrate(_Gives(np.array([[0.0], [0.0], [np.nan], [0.0]])), random_envs(), 5)
 
 

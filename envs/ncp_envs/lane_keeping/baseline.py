@@ -1,4 +1,4 @@
-"""Hand-written controllers: one to compare with, so that a return means something, and one to learn from.
+"""Hand-written controllers: `Baseline` to compare returns with, and `Instructor` to learn from.
 
 Stanley's law (Hoffmann et al., Autonomous Automobile Trajectory Tracking for Off-Road Driving, ACC 2007) steers by the
 heading error and the arctangent of the lateral error over the speed. Here the speed is not seen, so that its middle
@@ -9,8 +9,8 @@ highest return.
 Over 100 fresh episodes of `ncp/LaneKeeping-v0` it scores 915 and never crashes. Without memory the best gains found,
 `MEMORYLESS`, score 753 and crash in 3 episodes of 100 (`results/lane_keeping.json`).
 
-`Instructor` sees what no driver sees, the speed and the wheel offset among it: whoever teaches need not play fair. What
-it does depends on the moment alone, so that it knows what to do wherever a pupil has got to. It scores 944.
+`Instructor` sees the true state, with the speed and the wheel offset, which no policy observes. What
+it does depends on the present state alone, so that it can act from any state that a pupil reaches. It scores 944.
 """
 
 from __future__ import annotations
@@ -38,29 +38,29 @@ Actions = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Gains:
-    """Of the controller."""
+    """Gains of `Baseline`."""
 
     lateral: float = 0.75
-    """1/s, of the lateral error in Stanley's law."""
+    """1/s, gain of the lateral error in Stanley's law."""
     heading: float = 0.98
-    """Of the heading error; Stanley's is 1."""
+    """Gain of the heading error; Stanley's is 1."""
     integral: float = 0.115
-    """rad/(m s), of the lateral error's integral; 0 for a controller without memory."""
+    """rad/(m s), gain of the lateral error's integral; 0 for a controller without memory."""
     curvature: float = 2.85
-    """m, of the curvature fed forward: the wheelbase, and somewhat more since the car understeers."""
+    """m, gain of the curvature fed forward: the wheelbase, and somewhat more since the car understeers."""
     ahead: float = 4.6
-    """m, where the curvature is taken, between beside the car and 10 m ahead."""
+    """m, distance ahead of the car at which the curvature is taken, from 0 to 10."""
 
 
-#: The best found without an integral.
+#: The best gains found without an integral.
 MEMORYLESS = Gains(lateral=1.46, heading=1.036, integral=0.0, curvature=2.685, ahead=4.67)
 
 
 class Baseline:
-    """Drives N cars by their observations."""
+    """A controller that drives N cars by their observations."""
 
     def __init__(self, n_cars: int, gains: Gains | None = None, vehicle: Vehicle | None = None) -> None:
-        """Make it for `n_cars`."""
+        """Make a controller of `n_cars` cars."""
         self.gains, self.vehicle = gains or Gains(), vehicle or Vehicle()
         self.speed = 0.5 * (SPEEDS[0] + SPEEDS[1])
         self._integral = np.zeros(n_cars)
@@ -69,8 +69,8 @@ class Baseline:
         """Steer.
 
         Args:
-            observations: (N, 6) of `ncp/LaneKeeping-v0`, its `interval` apart.
-            starts: (N,) bool, whether an episode starts with them.
+            observations: (N, 6) float32, of `ncp/LaneKeeping-v0`, its `interval` after the last ones.
+            starts: (N,) bool, whether a car's episode starts with its observation.
 
         Returns:
             (N, 1) float32 actions.
@@ -89,30 +89,30 @@ class Instruction:
     """Gains of the instructor, found by random search for the highest return."""
 
     lateral: float = 1.73
-    """1/s, of the lateral error in Stanley's law."""
+    """1/s, gain of the lateral error in Stanley's law."""
     heading: float = 1.067
-    """Of the heading error."""
+    """Gain of the heading error."""
     yaw_rate: float = 0.339
-    """s, of the yaw rate beyond what the road asks for."""
+    """s, gain of the yaw rate beyond the one that follows the road."""
     curvature: float = 0.758
-    """m, of the curvature fed forward at no speed."""
+    """m, gain of the curvature fed forward at speed 0."""
     understeer: float = 0.0081
-    """s^2/m, what is added to that, by the square of the speed."""
+    """s^2/m, added to that gain, times the square of the speed."""
     ahead: float = -1.29
-    """m ahead of the car, where the curvature is taken at no speed."""
+    """m, distance ahead of the car at which the curvature is taken at speed 0."""
     ahead_time: float = 0.382
-    """s, by which it is taken further ahead, times the speed."""
+    """s, added to that distance, times the speed."""
 
 
 class Instructor:
-    """Drives cars by their `true_state`, in the form in which Stable-Baselines3's policies act.
+    """A controller that drives cars by their `true_state`, with the `predict` of Stable-Baselines3's policies.
 
     dagger(model, venv, Instructor(), privilege=lambda venv: np.stack(venv.get_attr("true_state")))
 
     """
 
     def __init__(self, gains: Instruction | None = None, vehicle: Vehicle | None = None) -> None:
-        """Make it; one serves any number of cars."""
+        """Make a controller of any number of cars."""
         self.gains, self.vehicle = gains or Instruction(), vehicle or Vehicle()
 
     def predict(
@@ -126,7 +126,7 @@ class Instructor:
 
         Args:
             observation: (N, 11), true states of N cars; see `simulation.TRUE_STATE_NAMES`.
-            state: Not used: there is nothing to remember.
+            state: Not used: the controller has no memory.
             episode_start: Not used.
             deterministic: Not used.
 

@@ -55,15 +55,15 @@ HORIZON, ZENITH = (206.0, 216.0, 226.0), (120.0, 160.0, 214.0)
 
 @dataclass(frozen=True)
 class Frame:
-    """What of the picture is observed."""
+    """The part of the picture that is observed."""
 
     rows: tuple[int, int] = (0, HEIGHT)
-    """From the first row to before the last; the road lies below row 16."""
+    """First row and the row after the last one; the road lies below row 16."""
     pool: int = 1
     """Side of the squares of pixels whose mean is observed."""
 
     def __post_init__(self) -> None:
-        """Refuse what the picture does not have."""
+        """Refuse rows and squares that do not fit the picture."""
         top, bottom = self.rows
         object.__setattr__(self, "rows", (top, bottom))
         if not 0 <= top < bottom <= HEIGHT:
@@ -73,11 +73,11 @@ class Frame:
 
     @property
     def space(self) -> spaces.Box:
-        """Of an observation."""
+        """The space of an observation."""
         return spaces.Box(0, 255, ((self.rows[1] - self.rows[0]) // self.pool, WIDTH // self.pool, 3), np.uint8)
 
     def cut(self, images: Images) -> Images:
-        """(N, HEIGHT, WIDTH, 3) pictures -> (N, h, w, 3) uint8, means rounded."""
+        """Cut (N, HEIGHT, WIDTH, 3) pictures to (N, h, w, 3) uint8, rounded means of the squares."""
         images = images[:, self.rows[0] : self.rows[1]]
         if self.pool == 1:
             return images
@@ -90,30 +90,30 @@ class Frame:
 
 @dataclass(frozen=True)
 class PictureDisturbances:
-    """Levels from 0, which leaves the picture as it is, to 1; what they do is drawn anew for each episode."""
+    """Levels of a picture's disturbances from 0 (none) to 1; their random values are drawn anew for each episode."""
 
     light: float = 0.0
     """Brightness is multiplied by a factor between 1 - 0.8 light and 1 + 0.8 light."""
     shadow: float = 0.0
     """Bands of shadow across the road take up to 0.8 shadow of its light."""
     noise: float = 0.0
-    """Of each pixel and colour, nearly normal, with a standard deviation of 64 noise of 255."""
+    """Noise of each pixel and colour, nearly normal, has a standard deviation of 64 noise, of 255."""
     missing_markings: float = 0.0
     """Share of the pieces of lane lines that are missing."""
 
     def __post_init__(self) -> None:
-        """Refuse what is no level."""
+        """Refuse numbers that are not from 0 to 1."""
         for name, level in vars(self).items():
             if not 0.0 <= level <= 1.0:
                 raise ValueError(f"{name} must be a level from 0 to 1, got {level}.")
 
 
 def look(simulation: Simulation, disturbances: PictureDisturbances | Sequence[PictureDisturbances]) -> Images:
-    """What the cameras of all cars see.
+    """Return the pictures of the cameras of all cars.
 
     Args:
         simulation: N cars.
-        disturbances: Of all pictures, or (N,) of each car's.
+        disturbances: Levels for all pictures, or N of them, one for each car.
 
     Returns:
         (N, HEIGHT, WIDTH, 3) uint8, red, green, blue.
@@ -160,7 +160,7 @@ def soft(inside: float, pixel: float) -> float:
 
 @_compiled
 def mix(scene: np.uint64, a: np.uint64, b: np.uint64) -> np.uint64:
-    """64 bits that look random: the finalizer of SplitMix64 (Steele, Lea, Flood, 2014) over a scene and two numbers."""
+    """Hash a scene and two numbers to 64 bits by the finalizer of SplitMix64 (Steele, Lea, Flood, 2014)."""
     z = scene + a * np.uint64(0x9E3779B97F4A7C15) + b * np.uint64(0xD1B54A32D192ED03)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

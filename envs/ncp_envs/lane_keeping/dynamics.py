@@ -1,4 +1,4 @@
-"""What a step computes for each car: motion, reward and observation, compiled.
+"""Motion, reward and observation of each car in a step, compiled.
 
 The car is a dynamic single-track model in road coordinates. Its equations are those of R. Rajamani, Vehicle Dynamics
 and Control, 2nd ed., Springer 2012, chapter 2 (lateral dynamics), with the small slip angles of the tyres and the exact
@@ -50,18 +50,18 @@ INTERVAL = 0.05
 CENTRING_SCALE, COMFORT_SCALE = 0.4, 5.0
 #: Metres ahead of the car at which it observes the road's curvature.
 PREVIEWS = (0.0, 10.0, 20.0, 30.0)
-#: What an observed 1 means: m, rad, 1/m.
+#: The values that an observed 1 stands for: m, rad, 1/m.
 LATERAL_SCALE, HEADING_SCALE, CURVATURE_SCALE = 1.0, 0.2, 0.02
 #: Lateral and heading error are cut here, in scales: a car on its lane does not get so far.
 OBSERVED_ERROR = 4.0
 
-#: What an episode starts with, drawn uniformly: m/s, rad, m, rad.
+#: Ranges of an episode's starting values, drawn uniformly: m/s, rad, m, rad.
 SPEEDS, OFFSETS, ERRORS, HEADINGS = (8.0, 18.0), (-0.03, 0.03), (-0.5, 0.5), (-0.05, 0.05)
 
 #: Rows of the (9, N) float64 array of cars; the first six change with time.
 STATION, LATERAL_ERROR, HEADING_ERROR, LATERAL_VELOCITY, YAW_RATE, STEERING, SPEED, OFFSET, ACCELERATION = range(9)
 N_STATES, N_ROWS = 6, 9
-#: Rows of the (5, N) float64 array of what came of a step.
+#: Rows of the (5, N) float64 array of a step's outcome.
 REWARD, ERROR, JERK, DISTANCE, CRASH = range(5)
 N_OUTCOMES = 5
 
@@ -73,19 +73,19 @@ class Vehicle(NamedTuple):
     """Parameters of the car: the sedan of Rajamani's examples, the steering's and the friction of a dry road."""
 
     mass: float = 1573.0
-    """kg."""
+    """Mass in kg."""
     yaw_inertia: float = 2873.0
-    """kg m^2."""
+    """Yaw inertia in kg m^2."""
     front: float = 1.10
     """m, from the centre of gravity to the front axle."""
     rear: float = 1.58
-    """m, to the rear axle."""
+    """m, from the centre of gravity to the rear axle."""
     front_stiffness: float = 160e3
     """N/rad, cornering stiffness of the front axle (two tyres of 80 kN/rad)."""
     rear_stiffness: float = 160e3
-    """N/rad, of the rear axle."""
+    """N/rad, cornering stiffness of the rear axle."""
     friction: float = 0.9
-    """Of tyres and road; math.inf makes the tyres linear."""
+    """Friction coefficient of tyres and road; math.inf makes the tyres linear."""
     steering_lag: float = 0.2
     """s, time constant from the commanded to the actual angle of the front wheels."""
     max_steering: float = 0.15
@@ -136,7 +136,7 @@ def along(values: Floats, station: float) -> float:
 
 @_inlined
 def sine_cosine(angle: float) -> tuple[float, float]:
-    """Sine and cosine to 5e-14, by their series within a quarter turn: a call would keep cars from lying in lanes."""
+    """Return sine and cosine to 5e-14, by their series in a quarter turn: a library call would not be vectorised."""
     half_turns = math.floor(angle / math.pi + 0.5)
     sign = 1.0 - 2.0 * (half_turns - 2.0 * math.floor(0.5 * half_turns))
     x = angle - half_turns * math.pi
@@ -256,7 +256,7 @@ def substep(
 
 @_inlined
 def lateral_acceleration(v_y: float, r: float, wheel: float, speed: float, vehicle: Vehicle) -> float:
-    """m/s^2 at the centre of gravity, to the left."""
+    """Return the acceleration at the centre of gravity, to the left, in m/s^2."""
     front, rear = lateral_forces(v_y, r, wheel, speed, vehicle)
     acceleration: float = (front + rear) / vehicle.mass
     return acceleration
@@ -264,13 +264,13 @@ def lateral_acceleration(v_y: float, r: float, wheel: float, speed: float, vehic
 
 @_inlined
 def reward(distance: float, speed: float, interval: float, lateral_error: float, lateral_jerk: float) -> float:
-    """Progress times centring times comfort, each from 0 to 1, in units of the standard interval.
+    """Return progress times centring times comfort, each from 0 to 1, in units of the standard interval.
 
     Args:
         distance: m driven along the road in this step.
         speed: m/s of the car.
         interval: s of this step.
-        lateral_error: m at its end.
+        lateral_error: m at the end of the step.
         lateral_jerk: m/s^3, mean over the step.
     """
     progress = min(max(distance / (speed * interval), 0.0), 1.0)
@@ -342,7 +342,7 @@ def arrive(
     outcome: Floats,
     observation: npt.NDArray[np.float32],
 ) -> None:
-    """Take a car from its lane of the computation to its column of `cars`, and say what came of the step."""
+    """Copy a car from its lane of the computation to its column of `cars`, and fill the outcome of the step."""
     driven, before = lanes[STATION, lane] - cars[STATION, car], cars[ACCELERATION, car]
     for row in range(N_STATES):
         cars[row, car] = lanes[row, lane]

@@ -20,20 +20,20 @@ Action = npt.NDArray[np.float32]
 
 
 class LaneKeepingBase(gym.Env[Observation, Action], ABC):
-    """A simulation of one car; what is observed of it is left to the environments."""
+    """A simulation of one car; subclasses define what is observed."""
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array", "human"], "render_fps": RENDER_FPS}  # noqa: RUF012
     action_names = ("steering",)
 
     def __init__(self, render_mode: str | None = None, vehicle: Vehicle | None = None) -> None:
-        """Make it.
+        """Make the environment.
 
         Args:
             render_mode: None, "rgb_array" or "human".
             vehicle: Parameters of the car.
 
         Raises:
-            ValueError: No such render mode.
+            ValueError: There is no such render mode.
         """
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise ValueError(
@@ -58,7 +58,7 @@ class LaneKeepingBase(gym.Env[Observation, Action], ABC):
 
     @property
     def true_state(self) -> npt.NDArray[np.float32]:
-        """(11,) float32, what an expert may see of the car and no policy does; see `Simulation.true_states`."""
+        """(11,) float32, the true state, which only an expert may see; see `Simulation.true_states`."""
         seen: npt.NDArray[np.float32] = self.simulation.true_states()[0]
         return seen
 
@@ -80,7 +80,7 @@ class LaneKeepingBase(gym.Env[Observation, Action], ABC):
         return self._observation(), float(simulation.outcome[REWARD, 0]), info["crash"], False, info
 
     def render(self) -> npt.NDArray[np.uint8] | None:
-        """The bird's eye view, where the render mode is "rgb_array"; "human" shows it by itself."""
+        """Return the bird's eye view where the render mode is "rgb_array"; "human" shows it in each step."""
         if self._view is None or self.render_mode == "human":
             return None
         return self._view.frame(self._inset())
@@ -181,7 +181,7 @@ class LaneKeepingEnv(LaneKeepingBase):
     observation_names = OBSERVATION_NAMES
 
     def __init__(self, render_mode: str | None = None, vehicle: Vehicle | None = None) -> None:
-        """Make it; see `LaneKeepingBase`."""
+        """Make the environment; see `LaneKeepingBase`."""
         super().__init__(render_mode, vehicle)
         self.observation_space = OBSERVATION_SPACE
 
@@ -239,7 +239,7 @@ class LaneKeepingCameraEnv(LaneKeepingBase):
         pool: int = 1,
         vehicle: Vehicle | None = None,
     ) -> None:
-        """Make it; see `LaneKeepingBase`, `camera.PictureDisturbances` and `camera.Frame`."""
+        """Make the environment; see `LaneKeepingBase`, `camera.PictureDisturbances` and `camera.Frame`."""
         super().__init__(render_mode, vehicle)
         self.frame = camera.Frame(rows, pool)
         self.observation_space = self.frame.space

@@ -26,7 +26,7 @@ Color = tuple[int, int, int]
 
 RENDER_FPS = round(1.0 / INTERVAL)
 WIDTH, HEIGHT, PIXELS_PER_METRE = 800, 400, 7.0
-#: Drawn so many times as large and scaled down, which smooths the edges.
+#: The view is drawn larger by this factor and scaled down, which smooths the edges.
 _OVERSAMPLING = 2
 #: Metres of road drawn behind and ahead of the car, which is so far from the left edge; metres of trace kept.
 _BEHIND, _AHEAD, _CAR_AT, _TRACE = 40, 100, 26.0, 40.0
@@ -49,7 +49,7 @@ _LANE, _BODY, _GLASS, _TYRE, _TRAIL, _ALARM = (
 
 
 class BirdsEye:
-    """Draws one car of a simulation: road and lane, the car, where it has been, and its figures."""
+    """Draws one car of a simulation: road and lane, the car, its trace, and its figures."""
 
     def __init__(self, simulation: Simulation, index: int = 0) -> None:
         """Look at car `index`."""
@@ -62,11 +62,11 @@ class BirdsEye:
         self._clock = pygame.time.Clock()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A pickle holds what is seen; canvas, font and window, which cannot be in one, are made anew."""
+        """Pickle the simulation and the index only; canvas, font and window cannot be pickled and are made anew."""
         return type(self), (self.simulation, self.index), dict(_trace=self._trace)
 
     def remember(self) -> None:
-        """Add where the car is now to its trace; a car that has just started has none."""
+        """Add the car's position to its trace; a car that has just started has no trace."""
         car = self.simulation.cars[:, self.index]
         if self.simulation.steps[self.index] == 0:
             self._trace.clear()
@@ -74,7 +74,7 @@ class BirdsEye:
         self._trace = [point for point in self._trace if point[0] > car[STATION] - _TRACE]
 
     def frame(self, inset: npt.NDArray[np.uint8] | None = None) -> npt.NDArray[np.uint8]:
-        """The view as (HEIGHT, WIDTH, 3) uint8, with an image such as a camera's in its corner."""
+        """Return the view as (HEIGHT, WIDTH, 3) uint8, with an image such as a camera's in its corner."""
         return np.ascontiguousarray(pygame.surfarray.array3d(self._draw(inset)).swapaxes(0, 1))
 
     def show(self, inset: npt.NDArray[np.uint8] | None = None) -> None:
@@ -169,7 +169,7 @@ class BirdsEye:
         pygame.draw.polygon(self._canvas, color, self._pixels(outline).tolist())
 
     def _pixels(self, points: Floats) -> Floats:
-        """(P, 2) metres, x ahead and y to the left of the point beside the car -> (P, 2) pixels of the canvas."""
+        """Convert (P, 2) metres, x ahead and y to the left of the point beside the car, to pixels of the canvas."""
         scale = PIXELS_PER_METRE * _OVERSAMPLING
         return np.stack([(points[:, 0] + _CAR_AT) * scale, 0.5 * HEIGHT * _OVERSAMPLING - points[:, 1] * scale], axis=1)
 

@@ -17,7 +17,7 @@ from ncp_envs.lane_keeping.vector import LaneKeepingVectorBase
 
 
 class LaneKeepingVecEnv(VecEnv):
-    """What `DummyVecEnv` of as many single environments gives under equal seeds and actions, in one simulation.
+    """N cars in one simulation, equal to a `DummyVecEnv` of N single environments under equal seeds and actions.
 
     model = RecurrentPPO(NCPPolicy, VecMonitor(LaneKeepingVecEnv(64)))
     """
@@ -28,7 +28,7 @@ class LaneKeepingVecEnv(VecEnv):
         Args:
             n_envs: Number of cars.
             env_id: "ncp/LaneKeeping-v0" or "ncp/LaneKeepingCamera-v0".
-            **kwargs: Of the environment.
+            **kwargs: Arguments of the environment.
         """
         vector = gym.make_vec(env_id, n_envs, "vector_entry_point", autoreset_mode=AutoresetMode.SAME_STEP, **kwargs)
         if not isinstance(vector, LaneKeepingVectorBase):
@@ -38,7 +38,7 @@ class LaneKeepingVecEnv(VecEnv):
         super().__init__(n_envs, vector.single_observation_space, vector.single_action_space)
 
     def reset(self) -> npt.NDArray[Any]:
-        """Start all cars, from the seeds given before if any."""
+        """Start all cars, from the seeds that were given before, if any."""
         observations, _ = self.vector.reset(seed=self._seeds)
         self._reset_seeds()
         self._reset_options()
@@ -65,7 +65,7 @@ class LaneKeepingVecEnv(VecEnv):
 
     def _infos(self, crashes: npt.NDArray[np.bool_]) -> list[dict[str, Any]]:
         _, errors, jerks, distances, _ = self.vector.simulation.outcome.tolist()
-        # Written out, since this takes a good part of a step's time.
+        # The dicts are written out, since a loop would take a good part of a step's time.
         return [
             {
                 "lateral_error": error,
@@ -78,7 +78,7 @@ class LaneKeepingVecEnv(VecEnv):
         ]
 
     def _info(self, i: int) -> dict[str, Any]:
-        """Of the start of car i."""
+        """Return the info of car i at its start."""
         error = float(self.vector.simulation.outcome[ERROR, i])
         return {"lateral_error": error, "lateral_jerk": 0.0, "crash": False, "distance": 0.0}
 
@@ -91,7 +91,7 @@ class LaneKeepingVecEnv(VecEnv):
         return self.vector.render() or [None] * self.num_envs
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """The attribute of each car; what all share is given for each."""
+        """Return the attribute of each car; an attribute of the simulation is repeated for each."""
         value = getattr(self.vector, attr_name)
         if attr_name == "interval":
             value = value.tolist()
@@ -109,7 +109,7 @@ class LaneKeepingVecEnv(VecEnv):
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
     ) -> list[Any]:
-        """Refuse: there are no single environments.
+        """Refuse to call a method, since there are no single environments.
 
         Raises:
             AttributeError: Always.
@@ -121,5 +121,5 @@ class LaneKeepingVecEnv(VecEnv):
     def env_is_wrapped(
         self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None
     ) -> list[bool]:
-        """None is."""
+        """Return False for each car: no single environment exists to be wrapped."""
         return [False for _ in self._get_indices(indices)]

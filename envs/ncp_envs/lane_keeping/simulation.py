@@ -38,7 +38,7 @@ OBSERVATION_SPACE = spaces.Box(-_HIGH, _HIGH, dtype=np.float32)
 ACTION_SPACE = spaces.Box(-1.0, 1.0, (1,), dtype=np.float32)
 
 TRUE_STATE_NAMES = (*OBSERVATION_NAMES, "lateral_velocity", "yaw_rate", "steering", "speed", "wheel_offset")
-#: What a 1 of each means: m, rad, 1/m; m/s, rad/s, rad at the wheels, m/s, rad.
+#: The value that a 1 of each stands for: m, rad, 1/m; m/s, rad/s, rad at the wheels, m/s, rad.
 TRUE_UNITS = np.array(
     [LATERAL_SCALE, HEADING_SCALE, *(CURVATURE_SCALE for _ in PREVIEWS), 1.0, 0.2, 0.15, SPEEDS[1], OFFSETS[1]]
 )
@@ -47,7 +47,7 @@ N_DRAWS = 5 + road.N_DRAWS
 
 
 class Simulation:
-    """The cars, their roads, and what the last step brought.
+    """The cars, their roads, and the outcome of the last step.
 
     Attributes:
         cars: (9, N) float64, the state; rows as in `dynamics`.
@@ -88,7 +88,7 @@ class Simulation:
             intervals: (N,) float64, s.
 
         Raises:
-            ValueError: Actions of another shape, or not finite.
+            ValueError: The actions have another shape, or are not finite.
         """
         actions = np.asarray(actions, dtype=np.float64)
         if actions.shape != (self.cars.shape[1], 1):
@@ -102,7 +102,7 @@ class Simulation:
         self.steps += 1
 
     def true_states(self) -> npt.NDArray[np.float32]:
-        """(N, 11) float32, what an expert may see and no policy does: `TRUE_STATE_NAMES`, in units of `TRUE_UNITS`."""
+        """Return the true states, (N, 11) float32: `TRUE_STATE_NAMES` in units of `TRUE_UNITS`."""
         cars = self.cars
         errors, motion = (
             cars[[LATERAL_ERROR, HEADING_ERROR]],

@@ -26,7 +26,7 @@ class LaneKeepingVectorBase(VectorEnv[npt.NDArray[Any], npt.NDArray[Any], npt.ND
 
         gym.make_vec("ncp_envs:ncp/LaneKeeping-v0", num_envs=64)
 
-    What is observed of the cars is left to the environments.
+    Subclasses define what is observed.
 
     Attributes:
         interval: (N,) float64, seconds from this observation to the next of each car, to be changed in place.
@@ -40,7 +40,7 @@ class LaneKeepingVectorBase(VectorEnv[npt.NDArray[Any], npt.NDArray[Any], npt.ND
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         vehicle: Vehicle | None = None,
     ) -> None:
-        """Make them.
+        """Make the cars.
 
         Args:
             num_envs: Number of cars.
@@ -94,7 +94,7 @@ class LaneKeepingVectorBase(VectorEnv[npt.NDArray[Any], npt.NDArray[Any], npt.ND
         return observations, rewards, terminations, truncations, infos
 
     def advance(self, actions: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float64], Bools, Bools]:
-        """What `step` does before it looks at the cars and, in the same step, starts those that are done.
+        """Drive all cars: the first half of `step`, before it observes the cars and restarts those that are done.
 
         Returns:
             (N,) rewards, terminations and truncations.
@@ -124,16 +124,16 @@ class LaneKeepingVectorBase(VectorEnv[npt.NDArray[Any], npt.NDArray[Any], npt.ND
 
     @property
     def true_state(self) -> npt.NDArray[np.float32]:
-        """(N, 11) float32, what an expert may see of the cars; see `Simulation.true_states`."""
+        """(N, 11) float32, the true states, which an expert may see; see `Simulation.true_states`."""
         return self.simulation.true_states()
 
     @abstractmethod
     def observations(self) -> npt.NDArray[Any]:
-        """What all cars see now."""
+        """Return the present observations of all cars."""
 
     @abstractmethod
     def _space(self) -> spaces.Box:
-        """Of one car's observation."""
+        """Return the space of one car's observation."""
 
     def render(self) -> tuple[npt.NDArray[np.uint8], ...] | None:
         """A frame for each car."""
@@ -152,7 +152,7 @@ class LaneKeepingVectorBase(VectorEnv[npt.NDArray[Any], npt.NDArray[Any], npt.ND
     def _restart(
         self, done: Bools, last: npt.NDArray[Any], last_info: dict[str, Any]
     ) -> tuple[npt.NDArray[Any], dict[str, Any]]:
-        """Start the cars that are done; what they saw last goes into the infos, in the form of `SyncVectorEnv`."""
+        """Start the cars that are done; their last observations go into the infos, in the form of `SyncVectorEnv`."""
         final_obs = np.full(self.num_envs, None, dtype=object)
         for i in np.flatnonzero(done).tolist():
             final_obs[i] = last[i]
@@ -208,7 +208,7 @@ class LaneKeepingCameraVectorEnv(LaneKeepingVectorBase):
         Each level may be one number for all cars, or a sequence of one number for each.
 
         Raises:
-            ValueError: Levels that are neither one number nor one of each car.
+            ValueError: A level is neither one number nor one for each car.
         """
         self.frame = camera.Frame(rows, pool)
         super().__init__(num_envs, **kwargs)

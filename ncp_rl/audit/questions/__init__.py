@@ -1,6 +1,6 @@
-"""The questions of an audit, a file each: what is asked, the verdict, and what JSON and report show of the answer.
+"""The questions of an audit, a file each: question, verdict, entries of audit.json, and section of the report.
 
-A question more is a file more, and its place in `QUESTIONS`.
+To add a question, add a file and its place in `QUESTIONS`.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ from ncp_rl.audit.questions.replay import ReplayQuestion
 from ncp_rl.audit.questions.sensitivity import SensitivityQuestion
 from ncp_rl.audit.questions.trees import TreesQuestion
 
-#: What an audit asks, in the order of verdicts and of the report's sections.
+#: The questions of an audit, in the order of verdicts and of the report's sections.
 QUESTIONS: tuple[Question[Any, Any], ...] = (
     ChainQuestion(),
     ReplayQuestion(),

@@ -1,4 +1,4 @@
-"""What does each neuron do? Every neuron in turn is held, and the action means move."""
+"""What does each neuron do? Every neuron in turn is clamped, and the change of the action means is measured."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _NUMBERS = {"type": "array", "items": {"type": "number"}}
 
 @dataclass(frozen=True)
 class Ablations:
-    """What clamping each neuron does to each of A action means over the first episode.
+    """The effects of clamping each neuron on each of A action means over the first episode.
 
     Attributes:
-        action_names: (A,)
-        effects: Of each neuron, in the order of the wiring.
+        action_names: (A,) names of the actions.
+        effects: Effect of each neuron, in the order of the wiring.
     """
 
     action_names: tuple[str, ...]
@@ -31,7 +31,7 @@ class Ablations:
 
 
 class AblationQuestion(RecordingQuestion[Ablations]):
-    """Has no verdict: a neuron may do much or little."""
+    """Asks for the effects of neurons. It has no verdict, since neither a large nor a small effect is a fault."""
 
     name = "ablation"
     schema: ClassVar[Schema] = {
@@ -60,7 +60,7 @@ class AblationQuestion(RecordingQuestion[Ablations]):
         return Ablations(circuit.action_names, tuple(found))
 
     def entries(self, answer: Ablations) -> dict[str, list[dict[str, Any]]]:
-        """The effects of each neuron."""
+        """Return the effects of each neuron."""
         return {
             "ablation": [
                 {"ablation": str(effect.ablation), "rms": effect.rms.tolist(), "largest": effect.largest.tolist()}
@@ -69,7 +69,7 @@ class AblationQuestion(RecordingQuestion[Ablations]):
         }
 
     def section(self, answer: Ablations) -> Iterator[Part]:
-        """For each action the neurons by what they do to it."""
+        """Yield a plot of the effects on each action."""
         names = answer.action_names
         for action, name in enumerate(names[:MAX_PLOTTED_ACTIONS]):
             yield Plot(f"Effect on {name} of clamping each neuron", _figure(answer, action))
@@ -80,7 +80,7 @@ class AblationQuestion(RecordingQuestion[Ablations]):
 
 
 def _figure(answer: Ablations, action: int) -> Figure:
-    """Change of an action mean when each neuron is clamped, the strongest first."""
+    """Plot the change of an action mean when each neuron is clamped, the strongest first."""
     ordered = sorted(answer.effects, key=lambda effect: -float(effect.rms[action]))
     y = np.arange(len(ordered))
     rms, largest = (np.array([getattr(effect, kind)[action] for effect in ordered]) for kind in ("rms", "largest"))

@@ -1,4 +1,4 @@
-"""What can it never do? The certificate, against what an attack reached and what was seen in the recording."""
+"""What can it never do? The certificate, beside the ranges that an attack reached and that were recorded."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _RANGES = {"type": "object", "additionalProperties": _RANGE}
 
 @dataclass(frozen=True)
 class Certified:
-    """A certificate, and how much of it happens.
+    """A certificate, and how much of its ranges is reached.
 
     Attributes:
-        certificate: Of the circuit.
+        certificate: Certificate of the circuit.
         attacked: Range of each action mean that an attack reached.
         seen_actions: Range of each action mean in the recording.
         seen_potentials: Range of each potential in the recording.
@@ -44,7 +44,7 @@ class Certified:
 
 
 class CertificateQuestion(RecordingQuestion[Certified]):
-    """Passes where parameters allow a certificate and the recording keeps to it."""
+    """Asks for the certificate. It passes where parameters allow one and the recording stays within it."""
 
     name = "certificate"
     schema: ClassVar[Schema] = {
@@ -58,7 +58,7 @@ class CertificateQuestion(RecordingQuestion[Certified]):
             "required": ["violations", "min_elapsed_time", "box", "range", "action"],
             "additionalProperties": False,
         },
-        # The attack's key has been called so since format 1.
+        # The key "provoked" holds the attack's ranges; it keeps its name since format 1.
         "provoked": _RANGES | {"description": "Range of each action mean that an attack reached."},
     }
     title = "What it can never do"
@@ -70,8 +70,8 @@ class CertificateQuestion(RecordingQuestion[Certified]):
     must_pass = True
 
     def ask(self, evidence: Evidence, plan: Plan) -> Certified:
-        """Certify the circuit for steps as short as the recording's, and attack it."""
-        # Neurons that are held stay in whatever range they are in.
+        """Certify the circuit for steps as short as the recording's shortest, and attack it."""
+        # Held neurons do not move, so held steps do not count.
         seconds = np.concatenate([episode.elapsed_time[~episode.held] for episode in evidence.episodes])
         shortest = float(seconds.min()) if len(seconds) else 0.0
         actions, potentials = (
@@ -86,7 +86,7 @@ class CertificateQuestion(RecordingQuestion[Certified]):
         )
 
     def verdicts(self, answer: Certified) -> list[Verdict]:
-        """The certificate's verdict, with how much of it an attack reached; fails where a recording left it."""
+        """Return the verdict, with the share that an attack reached; it fails where the recording left a range."""
         certificate = answer.certificate
         verdict = certificate.verdict()
         if certificate.violations:
@@ -101,13 +101,13 @@ class CertificateQuestion(RecordingQuestion[Certified]):
         return [Verdict(self.name, inside, sentence, {**verdict.figures, "ratio": ratio})]
 
     def entries(self, answer: Certified) -> dict[str, Any]:
-        """Bounds by the names of neurons and actions."""
+        """Return the bounds by the names of neurons and actions."""
         ends = np.stack(answer.attacked, 1).tolist()
         attacked = dict(zip(answer.certificate.circuit.action_names, ends, strict=True))
         return {"certificate": answer.certificate.to_dict(), "provoked": attacked}
 
     def section(self, answer: Certified) -> Iterator[Part]:
-        """Plots where something is certified, what is wrong where nothing is; the numbers in any case."""
+        """Yield plots where something is certified, else the faults of the parameters; then the numbers."""
         certificate = answer.certificate
         actions, neurons = certificate.circuit.action_names, certificate.circuit.wiring.names
         for violation in certificate.violations:
@@ -124,7 +124,7 @@ class CertificateQuestion(RecordingQuestion[Certified]):
 
 
 def _actions(answer: Certified) -> Figure:
-    """Range of each action mean: certified, reached by an attack, and seen."""
+    """Plot the range of each action mean: certified, reached by an attack, and recorded."""
     bands = [
         ("certified, for every input", answer.certificate.action, "--faint", 16),
         ("reached by an attack", answer.attacked, "--third", 9),
@@ -134,7 +134,7 @@ def _actions(answer: Certified) -> Figure:
 
 
 def _neurons(answer: Certified) -> Figure:
-    """Range of each potential: from signs alone, certified, and seen."""
+    """Plot the range of each potential: from signs alone, certified, and recorded."""
     certificate = answer.certificate
     bands = [
         ("from signs alone", certificate.box, "--faint", 12),

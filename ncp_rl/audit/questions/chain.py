@@ -1,4 +1,4 @@
-"""Is the recording as it was written? Its hash chain, every other byte, and its signature."""
+"""Is the recording unchanged? Its hash chain, every other byte, and its signature are checked."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ncp_rl.recording import Verification, verify
 
 
 class ChainQuestion(RecordingQuestion[Verification]):
-    """Passes where the file is intact, and signed where it must be."""
+    """Asks whether the file is intact, and signed where it must be; it passes where it is."""
 
     name = "chain"
     anchor = "manifest"
@@ -20,6 +20,6 @@ class ChainQuestion(RecordingQuestion[Verification]):
         return verify(evidence.recording.path, evidence.public_key)
 
     def verdicts(self, answer: Verification) -> list[Verdict]:
-        """What was found, with the number of messages."""
+        """Return the finding, with the number of messages."""
         figures = {"n_messages": float(answer.n_messages)}
         return [Verdict(self.name, answer.passed, sentence_of(answer), figures)]

@@ -1,4 +1,4 @@
-"""How do its neurons behave? Time constants against their bounds, components, slopes."""
+"""How do the neurons behave? Time constants against their bounds, components, slopes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ncp_rl.audit.section import (
 )
 from ncp_rl.audit.verdict import Verdict
 
-# More points than these are drawn slowly and hide each other.
+# More points than these are slow to draw and hide each other.
 _MAX_POINTS = 2500
 _NEURON = {
     "type": "object",
@@ -38,7 +38,7 @@ _NEURON = {
 
 
 class DynamicsQuestion(RecordingQuestion[Dynamics]):
-    """Passes where no recorded time constant leaves its bounds."""
+    """Asks for the neurons' dynamics. It passes where no recorded time constant leaves its bounds."""
 
     name = "dynamics"
     schema: ClassVar[Schema] = {
@@ -57,19 +57,19 @@ class DynamicsQuestion(RecordingQuestion[Dynamics]):
     must_pass = True
 
     def ask(self, evidence: Evidence, plan: Plan) -> Dynamics:
-        """Over all episodes."""
+        """Measure the dynamics over all episodes."""
         return audit_dynamics(evidence.circuit, evidence.episodes)
 
     def verdicts(self, answer: Dynamics) -> list[Verdict]:
-        """Time constants, dead neurons, and how many directions the neurons move in."""
+        """Return the verdict: time constants, dead neurons, and the number of directions in which the neurons move."""
         return [answer.verdict()]
 
     def entries(self, answer: Dynamics) -> dict[str, Any]:
-        """Per neuron and per component."""
+        """Return the figures of each neuron and component."""
         return {"dynamics": answer.to_dict()}
 
     def section(self, answer: Dynamics) -> Iterator[Part]:
-        """Time constants, components coloured by each action, slopes of the actions."""
+        """Yield time constants, components coloured by each action, and slopes of the actions."""
         slopes, watched = answer.slopes, answer.components.watched
         names = slopes.action_names
         yield Heading("Time constants")
@@ -99,7 +99,7 @@ class DynamicsQuestion(RecordingQuestion[Dynamics]):
 
 
 def _time_constants(answer: Dynamics) -> Figure:
-    """Time constant of each neuron: possible and seen."""
+    """Plot the time constants of each neuron: possible and recorded."""
     bands = [
         ("possible, for every input", answer.tau_bounds, "--faint", 12),
         ("seen in the recording", (answer.tau_low, answer.tau_high), "--accent", 4),
@@ -112,7 +112,7 @@ def _time_constants(answer: Dynamics) -> Figure:
 
 
 def _components(answer: Dynamics, action: int) -> Figure:
-    """Steps in the plane of the first two principal components, coloured by an action mean."""
+    """Plot the steps in the plane of the first two principal components, coloured by an action mean."""
     found = answer.components
     name, mean = plain(answer.slopes.action_names[action]), found.action_mean[:, action]
     some = np.unique(np.linspace(0, len(mean) - 1, min(_MAX_POINTS, len(mean))).astype(int))

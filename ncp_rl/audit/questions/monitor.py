@@ -14,7 +14,7 @@ from ncp_rl.audit.verdict import Verdict
 
 
 class MonitorQuestion(RecordingQuestion[MonitorAudit]):
-    """Passes unless clean episodes raise more alarms than the promise allows."""
+    """Asks for the monitor's alarms. It fails where clean episodes raise more alarms than the promise allows."""
 
     name = "monitor"
     schema: ClassVar[Schema] = {
@@ -37,7 +37,7 @@ class MonitorQuestion(RecordingQuestion[MonitorAudit]):
     must_pass = True
 
     def lacks(self, evidence: Evidence, plan: Plan) -> str | None:
-        """As many clean episodes as the promised rate of false alarms asks for."""
+        """Return how many clean episodes the promised rate of false alarms needs, where there are too few."""
         return missing_episodes(len(evidence.episodes), plan.alpha)
 
     def ask(self, evidence: Evidence, plan: Plan) -> MonitorAudit:
@@ -45,15 +45,15 @@ class MonitorQuestion(RecordingQuestion[MonitorAudit]):
         return audit_monitor(evidence.circuit, evidence.episodes, alpha=plan.alpha, faults=evidence.faults)
 
     def verdicts(self, answer: MonitorAudit) -> list[Verdict]:
-        """False alarms against the promise, and the faults found."""
+        """Return the verdict: false alarms against the promise, and the faults found."""
         return [answer.verdict()]
 
     def entries(self, answer: MonitorAudit) -> dict[str, Any]:
-        """The envelope, the false alarms of all envelopes, the faults."""
+        """Return the envelope, the false alarms of all envelopes, and the faults."""
         return {"monitor": answer.to_dict()}
 
     def section(self, answer: MonitorAudit) -> Iterator[Part]:
-        """Scores of held-out episodes, and of the first episode with each fault."""
+        """Yield the scores of held-out episodes, and of the first episode with each fault."""
         threshold, detection = answer.conformal.threshold, answer.detection
         yield Plot("Monitor scores", _scores({f"episode {one.episode}": one for one in answer.held_out}, threshold))
         counted = (
@@ -81,7 +81,7 @@ class MonitorQuestion(RecordingQuestion[MonitorAudit]):
 
 
 def _scores(watches: Mapping[str, Watch], threshold: float) -> Figure:
-    """Scores over time under their names, the threshold, and a cross and the neuron at each alarm."""
+    """Plot scores over time under their names, the threshold, and a cross with the neuron's name at each alarm."""
     data, alarms = [], [watched.alarm for watched in watches.values() if watched.alarm is not None]
     for i, (name, watched) in enumerate(watches.items()):
         scores = line(watched.time, watched.scores, plain(name), COLORS[i % 4], dash=DASHES[i // 4 % 4])

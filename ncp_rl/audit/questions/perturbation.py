@@ -1,4 +1,4 @@
-"""What does it do when the world is off? Every run, baselines too, under every disturbance, over paired episodes."""
+"""What happens under disturbances? Every run, baselines too, under every disturbance, over paired episodes."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ _POINT = {
 
 @dataclass(frozen=True)
 class Sweep:
-    """Disturbances of all runs, and how to judge and show them.
+    """The perturbation of all runs, and how to judge and show it.
 
     Attributes:
-        perturbation: What came of them.
-        max_loss: Share of the return that one may cost.
-        level_units: What the level of each counts, by its name.
+        perturbation: Outcome of the sweep.
+        max_loss: Largest share of the return that a disturbance may cost.
+        level_units: Unit of the level of each disturbance, by its name.
     """
 
     perturbation: Perturbation
@@ -53,7 +53,7 @@ class Sweep:
 
 
 class PerturbationQuestion(RunsQuestion[Sweep]):
-    """Passes for each run that no disturbance costs too much of its return."""
+    """Asks for the cost of disturbances. It passes for each run that no disturbance takes too much return from."""
 
     name = "perturbation"
     schema: ClassVar[Schema] = {
@@ -75,7 +75,7 @@ class PerturbationQuestion(RunsQuestion[Sweep]):
     verdicts_title = "Under disturbances"
 
     def lacks(self, evidence: Runs, plan: Plan) -> str | None:
-        """Run folders, since environments must run again; and disturbances."""
+        """Return what is missing: run folders, whose environments run again, or disturbances."""
         if not evidence.folders:
             return "Not asked: no run folder was given, and a recording alone cannot tell."
         return None if plan.disturbances else "Not asked: no disturbance was named."
@@ -94,16 +94,16 @@ class PerturbationQuestion(RunsQuestion[Sweep]):
         return Sweep(found, plan.max_loss, plan.level_units)
 
     def verdicts(self, answer: Sweep) -> list[Verdict]:
-        """One for each run."""
+        """Return a verdict for each run."""
         found = answer.perturbation
         return [found.verdict(policy, max_loss=answer.max_loss) for policy in found.nominal]
 
     def entries(self, answer: Sweep) -> dict[str, Any]:
-        """Every point."""
+        """Return every point of the sweep."""
         return {"perturbation": answer.perturbation.to_dict()}
 
     def section(self, answer: Sweep) -> Iterator[Part]:
-        """A plot for each disturbance, one of all ablations, and the undisturbed runs in numbers."""
+        """Yield a plot for each disturbance, one of all ablations, and the undisturbed runs in numbers."""
         found = answer.perturbation
         yield Paragraph(
             f"{found.n_episodes} episodes of each policy at each level, from the same seeds; bars are 95 % bootstrap "
@@ -122,7 +122,7 @@ class PerturbationQuestion(RunsQuestion[Sweep]):
 
 
 def _by_level(answer: Sweep, condition: str) -> Figure:
-    """Return, failure rate and command neurons' deviation of all policies against the level of a disturbance."""
+    """Plot return, failure rate and command neurons' deviation of all policies against a disturbance's level."""
     found, unit = answer.perturbation, answer.level_units.get(condition, "of the disturbance")
     measures = [("return", "mean_return"), ("failed [share]", "failure_rate"), ("deviation", "command_deviation")]
     data = []
@@ -142,7 +142,7 @@ def _by_level(answer: Sweep, condition: str) -> Figure:
 
 
 def _ablations(found: Perturbation, conditions: Sequence[str]) -> Figure:
-    """Change of return of every policy under each ablation."""
+    """Plot the change of return of every policy under each ablation."""
     data = []
     for policy, color, symbol in zip(found.nominal, COLORS * 9, SYMBOLS * 9, strict=False):
         own = {point.condition: point for point in found.points if point.policy == policy}

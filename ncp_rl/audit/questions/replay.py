@@ -1,4 +1,4 @@
-"""Does what was recorded come out again? Circuit, policy and rollout computed anew."""
+"""Does computing the recording again give the same numbers? Circuit, policy and rollout are computed anew."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ncp_rl.runs import load_run
 
 
 class ReplayQuestion(RecordingQuestion[Replay]):
-    """Passes where the numbers come out again; of a run, model and environments are loaded anew and compared too."""
+    """Asks for the replay. It passes where the numbers come out again; with a run, its model and environments too."""
 
     name = "replay"
     anchor = "manifest"
@@ -22,7 +22,7 @@ class ReplayQuestion(RecordingQuestion[Replay]):
         """Replay the file, with the run's model and environments where there is a run."""
         if evidence.run is None:
             return replay(evidence.recording)
-        # Nothing is shared with what made the recording but the files.
+        # The replay shares nothing but files with the process that made the recording.
         n_envs = min(plan.n_episodes, N_ENVS)
         model, venv = load_run(evidence.run, n_envs=n_envs, max_episode_steps=plan.max_episode_steps)
         assert isinstance(model, RecurrentPPO)
@@ -32,6 +32,6 @@ class ReplayQuestion(RecordingQuestion[Replay]):
             venv.close()
 
     def verdicts(self, answer: Replay) -> list[Verdict]:
-        """What was compared, with the largest difference."""
+        """Return the verdict: what was compared, with the largest difference."""
         largest = max((comparison.max_difference for comparison in answer.comparisons), default=0.0)
         return [Verdict(self.name, answer.passed, sentence_of(answer), {"max_difference": float(largest)})]

@@ -17,7 +17,7 @@ from ncp_rl.audit.sensitivity import Sensitivity, observation_moves, sensitivity
 from ncp_rl.audit.verdict import Verdict
 from ncp_rl.circuit import Circuit
 
-# Bounds on moves are of exact arithmetic; what an attack finds comes from float32.
+# The bound holds for exact arithmetic, while the attack computes in float32.
 _MAX_ROUNDING = 1e-4
 _ACTION = {
     "type": "object",
@@ -29,12 +29,12 @@ _ACTION = {
 
 @dataclass(frozen=True)
 class Moves:
-    """Bounds from some steps of the first episode on.
+    """Bounds that begin at some steps of the first episode.
 
     Attributes:
-        bounds: From each of the steps.
-        moved: What moves: "observation" or "sensory input".
-        epsilon: By which share of its range.
+        bounds: The bounds that begin at each of the steps.
+        moved: The kind of input that moves, "observation" or "sensory input".
+        epsilon: Share of its range by which it moves.
     """
 
     bounds: tuple[Sensitivity, ...]
@@ -43,7 +43,7 @@ class Moves:
 
 
 class SensitivityQuestion(RecordingQuestion[Moves]):
-    """Passes where the attack stayed within the bound, but for float32's rounding."""
+    """Asks for the sensitivity. It passes where the attack stayed within the bound, up to rounding in float32."""
 
     name = "sensitivity"
     schema: ClassVar[Schema] = {
@@ -67,7 +67,7 @@ class SensitivityQuestion(RecordingQuestion[Moves]):
     must_pass = True
 
     def not_for(self, circuit: Circuit) -> str | None:
-        """Why not of such neurons; and bounds need parameters that make weighted means of substeps."""
+        """Return why not: the kind of neurons, or parameters whose substeps are not weighted means."""
         if (other := super().not_for(circuit)) is not None:
             return other
         found = violations(circuit)
@@ -82,7 +82,7 @@ class SensitivityQuestion(RecordingQuestion[Moves]):
         return Moves(tuple(bounds), moved, plan.epsilon)
 
     def verdicts(self, answer: Moves) -> list[Verdict]:
-        """How far actions can move, and how far an attack moved one."""
+        """Return the verdict: how far actions can move, and how far an attack moved one."""
         bounds = answer.bounds
         bound, found, ratio = (
             max(float(values(one).max()) for one in bounds)
@@ -96,16 +96,16 @@ class SensitivityQuestion(RecordingQuestion[Moves]):
         return [Verdict(self.name, sound, sentence, {"bound": bound, "found": found, "ratio": ratio})]
 
     def entries(self, answer: Moves) -> dict[str, list[dict[str, Any]]]:
-        """Bound and worst found at the last step, from each step."""
+        """Return the bound and the largest change found at the last step, for each beginning."""
         return {"sensitivity": [one.to_dict() for one in answer.bounds]}
 
     def section(self, answer: Moves) -> Iterator[Part]:
-        """Bounds and attacks by the step."""
+        """Yield plots of bounds and attacks by the step."""
         yield Plot("Bounds on moves of the action means", _figure(answer))
 
 
 def _figure(answer: Moves) -> Figure:
-    """How far each action mean can move, and how far an attack moved it, by the step."""
+    """Plot how far each action mean can move, and how far an attack moved it, by the step."""
     data = []
     for one, color, symbol in zip(answer.bounds, COLORS, SYMBOLS, strict=False):
         for action, name in enumerate(one.action_names):

@@ -15,7 +15,7 @@ from ncp_rl.audit.verdict import Verdict
 
 
 class TreesQuestion(RecordingQuestion[TreeAudit]):
-    """Passes where rules tell half of the neurons' variance."""
+    """Asks for rules. It passes where they explain half of the neurons' variance."""
 
     name = "trees"
     schema: ClassVar[Schema] = {
@@ -36,7 +36,7 @@ class TreesQuestion(RecordingQuestion[TreeAudit]):
     )
 
     def lacks(self, evidence: Evidence, plan: Plan) -> str | None:
-        """Observed quantities, of which rules speak, and a second episode."""
+        """Return what is missing: observed quantities that rules can name, or a second episode."""
         if not evidence.episodes[0].observation_names:
             return "Trees are rules on observed quantities, and images alone are observed."
         enough = len(evidence.episodes) > 1
@@ -47,21 +47,21 @@ class TreesQuestion(RecordingQuestion[TreeAudit]):
         return audit_trees(evidence.circuit, evidence.episodes)
 
     def verdicts(self, answer: TreeAudit) -> list[Verdict]:
-        """How much the rules tell."""
+        """Return the verdict: the share of the variance that the rules explain."""
         return [answer.verdict()]
 
     def entries(self, answer: TreeAudit) -> dict[str, Any]:
-        """The rules, as sentences, and how well neurons keep them apart."""
+        """Return the rules as sentences, and how well they separate the neurons."""
         return {"trees": answer.to_dict()}
 
     def section(self, answer: TreeAudit) -> Iterator[Part]:
-        """A tree after the other, the first one open."""
+        """Yield the trees one after the other, the first one open."""
         for i, tree in enumerate(answer.trees):
             yield _drawn(tree, is_open=i == 0)
 
 
 def _drawn(tree: NeuronTree, *, is_open: bool) -> Markup:
-    """Rules as sentences, and the tree as nested lists."""
+    """Return rules as sentences, and the tree as nested lists."""
     rule = Markup('<li>{} <span class="share">({:.0f} % of the steps)</span></li>')
     return Markup(
         '<details class="tree"{}><summary>{}: R&sup2; {}, {} rules</summary>'

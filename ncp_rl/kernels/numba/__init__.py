@@ -1,4 +1,4 @@
-"""The fused scan on the CPU, compiled by Numba. `backend.py` is what the rest of the library calls.
+"""The fused scan on the CPU, compiled by Numba. The rest of the library calls `backend.py` only.
 
-Imports are absolute, so that `numba` alone always is the library.
+Imports are absolute, so that `import numba` always means the library.
 """

@@ -1,4 +1,4 @@
-"""Between arrays and vectors inside Numba kernels: loads, stores, and the way from rows to synapses and back."""
+"""Loads and stores inside Numba kernels: between arrays and vectors, and between rows and synapses."""
 
 # mypy: allow-untyped-calls, allow-untyped-decorators
 
@@ -31,7 +31,7 @@ from ncp_rl.kernels.numba.vectors import (
 
 @intrinsic
 def load(typing_context: Any, rows: Any, row: Any) -> Typed:
-    """One row."""
+    """Load one row."""
 
     def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
         address = row_address(context, builder, rows, arguments[0], arguments[1], sig.args[1])
@@ -42,7 +42,7 @@ def load(typing_context: Any, rows: Any, row: Any) -> Typed:
 
 @intrinsic
 def store(typing_context: Any, rows: Any, row: Any, value: Any) -> Typed:
-    """Write one row; a number goes to all of its lanes."""
+    """Store one row; a number goes to all of its lanes."""
 
     def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
         address = row_address(context, builder, rows, arguments[0], arguments[1], sig.args[1])
@@ -54,7 +54,7 @@ def store(typing_context: Any, rows: Any, row: Any, value: Any) -> Typed:
 
 @intrinsic
 def store_uncached(typing_context: Any, rows: Any, row: Any, value: Any) -> Typed:
-    """Write one row, which begins at a multiple of its size, past the caches: for what is read much later.
+    """Store one row, which begins at a multiple of its size, past the caches: for values that are read much later.
 
     Other threads see it after a `fence`.
     """
@@ -70,7 +70,7 @@ def store_uncached(typing_context: Any, rows: Any, row: Any, value: Any) -> Type
 
 @intrinsic
 def fence(typing_context: Any) -> Typed:
-    """Let all that was written be seen before anything else happens."""
+    """Make all stores visible before any later operation."""
 
     def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
         builder.fence("seq_cst")
@@ -81,13 +81,13 @@ def fence(typing_context: Any) -> Typed:
 
 @intrinsic
 def prefetch(typing_context: Any, rows: Any, row: Any, n_before: Any) -> Typed:
-    """Bring near what lies `n_before` elements before a row; nothing needs to be there."""
+    """Fetch into the cache what lies `n_before` elements before a row; the address need not be valid."""
 
     def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
         array, row_index, distance = arguments
         first = builder.bitcast(row_address(context, builder, rows, array, row_index, sig.args[1]), FLOAT.as_pointer())
         address = builder.bitcast(builder.gep(first, [builder.neg(distance)]), ir.IntType(8).as_pointer())
-        # Reading, into the second level, of data.
+        # The constants mean: for reading, into the second-level cache, of data.
         options = [ir.Constant(INT32, value) for value in (0, 2, 1)]
         call(builder, "llvm.prefetch.p0i8", ir.VoidType(), [address, *options])
         return context.get_dummy_value()
@@ -97,7 +97,7 @@ def prefetch(typing_context: Any, rows: Any, row: Any, n_before: Any) -> Typed:
 
 @intrinsic
 def load_constant(typing_context: Any, table: Any, row: Any) -> Typed:
-    """Row `row` of a table, which holds either all lanes of a vector of synapses, or the one number of them all."""
+    """Load row `row` of a table, which holds either all lanes of a vector of synapses or one number for all of them."""
 
     def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
         address = row_address(context, builder, table, arguments[0], arguments[1], sig.args[1])
@@ -109,9 +109,9 @@ def load_constant(typing_context: Any, table: Any, row: Any) -> Typed:
 
 @intrinsic
 def load_sources(typing_context: Any, rows: Any, first_row: Any, source: Any, vector: Any) -> Typed:
-    """The rows of the presynaptic neurons of all synapses in one vector.
+    """Load the rows of the presynaptic neurons of all synapses in one vector.
 
-    `source` (vectors * LANES // width,) int32 has where these rows begin, in elements after row `first_row`.
+    `source` (vectors * LANES // width,) int32 holds where these rows begin, in elements after row `first_row`.
     """
 
     def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
@@ -127,13 +127,13 @@ def load_sources(typing_context: Any, rows: Any, first_row: Any, source: Any, ve
 
 @intrinsic
 def add_to_sources(typing_context: Any, rows: Any, source: Any, vector: Any, value: Any) -> Typed:
-    """Add its part of `value` to the row of each presynaptic neuron; the inverse of `load_sources`."""
+    """Add the part of `value` that belongs to each presynaptic neuron to its row; the inverse of `load_sources`."""
 
     def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
         array, *rest, whole = arguments
         first_row = ir.Constant(ir.IntType(64), 0)
         operands = [rows, types.intp, *sig.args[1:3]], [array, first_row, *rest]
-        # One after the other: the sources may be the same.
+        # The rows are updated one after the other, since two sources may be the same.
         for part, address in enumerate(_source_rows(context, builder, *operands)):
             before = builder.load(address, align=ROW_ALIGNMENT)
             share = choose_lanes(builder, whole, range(part * rows.width, (part + 1) * rows.width))
@@ -145,7 +145,7 @@ def add_to_sources(typing_context: Any, rows: Any, source: Any, vector: Any, val
 
 @intrinsic
 def add_parts(typing_context: Any, rows: Any, row: Any, value: Any) -> Typed:
-    """Add to one row: `value` where the row is as wide, else each part of it that is."""
+    """Add `value` to one row; where it is wider than the row, add each of its parts of the row's width."""
 
     def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
         address = row_address(context, builder, rows, arguments[0], arguments[1], sig.args[1])
@@ -161,7 +161,7 @@ def add_parts(typing_context: Any, rows: Any, row: Any, value: Any) -> Typed:
 
 
 def _source_rows(context: Any, builder: Any, operand_types: Any, operands: Any) -> list[Any]:
-    """Addresses of the rows behind the entries of `source` for one vector."""
+    """Return the addresses of the rows that the entries of `source` point to, for one vector."""
     (rows_type, first_type, source_type, vector_type), (rows, first_row, source, vector) = operand_types, operands
     first = builder.bitcast(row_address(context, builder, rows_type, rows, first_row, first_type), FLOAT.as_pointer())
     vector = context.cast(builder, vector, vector_type, types.intp)
@@ -208,7 +208,8 @@ def transpose(
 
         rows = [builder.load(address(1, row), align=ROW_ALIGNMENT) for row in range(width)]
         columns = _transpose(builder, rows)
-        # From the last to the first: what goes beyond `target_count` goes to the last row, before its own values.
+        # Rows are stored from the last to the first: those beyond `target_count` go to the last row, before its own
+        # values.
         for column in range(width - 1, -1, -1):
             builder.store(columns[column], address(5, column), align=ROW_ALIGNMENT)
         return context.get_dummy_value()
@@ -237,7 +238,7 @@ def _transpose(builder: Any, rows: list[Any]) -> list[Any]:
 
 @intrinsic
 def load_integer(typing_context: Any, array: Any, index: Any) -> Typed:
-    """One element of a flat int32 array as int64."""
+    """Load one element of a flat int32 array as int64."""
 
     def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
         address = element_address(context, builder, sig.args[0], arguments[0], arguments[1], sig.args[1])
@@ -248,7 +249,7 @@ def load_integer(typing_context: Any, array: Any, index: Any) -> Typed:
 
 @intrinsic
 def load_number(typing_context: Any, array: Any, index: Any) -> Typed:
-    """One element of a float32 array, by its flat index."""
+    """Load one element of a float32 array by its flat index."""
 
     def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
         return builder.load(element_address(context, builder, sig.args[0], arguments[0], arguments[1], sig.args[1]))

@@ -1,4 +1,4 @@
-"""One step of the cell backward, for a block of sequences: from the gradients of its potentials to all others.
+"""One step of the cell backward, for a block of sequences: from the gradients of its potentials to all other gradients.
 
 A substep is v' = n / d with the numerator n = cm v + delta I and the denominator d = cm + delta G. For a gradient g
 with respect to v', p = g / d is the gradient with respect to n, and -p v' the one with respect to d. With P = delta p
@@ -11,8 +11,8 @@ and the sums over substeps, steps and sequences are its gradients: w of y; erev 
 gradient with respect to delta is p (I - G v') = p cm slope.
 
 From the last substep to the first, `pull_back_neurons` takes the gradients of the potentials after it to P and Q, and
-`pull_back_synapses` takes these to the potentials before it and to the parameters. What a synapse adds to a sum is
-added at once, over half the lanes.
+`pull_back_synapses` takes these to the potentials before it and to the parameters. A synapse's terms are added to its
+sums at once, over half the lanes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from ncp_rl.kernels.numba.blocks import gather
 from ncp_rl.kernels.numba.memory import Floats, Integers, address_of, rows_at
 from ncp_rl.kernels.numba.tables import CM, COLUMNS, EREV, GLEAK, MIDPOINT, MU, PULL, REVERSAL, SIGMA, VLEAK, W
 
-#: Lanes over which each synapse's sums are kept, and how many sums.
+#: Number of lanes over which each synapse's sums are kept, and number of sums.
 SUM_WIDTH = 8
 N_SUMS = 4
 
@@ -53,7 +53,7 @@ def zero(rows: Floats) -> None:
 
 @inlined
 def add_to_totals(sums: Floats, totals: Floats) -> None:
-    """Add all rows of `sums` to those of `totals`, and begin them anew."""
+    """Add all rows of `sums` to those of `totals`, and set `sums` to zero."""
     for row in range(sums.shape[0]):
         store(totals, row, load(totals, row) + load(sums, row))
     zero(sums)
@@ -69,7 +69,7 @@ def add_gradient(grad: Floats, first: int, n_sequences: int, step: int, incoming
 
 @inlined
 def restore_potentials(delta: Floats, slopes: Floats, unfolded: Floats, n_neurons: int) -> None:
-    """From the first U rows of `unfolded`, U rows after each substep, from the slopes that were kept."""
+    """Fill U rows of `unfolded` after each substep, from its first U rows and the slopes that were kept."""
     step = load(delta, 0)
     for row in range(slopes.shape[0]):
         store(unfolded, row + n_neurons, load(unfolded, row) + step * load(slopes, row))
@@ -77,7 +77,7 @@ def restore_potentials(delta: Floats, slopes: Floats, unfolded: Floats, n_neuron
 
 @inlined
 def rows_after(rows: Floats, first: int, width: int) -> Any:
-    """The rows from `first` on."""
+    """Return the rows from `first` on."""
     return rows_at(address_of(rows) + 4 * width * first, rows.shape[0] - first, width)
 
 
@@ -96,10 +96,10 @@ def pull_back_neurons(
     conductances: Floats,
     delta_sum: Floats,
 ) -> None:
-    """From the adjoint of the potentials after substep `k`: P and Q, and what reaches the neuron's own past.
+    """Compute P, Q and the adjoint before substep `k` from the adjoint of the potentials after it.
 
     P and Q go to row k of the `n_unfolds` that each neuron has of `currents` and `conductances`; the share of delta is
-    added to `delta_sum`. What lies `ahead` elements before the slopes and reciprocals is fetched: the next step's.
+    added to `delta_sum`. The next step's slopes and reciprocals, `ahead` elements before these, are fetched.
     """
     never_inline()
     n_neurons = neuronal.shape[1]
@@ -135,11 +135,11 @@ def pull_back_synapses(
     adjoint: Floats,
     sums: Floats,
 ) -> None:
-    """From P and Q of each neuron: what reaches its presynaptic potentials, and what its synapses' parameters gain.
+    """Compute the gradients of presynaptic potentials and of synapses' parameters from P and Q of each neuron.
 
-    P and Q of neuron j are at row j * stride, presynaptic potentials from row `first_row` on. What reaches these is
-    added to `adjoint`; P s, y, z and z (v - mu) of each vector are added to its `N_SUMS` rows of `sums`. What lies
-    `ahead` elements before the sigmoids is fetched: what comes next.
+    P and Q of neuron j are at row j * stride, presynaptic potentials from row `first_row` on. Gradients of these are
+    added to `adjoint`; P s, y, z and z (v - mu) of each vector are added to its `N_SUMS` rows of `sums`. The sigmoids
+    that are needed next, `ahead` elements before these, are fetched.
     """
     never_inline()
     for j in range(pointer.shape[0] - 1):
@@ -190,13 +190,13 @@ def sum_neurons(
 
 @inlined
 def rows_of_synapses(sums: Floats) -> Any:
-    """The same memory, a row for each synapse."""
+    """Return the same memory as an array with a row for each synapse."""
     return rows_at(address_of(sums), sums.shape[0] * sums.shape[1] // SUM_WIDTH, SUM_WIDTH)
 
 
 @inlined
 def write_synapse_gradients(sums: Floats, n_parts: int, params: Floats, slots: Integers, gradients: Floats) -> None:
-    """From the sums of each vector, (rows, `SUM_WIDTH`), the rows w, sigma, mu, erev of `gradients` (4, E)."""
+    """Fill rows w, sigma, mu, erev of `gradients` (4, E) from the sums of each vector, (rows, `SUM_WIDTH`)."""
     for e in range(slots.shape[0]):
         vector, part = slots[e] // n_parts, slots[e] % n_parts
         first = N_SUMS * vector * n_parts + part
@@ -209,7 +209,7 @@ def write_synapse_gradients(sums: Floats, n_parts: int, params: Floats, slots: I
 
 @inlined
 def write_neuron_gradients(sums: Floats, neuronal: Floats, gradients: Floats) -> None:
-    """From U rows each of sums of P slope, P and Q, the rows cm, gleak, vleak of `gradients` (3, U)."""
+    """Fill rows cm, gleak, vleak of `gradients` (3, U) from U rows each of sums of P slope, P and Q."""
     n_neurons = neuronal.shape[1]
     for j in range(n_neurons):
         current, conductance = sum_lanes(load(sums, n_neurons + j)), sum_lanes(load(sums, 2 * n_neurons + j))
@@ -220,7 +220,7 @@ def write_neuron_gradients(sums: Floats, neuronal: Floats, gradients: Floats) ->
 
 @inlined
 def write_elapsed_gradient(delta_sum: Floats, first: int, step: int, ode_unfolds: int, gradient: Floats) -> None:
-    """Gradient of each lane's elapsed time; `gradient` has no rows where there is no elapsed time."""
+    """Write the gradient of each lane's elapsed time; `gradient` has no rows where there is no elapsed time."""
     if gradient.shape[0] == 0:
         return
     for lane in range(min(delta_sum.shape[1], gradient.shape[1] - first)):

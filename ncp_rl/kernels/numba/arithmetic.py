@@ -27,7 +27,7 @@ from ncp_rl.kernels.numba.vectors import (
 
 @intrinsic
 def filled(typing_context: Any, value: Any) -> Typed:
-    """A float32 in every lane of a vector of synapses."""
+    """Return a vector of synapses with a float32 in every lane."""
 
     def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
         return fill_lanes(builder, arguments[0])
@@ -37,7 +37,7 @@ def filled(typing_context: Any, value: Any) -> Typed:
 
 @intrinsic
 def repeat_row(typing_context: Any, row: Any) -> Typed:
-    """One row for every synapse of a vector."""
+    """Repeat one row for every synapse of a vector."""
 
     def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
         return choose_lanes(builder, arguments[0], [lane % row.width for lane in range(LANES)])
@@ -62,7 +62,7 @@ def sum_synapses(typing_context: Any, value: Any, rows: Any) -> Typed:
 
 @intrinsic
 def keep_first(typing_context: Any, row: Any, count: Any) -> Typed:
-    """The first `count` lanes; the others become zero."""
+    """Keep the first `count` lanes and set the others to zero."""
 
     def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
         integers = ir.VectorType(INT32, row.width)
@@ -76,7 +76,7 @@ def keep_first(typing_context: Any, row: Any, count: Any) -> Typed:
 
 @intrinsic
 def larger_magnitude(typing_context: Any, bound: Any, value: Any) -> Typed:
-    """In each lane, the larger of `bound` and the magnitude of `value`; NaN does not count."""
+    """Return in each lane the larger of `bound` and the magnitude of `value`; NaN is ignored."""
 
     def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
         magnitude = call(builder, f"llvm.fabs.v{value.width}f32", arguments[1].type, arguments[1:])
@@ -87,7 +87,7 @@ def larger_magnitude(typing_context: Any, bound: Any, value: Any) -> Typed:
 
 @intrinsic
 def highest_lane(typing_context: Any, value: Any) -> Typed:
-    """The largest lane, float32."""
+    """Return the largest lane, float32."""
 
     def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
         return call(builder, f"llvm.vector.reduce.fmax.v{value.width}f32", FLOAT, arguments)
@@ -113,7 +113,7 @@ def sum_lanes(typing_context: Any, value: Any) -> Typed:
 
 @intrinsic
 def reciprocal(typing_context: Any, value: Any) -> Typed:
-    """1 / value."""
+    """Return 1 / value."""
 
     def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
         return builder.fdiv(constant(1.0, value.width), arguments[0])

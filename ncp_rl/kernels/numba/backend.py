@@ -17,18 +17,18 @@ from ncp_rl.kernels.numba.tables import Tables, tables_of
 from ncp_rl.kernels.numba.vectors import LANES, WIDTHS
 from ncp_rl.kernels.threads import run_in_threads
 
-#: Sigmoids that make a thread worth its start, which takes 50 us: about 150 us of work.
+#: Number of sigmoids that justify another thread, whose start takes 50 us: about 150 us of work.
 SIGMOIDS_PER_THREAD = 1_000_000
 
-#: What a forward pass may keep for its backward pass, which computes the rest again.
+#: Bytes that a forward pass may keep for its backward pass, which computes the rest again.
 SAVED_BYTES = 256 << 20
 
 
 class Saved:
-    """What a backward pass can use of the forward pass; when it is deleted, its memory serves another."""
+    """Values of a forward pass that its backward pass can use; a later pass reuses the memory of a deleted one."""
 
     def __init__(self, tables: Tables, n_blocks: int, n_steps: int, n_neurons: int, ode_unfolds: int) -> None:
-        """Tables, and room for as many of the last steps as `SAVED_BYTES` allow."""
+        """Keep the tables, and borrow memory for as many of the last steps as `SAVED_BYTES` allow."""
         width, (n_vectors, n_sensory_vectors) = tables.wiring.width, tables.wiring.sizes
         self.tables = tables
         self.step_size: int = kept_size.py_func(n_sensory_vectors, n_vectors, ode_unfolds, n_neurons, width)
@@ -38,14 +38,14 @@ class Saved:
         self.memory = _borrow(n_blocks * self.n_kept * self.step_size)
 
     def __del__(self) -> None:
-        """Give the memory back."""
-        # At exit, functions of this module, and what `len` of a tensor calls, are gone before its objects are.
+        """Return the memory for reuse."""
+        # At exit, functions of this module, and those that `len` of a tensor calls, are deleted before its objects.
         if sum(other.numel() for other in self._spare) + self.memory.numel() <= self._capacity:
             self._spare.append(self.memory)
 
     @property
     def arguments(self) -> tuple[int, int]:
-        """Address from the beginning of a cache line on, and number of steps: as kernels take them."""
+        """The address of the kept values, at the beginning of a cache line, and the number of kept steps."""
         return -(-self.memory.data_ptr() // 64) * 64, self.n_kept
 
 
@@ -53,9 +53,9 @@ def forward(operands: Operands, *, save: bool) -> tuple[Tensor, Saved | None]:
     """Run the scan over contiguous float32 operands on the CPU.
 
     Returns:
-        (T, N, U), potentials after each step, and what `backward` can use, if `save`.
+        (T, N, U), potentials after each step; and, if `save`, the values that `backward` can use.
     """
-    # A policy calls this once per environment step: no loops, no generators, no more attributes than it takes.
+    # A policy calls this once per environment step, so it has no loops, no generators and few attribute look-ups.
     params, synapses, inputs, state, episode_starts, elapsed_time, ode_unfolds = operands
     n_steps, n_sequences, n_inputs = inputs.shape
     n_neurons = state.shape[1]
@@ -84,7 +84,7 @@ def forward(operands: Operands, *, save: bool) -> tuple[Tensor, Saved | None]:
 
 
 def backward(grad: Tensor, potentials: Tensor, saved: Saved | None, operands: Operands) -> Gradients:
-    """Gradients for `grad` (T, N, U) of the potentials that `forward` returned."""
+    """Return the gradients for `grad` (T, N, U) of the potentials that `forward` returned."""
     params, synapses, inputs, state, episode_starts, elapsed_time, ode_unfolds = operands
     n_steps, n_sequences, n_inputs = inputs.shape
     n_neurons = state.shape[1]
@@ -110,19 +110,19 @@ def backward(grad: Tensor, potentials: Tensor, saved: Saved | None, operands: Op
 
 
 def _addresses(*tensors: Tensor | None) -> tuple[int, ...]:
-    """Where the tensors' data begin; 0 stands for None."""
+    """Return the addresses of the tensors' data; 0 stands for None."""
     return tuple([0 if tensor is None else tensor.data_ptr() for tensor in tensors])
 
 
-#: Memory of forward passes gone by, for those to come: to touch fresh pages takes longer than to compute again.
+#: Memory of deleted forward passes, which later ones reuse: touching new pages takes longer than computing again.
 _spare: list[Tensor] = []
 
 
 def _borrow(n_elements: int) -> Tensor:
-    """Float32, uninitialised, enough for `n_elements` from the beginning of a cache line on."""
+    """Return uninitialised float32 memory for `n_elements` from the beginning of a cache line on."""
     n_elements += LANES
     try:
-        # What is too small has served its time.
+        # Memory that is too small is dropped.
         while len(memory := _spare.pop()) < n_elements:
             pass
     except IndexError:
@@ -132,13 +132,13 @@ def _borrow(n_elements: int) -> Tensor:
 
 
 def _block_width(n_sequences: int) -> int:
-    """How many sequences a block holds: few of them leave room for more synapses in a vector."""
+    """Return how many sequences a block holds: with few sequences, a vector holds more synapses."""
     narrow, wide = WIDTHS
     return narrow if n_sequences <= narrow else wide
 
 
 def _n_sigmoids(operands: Operands) -> int:
-    """How many sigmoids a pass evaluates: a measure of its work."""
+    """Return how many sigmoids a pass evaluates, a measure of its work."""
     n_steps, n_sequences, _ = operands.inputs.shape
     n_synapses, n_sensory = operands.params.synaptic.shape[1], operands.params.sensory.shape[1]
     return n_steps * n_sequences * (operands.ode_unfolds * n_synapses + n_sensory)
@@ -155,7 +155,7 @@ def _run_blocks(kernel: Callable[..., None], n_blocks: int, operands: Operands, 
         for block in waiting:
             kernel(*arguments, block, block + 1)
 
-    # All threads even if there are fewer blocks: OpenMP ends those that one parallel region leaves out.
+    # All threads run even if there are fewer blocks, since OpenMP ends threads that a parallel region does not use.
     run_in_threads(work, torch.get_num_threads())
 
 

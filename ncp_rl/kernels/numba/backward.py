@@ -1,6 +1,6 @@
 """The scan backward in Numba, eight or sixteen sequences at once, from the last step to the first.
 
-`solve` runs a step again, unless the forward pass kept what that gives; `adjoint.py` takes the gradients through it.
+`solve` runs a step again, unless the forward pass kept its values; `adjoint.py` computes the gradients through it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ N_SUMMED = 32
 
 @inlined
 def read_results(addresses: Numbers, sizes: Numbers) -> Any:
-    """Gradients of the potentials, then the potentials, both (T * N, U)."""
+    """Return the gradients of the potentials and the potentials, both (T * N, U)."""
     grad_address, potentials_address = addresses
     n_steps, n_sequences, _, n_neurons, _ = sizes
     return (
@@ -58,7 +58,7 @@ def read_results(addresses: Numbers, sizes: Numbers) -> Any:
 
 @inlined
 def read_synapses(addresses: Numbers, n_synapses: Numbers) -> Any:
-    """Parameters (4, E) and slots (E,) of the synapses between neurons, then those of the sensory ones.
+    """Return parameters (4, E) and slots (E,) of the synapses between neurons, then those of the sensory synapses.
 
     `n_synapses` are E and E_s.
     """
@@ -72,10 +72,10 @@ def read_synapses(addresses: Numbers, n_synapses: Numbers) -> Any:
 
 @inlined
 def read_gradients(addresses: Numbers, sizes: Numbers, n_synapses: Numbers, n_blocks: int) -> Any:
-    """Where the gradients go: of inputs, state and elapsed time; of the parameters, block by block.
+    """Return the arrays of gradients: of inputs, state and elapsed time, and of the parameters for each block.
 
-    Of inputs (T * N, S), of the state (N, U), of elapsed time (T, N), without rows where there is none; of synapses
-    (4 * blocks, E), of sensory synapses (4 * blocks, E_s), of neurons (3 * blocks, U).
+    Their shapes are (T * N, S) for inputs, (N, U) for the state, (T, N) for elapsed time, without rows where there is
+    none; (4 * blocks, E) for synapses, (4 * blocks, E_s) for sensory synapses and (3 * blocks, U) for neurons.
     """
     inputs_address, state_address, elapsed_address, synaptic_address, sensory_address, neuronal_address = addresses
     n_steps, n_sequences, n_inputs, n_neurons, _ = sizes
@@ -92,9 +92,9 @@ def read_gradients(addresses: Numbers, sizes: Numbers, n_synapses: Numbers, n_bl
 
 @functools.cache
 def backward_kernel(width: int) -> Callable[..., None]:
-    """The backward pass over blocks of `width` sequences, compiled when it is first called."""
+    """Return the backward pass over blocks of `width` sequences, which is compiled when it is first called."""
     columns, n_parts = table_width(width), LANES // width
-    # A vector's row of sums, which holds its synapses one after the other.
+    # A vector's row of sums holds its synapses one after the other.
     sums_width = SUM_WIDTH * n_parts
 
     @functools.partial(scan_kernel, variant=width)
@@ -110,13 +110,13 @@ def backward_kernel(width: int) -> Callable[..., None]:
         first_block: int,
         last_block: int,
     ) -> None:
-        """Blocks `first_block` to `last_block`, all steps; each block writes parameter gradients of its own.
+        """Run all steps of blocks `first_block` to `last_block`; each block writes parameter gradients of its own.
 
         Args:
             results: Addresses, see `read_results`.
             operands: Addresses, see `read_operands`.
             sizes: T, N, S, U and the number of substeps.
-            kept: Address of what `forward_kernel` kept, and of how many of the last steps.
+            kept: Address of the values that `forward_kernel` kept, and the number of last steps that they cover.
             tables: Addresses, see `read_tables`.
             parameters: Addresses, see `read_synapses`.
             n_synapses: E and E_s.
@@ -155,9 +155,10 @@ def backward_kernel(width: int) -> Callable[..., None]:
         sums_of_senses = new_rows(N_SUMS * n_sensory_vectors, sums_width)
         totals_of_senses = new_rows(N_SUMS * n_sensory_vectors, sums_width)
         delta_sum = new_rows(1, width)
-        # A step that was not kept is solved again here.
+        # A step whose values were not kept is solved again here.
         solved_again = new_rows(step_size // LANES if n_kept < n_steps else 0, LANES)
-        # Elements from a substep's sigmoids back to those of the one before, or to the last one's of the step before.
+        # Number of elements from a substep's sigmoids back to those of the substep before, which may be the last of a
+        # step.
         to_substep = LANES * n_vectors
         to_step = step_size - (ode_unfolds - 1) * to_substep
         for block in range(first_block, last_block):

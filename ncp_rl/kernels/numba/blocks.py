@@ -1,4 +1,4 @@
-"""A block of sequences side by side: what belongs to a neuron or an input is a row, a lane of it belongs to a sequence.
+"""A block of sequences side by side: each neuron or input has a row, and each lane of a row belongs to a sequence.
 
 Memory outside of the kernels has a row for each step and sequence, so that `gather` and `scatter` transpose.
 """
@@ -23,7 +23,7 @@ _ZERO = np.float32(0.0)
 
 @inlined
 def read_operands(addresses: Numbers, sizes: Numbers) -> Any:
-    """Inputs (T * N, S), state (N, U), episode starts and elapsed time (T, N), these two without rows where None.
+    """Return inputs (T * N, S), state (N, U), episode starts and elapsed time (T, N); without rows for None.
 
     `addresses` are in this order, 0 for None; `sizes` are T, N, S, U and the number of substeps.
     """
@@ -39,9 +39,9 @@ def read_operands(addresses: Numbers, sizes: Numbers) -> Any:
 
 @inlined
 def gather(source: Floats, first: int, n_sequences: int, step: int, rows: Floats, ahead: int) -> None:
-    """Columns of `source` (T * N, columns) at one step become rows of lanes; those `ahead` steps later are fetched.
+    """Transpose columns of `source` (T * N, columns) at one step to rows of lanes; fetch those `ahead` steps later.
 
-    Lanes past the last sequence repeat it: they stay finite where it does, and nobody reads them.
+    Lanes past the last sequence repeat it, so that they stay finite where it does; nothing reads them.
     """
     n_columns, width = source.shape[1], rows.shape[1]
     sequence, count = step * n_sequences + first, min(width, n_sequences - first)
@@ -92,7 +92,7 @@ def clear_started(rows: Floats, n_rows: int, starts: Bools, step: int, first: in
 
 @inlined
 def gather_delta(elapsed_time: Floats, step: int, first: int, ode_unfolds: int, delta: Floats) -> None:
-    """Seconds per unfold of each lane into `delta` (1, width); `elapsed_time` has no rows where it is 1 second."""
+    """Write the seconds of each lane's substeps into `delta` (1, width); `elapsed_time` without rows means 1 second."""
     for lane in range(delta.shape[1]):
         elapsed = _ONE
         if elapsed_time.shape[0] > 0:

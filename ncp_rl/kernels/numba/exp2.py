@@ -33,9 +33,9 @@ MAX_EXPONENT = 126.0
 
 @intrinsic
 def one_plus_exp2(typing_context: Any, exponent: Any) -> Typed:
-    """1 + 2^x of exponents x, NaN or within `MAX_EXPONENT`: one over the logistic function of -x ln 2.
+    """Compute 1 + 2^x of exponents x, NaN or within `MAX_EXPONENT`: one over the logistic function of -x ln 2.
 
-    Wherever the processor finds powers in a register, a table of them saves two or three multiplications.
+    Where the processor can look up powers in a register, a table of them saves two or three multiplications.
     """
 
     def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
@@ -48,7 +48,7 @@ def one_plus_exp2(typing_context: Any, exponent: Any) -> Typed:
 
 @intrinsic
 def clamp_exponent(typing_context: Any, exponent: Any) -> Typed:
-    """`exponent` within `MAX_EXPONENT`, far into saturation either way. NaN stays NaN: the comparisons are ordered."""
+    """Clamp `exponent` to `MAX_EXPONENT`, where the sigmoid is saturated. NaN stays NaN by ordered comparisons."""
 
     def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
         exponent = arguments[0]
@@ -60,7 +60,7 @@ def clamp_exponent(typing_context: Any, exponent: Any) -> Typed:
 
 
 def _with_polynomial(builder: Any, exponent: Any) -> Any:
-    """1 + 2^x by a whole power of two and a polynomial of degree 5."""
+    """Compute 1 + 2^x by a whole power of two and a polynomial of degree 5."""
     whole, rest = _split(builder, exponent, steps=1)
     mantissa = _polynomial(builder, rest, _exp2_coefficients(0.5, degree=5))
     shift = ir.Constant(INT_VECTOR, [23] * LANES)
@@ -69,12 +69,12 @@ def _with_polynomial(builder: Any, exponent: Any) -> Any:
 
 
 def _with_table(builder: Any, exponent: Any, bits: int, degree: int, look_up: Callable[..., Any]) -> Any:
-    """1 + 2^x by a table of 2^`bits` powers, which lies in one register, and a polynomial."""
+    """Compute 1 + 2^x by a table of 2^`bits` powers, which lies in one register, and a polynomial."""
     steps, rest = _split(builder, exponent, steps=1 << bits)
     coefficients = _exp2_coefficients(0.5 / (1 << bits), degree)
-    # The table takes the first coefficient on: what remains begins with 1, a constant that is needed anyway.
+    # The table absorbs the first coefficient, so the polynomial begins with 1, a constant that is needed anyway.
     mantissa = _polynomial(builder, rest, coefficients / coefficients[0])
-    # Shifted, the number of steps adds its whole part to the exponent; the rest of it is taken off here.
+    # The shifted number of steps adds its whole part to the exponent; the other bits are removed here.
     numbers = np.arange(1 << bits, dtype=np.int32)
     powers = (coefficients[0] * 2.0 ** (numbers / (1 << bits))).astype(np.float32)
     entries = powers.view(np.int32) - (numbers << (23 - bits))
@@ -85,13 +85,13 @@ def _with_table(builder: Any, exponent: Any, bits: int, degree: int, look_up: Ca
 
 
 def _look_up16(builder: Any, entries: Any, index: Any) -> Any:
-    """VPERMD reads the lowest four bits of each index."""
+    """Look up entries by VPERMD, which reads the lowest four bits of each index."""
     table = ir.Constant(INT_VECTOR, entries.tolist())
     return call(builder, "llvm.x86.avx512.permvar.si.512", INT_VECTOR, [table, index])
 
 
 def _look_up4(builder: Any, entries: Any, index: Any) -> Any:
-    """VPERMILPS reads the lowest two bits of each index."""
+    """Look up entries by VPERMILPS, which reads the lowest two bits of each index."""
     octet = ir.VectorType(FLOAT, 8)
     table = ir.Constant(octet, [float(x) for x in np.tile(entries.view(np.float32), 2)])
     halves = [choose_lanes(builder, index, range(first, first + 8)) for first in (0, 8)]
@@ -99,7 +99,7 @@ def _look_up4(builder: Any, entries: Any, index: Any) -> Any:
     return builder.bitcast(shuffle(builder, low, high, range(LANES)), INT_VECTOR)
 
 
-#: By features of processors, the best first.
+#: Methods with a table by the features of processors, the fastest first.
 _WITH_TABLE: dict[str, Callable[..., Any]] = {
     "+avx512f": functools.partial(_with_table, bits=4, degree=2, look_up=_look_up16),
     "+avx2": functools.partial(_with_table, bits=2, degree=3, look_up=_look_up4),
@@ -107,16 +107,16 @@ _WITH_TABLE: dict[str, Callable[..., Any]] = {
 
 
 def _split(builder: Any, value: Any, steps: int) -> tuple[Any, Any]:
-    """The nearest number of steps of 1 / `steps` in the lowest bits of an integer, and what is left."""
+    """Split `value` into the nearest number of steps of 1 / `steps`, in the lowest bits of an integer, and the rest."""
     # The sum has no bits for less than a step, so that adding rounds. Behind the fence the compiler sees no constant,
-    # of which it would make a second, negative one: registers are scarce here.
+    # from which it would make a second, negative constant: registers are scarce here.
     rounder = call(builder, f"llvm.arithmetic.fence.v{LANES}f32", VECTOR, [constant(1.5 * 2**23 / steps)])
     total = builder.fadd(value, rounder)
     return builder.bitcast(total, INT_VECTOR), builder.fsub(value, builder.fsub(total, rounder))
 
 
 def _exp2_coefficients(bound: float, degree: int) -> npt.NDArray[np.float64]:
-    """Polynomial of 2^x for -bound <= x <= bound, lowest power first; relative error below 5e-7 as used here."""
+    """Fit a polynomial to 2^x for -bound <= x <= bound, lowest power first, to a relative error below 5e-7."""
     nodes = bound * np.cos(np.linspace(0, np.pi, 4001))
     powers = 2.0**nodes
     fit = np.polynomial.chebyshev.Chebyshev.fit(nodes, powers, degree, w=1 / powers, domain=[-bound, bound])
@@ -124,7 +124,7 @@ def _exp2_coefficients(bound: float, degree: int) -> npt.NDArray[np.float64]:
 
 
 def _polynomial(builder: Any, x: Any, coefficients: npt.NDArray[np.float64]) -> Any:
-    """The polynomial with these coefficients, lowest power first."""
+    """Evaluate the polynomial with these coefficients, lowest power first."""
     *lower, result = (constant(float(np.float32(c))) for c in coefficients)
     for coefficient in lower[::-1]:
         result = _multiply_add(builder, result, x, coefficient)

@@ -27,7 +27,7 @@ from ncp_rl.kernels.numba.vectors import LANES
 
 @functools.cache
 def forward_kernel(width: int) -> Callable[..., None]:
-    """The forward pass over blocks of `width` sequences, compiled when it is first called."""
+    """Return the forward pass over blocks of `width` sequences, which is compiled when it is first called."""
     columns = table_width(width)
 
     @functools.partial(scan_kernel, variant=width)
@@ -40,13 +40,13 @@ def forward_kernel(width: int) -> Callable[..., None]:
         first_block: int,
         last_block: int,
     ) -> None:
-        """Blocks `first_block` to `last_block`, all steps.
+        """Run all steps of blocks `first_block` to `last_block`.
 
         Args:
-            potentials_address: Of the result, (T * N, U) float32.
+            potentials_address: Address of the result, (T * N, U) float32.
             operands: Addresses, see `read_operands`.
             sizes: T, N, S, U and the number of substeps.
-            kept: An address and a number of steps: what a backward pass needs of each block's last steps goes there.
+            kept: Address for the values of each block's last steps that a backward pass needs, and the number of steps.
             tables: Addresses, see `read_tables`.
             first_block: The first of the blocks.
             last_block: The one after the last of them.

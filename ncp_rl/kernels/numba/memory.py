@@ -26,37 +26,37 @@ Bools = npt.NDArray[np.uint8]
 
 @inlined
 def floats(address: int, rows: int, columns: int) -> Any:
-    """(rows, columns) float32 at `address`."""
+    """Return the (rows, columns) float32 array at `address`."""
     return carray(float32_pointer(address), (rows, columns))
 
 
 @inlined
 def integers(address: int, length: int) -> Any:
-    """(length,) int32 at `address`."""
+    """Return the (length,) int32 array at `address`."""
     return carray(int32_pointer(address), (length,))
 
 
 @inlined
 def bools(address: int, rows: int, columns: int) -> Any:
-    """(rows, columns) uint8 at `address`."""
+    """Return the (rows, columns) uint8 array at `address`."""
     return carray(bool_pointer(address), (rows, columns))
 
 
 @inlined
 def rows_at(address: int, n_rows: int, width: int) -> Any:
-    """(n_rows, width) float32 at `address`, whose width the compiler knows."""
+    """Return the (n_rows, width) float32 array at `address`, whose width the compiler knows."""
     return as_rows(floats(address, n_rows, width), width)
 
 
 @inlined
 def address_of(rows: Floats) -> Any:
-    """Where the data of an array begins, int64."""
+    """Return the address of an array's data, int64."""
     return np.int64(rows.ctypes.data)
 
 
 @inlined
 def new_rows(n_rows: int, width: int) -> Any:
-    """(n_rows, width) float32, uninitialised, no row in two cache lines: such a row loads at half speed."""
+    """Return an uninitialised (n_rows, width) float32 array; no row lies in two cache lines, which would be slow."""
     memory = np.empty(n_rows * width + LANES, np.float32)
     first = -(memory.ctypes.data // 4) % LANES
     return as_rows(memory[first : first + n_rows * width].reshape((n_rows, width)), width)
@@ -64,7 +64,7 @@ def new_rows(n_rows: int, width: int) -> Any:
 
 @intrinsic
 def as_rows(typing_context: Any, array: Any, width: Any) -> Typed:
-    """The same (rows, width) float32 array, as one whose width the compiler knows; `width` is a constant."""
+    """Return the same (rows, width) float32 array as one whose width the compiler knows; `width` is a constant."""
     if not isinstance(width, types.IntegerLiteral):
         raise errors.RequireLiteralValue(width)
     rows_type = RowsType(width.literal_value)
@@ -77,19 +77,19 @@ def as_rows(typing_context: Any, array: Any, width: Any) -> Typed:
 
 @intrinsic
 def float32_pointer(typing_context: Any, address: Any) -> Typed:
-    """The address of a tensor's data, as `numba.carray` wants it."""
+    """Return the address of a tensor's data as `numba.carray` takes it."""
     return _pointer(types.float32, address)
 
 
 @intrinsic
 def int32_pointer(typing_context: Any, address: Any) -> Typed:
-    """The address of a tensor's data, as `numba.carray` wants it."""
+    """Return the address of a tensor's data as `numba.carray` takes it."""
     return _pointer(types.int32, address)
 
 
 @intrinsic
 def bool_pointer(typing_context: Any, address: Any) -> Typed:
-    """The address of a tensor's data, as `numba.carray` wants it."""
+    """Return the address of a tensor's data as `numba.carray` takes it."""
     return _pointer(types.uint8, address)
 
 

@@ -4,7 +4,7 @@ With the current I and the conductance G that leak and synapses add up to, the s
 
     v <- v + delta slope,    slope = (I - G v) / (cm + delta G),
 
-which leaves v as it is where delta is 0, and loses no digits where delta is small.
+which leaves v unchanged where delta is 0, and loses no digits where delta is small.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ _ZERO = np.float32(0.0)
 
 @inlined
 def kept_size(n_sensory_vectors: int, n_vectors: int, n_unfolds: int, n_neurons: int, width: int) -> int:
-    """How many float32 are kept of one step of a block."""
+    """Return how many float32 numbers are kept of one step of a block."""
     return LANES * (n_sensory_vectors + n_unfolds * n_vectors) + 2 * width * n_unfolds * n_neurons
 
 
 @inlined
 def kept_rows(address: int, n_sensory_vectors: int, n_vectors: int, n_unfolds: int, n_neurons: int, width: int) -> Any:
-    """What is kept of one step in the memory at `address`: sensory sigmoids, slopes, reciprocals, sigmoids."""
+    """Return the arrays kept of a step in the memory at `address`: sensory sigmoids, slopes, reciprocals, sigmoids."""
     slopes = address + 4 * LANES * n_sensory_vectors
     reciprocals = slopes + 4 * width * n_unfolds * n_neurons
     sigmoids = reciprocals + 4 * width * n_unfolds * n_neurons
@@ -66,7 +66,7 @@ def store_kept(rows: Floats, row: int, value: Any, uncached: bool | None) -> Non
 def exponents(
     table: Floats, source: Integers, vector: int, presynaptics: Floats, first_row: int, clamped: bool | None
 ) -> Any:
-    """Exponents to base 2 in the sigmoids of a vector of synapses; presynaptic potentials begin at row `first_row`."""
+    """Compute the exponents in the sigmoids of a vector of synapses; presynaptic rows begin at row `first_row`."""
     row = vector * COLUMNS
     presynaptic = load_sources(presynaptics, first_row, source, vector)
     exponent = presynaptic * load_constant(table, row + SLOPE) + load_constant(table, row + OFFSET)
@@ -75,7 +75,7 @@ def exponents(
 
 @inlined
 def look_ahead(table: Floats, source: Integers, presynaptics: Floats, first_row: int, clamped: bool | None) -> Any:
-    """What `synaptic_sums` begins with: the first vector's sigmoids, the second's inverses, the third's exponents."""
+    """Start `synaptic_sums`: return the first vector's sigmoids, the second's inverses and the third's exponents."""
     first = one_plus_exp2(exponents(table, source, 0, presynaptics, first_row, clamped))
     second = one_plus_exp2(exponents(table, source, 1, presynaptics, first_row, clamped))
     return reciprocal(first), second, exponents(table, source, 2, presynaptics, first_row, clamped)
@@ -95,12 +95,12 @@ def synaptic_sums(
     clamped: bool | None,
     uncached: bool | None,
 ) -> Any:
-    """Current and conductance of the synapses of one neuron, and what the next neuron's begin with.
+    """Return the current and conductance of one neuron's synapses, and the start of the next neuron's.
 
-    A sigmoid is a chain of operations, each of which waits for the one before. So four vectors are under way at once,
-    across neurons, the one that is furthest first: sums, division, power of two, exponents. `ahead` is what
-    `look_ahead` gives; see `exponents` for the operands. The sigmoids go to `sigmoids`, where there is one, past the
-    caches if `uncached`. `clamped` and `uncached` are True or None: the compiler leaves out what hangs on None.
+    A sigmoid is a chain of operations, each of which waits for the one before. So four vectors are computed at once,
+    across neurons, each one operation behind the other: sums, division, power of two, exponents. `ahead` is the result
+    of `look_ahead`; see `exponents` for the operands. The sigmoids are written to `sigmoids` unless that is None, past
+    the caches if `uncached`. `clamped` and `uncached` are True or None: Numba compiles no code for branches on None.
     """
     sigmoid, inverse, exponent = ahead
     current = conductance = filled(_ZERO)
@@ -118,7 +118,7 @@ def synaptic_sums(
 
 @inlined
 def any_beyond(rows: Floats, n_rows: int, limit: Any) -> Any:
-    """Whether any magnitude in the first `n_rows` rows is above `limit`."""
+    """Return whether any magnitude in the first `n_rows` rows is above `limit`."""
     magnitude = keep_first(load(rows, 0), 0)
     for row in range(n_rows):
         magnitude = larger_magnitude(magnitude, load(rows, row))
@@ -162,7 +162,7 @@ def leak_and_senses(
     inputs: Floats,
     *rest: Any,
 ) -> None:
-    """What holds still within a step, (U, width): the current and conductance of leak and sensory synapses.
+    """Compute the constants of a step, (U, width): the current and conductance of leak and sensory synapses.
 
     Exponents are clamped where any of the `n_inputs` rows of inputs goes beyond `limit`. Other operands are those of
     `sum_leak_and_senses`.
@@ -216,14 +216,14 @@ def unfold(
 
 @inlined
 def solve(clamped: bool, uncached: bool | None, *operands: Any) -> None:
-    """All substeps of one step: from the first U rows of `unfolded`, U rows after each.
+    """Solve all substeps of one step: fill U rows of `unfolded` after each, from its first U rows.
 
-    What a backward pass needs beside these is kept where there is room for it, in the same order.
+    Values that a backward pass needs beside these are written to the arrays for them, in the same order.
 
     Args:
-        clamped: Whether exponents need it.
+        clamped: Whether exponents must be clamped.
         uncached: See `synaptic_sums`.
-        operands: Of `unfold`, from the table on.
+        operands: Operands of `unfold`, from the table on.
     """
     if clamped:
         unfold(True, uncached, *operands)

@@ -11,7 +11,7 @@ _FOLDER = Path(__file__).parent
 
 SOURCES = (_FOLDER.parent / "contract.py", *sorted(_FOLDER.glob("*.py")))
 
-#: Stands for the sources and the processor; where it differs, the last bits of potentials may differ too.
+#: Digest of the sources and the processor; where it differs, the last bits of potentials may differ too.
 DIGEST = jit.digest_of((Path(jit.__file__), *SOURCES))
 
 #: `ncp_rl.jit.kernel` for functions that call functions of these files.

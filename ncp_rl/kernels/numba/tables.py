@@ -1,7 +1,7 @@
-"""What the Numba kernels read instead of synapse lists and parameters, computed once for many steps.
+"""Tables that the Numba kernels read in place of synapse lists and parameters, computed once for many steps.
 
-A vector of `LANES` lanes holds as many synapses of one neuron as the sequences of a block leave room for: one where the
-block is 16 wide, two where it is 8. All that an inner loop reads of one vector lies in one cache line.
+A vector of `LANES` lanes holds one synapse of a neuron where a block is 16 sequences wide, and two where it is 8.
+All values that an inner loop reads of one vector lie in one cache line.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from ncp_rl.kernels.numba.memory import Floats, Integers, floats, integers, rows
 from ncp_rl.kernels.numba.sources import scan_kernel
 from ncp_rl.kernels.numba.vectors import LANES
 
-#: Rows of `Params.synaptic`, `Params.sensory`.
+#: Rows of `Params.synaptic` and `Params.sensory`.
 W, SIGMA, MU, EREV = range(4)
 #: Rows of `Params.neuronal`.
 CM, GLEAK, VLEAK = range(3)
 
-#: How many vectors loops look ahead.
+#: Number of vectors that loops look ahead.
 LOOK_AHEAD = 3
 
 #: Columns of a synapse table. A sigmoid is 1 / (1 + 2^(slope v + offset)) with slope = -sigma log2(e) and
 #: offset = sigma mu log2(e); weight is w, drive w erev, reversal erev, pull w sigma, midpoint mu.
 SLOPE, OFFSET, WEIGHT, DRIVE, REVERSAL, PULL, MIDPOINT = range(7)
-#: One more than are used, so that no vector's columns lie in more cache lines than they must.
+#: Number of columns, one more than are used, so that a vector's columns lie in the fewest cache lines.
 COLUMNS = 8
 
-#: Below `MAX_EXPONENT` by more than potentials leave their range for rounding.
+#: Below `MAX_EXPONENT` by more than rounding can carry potentials out of their range.
 _SAFE_EXPONENT = np.float32(0.99 * MAX_EXPONENT)
 _LOG2_E = np.float32(math.log2(math.e))
 _INFINITY = np.float32(math.inf)
@@ -47,32 +47,32 @@ _NOTHING_IS_SAFE = np.float32(-1.0)
 
 
 class Vectors(NamedTuple):
-    """Synapses in vectors, each of one neuron; a slot is the place of one synapse in a vector.
+    """Synapses in vectors; each vector holds synapses of one neuron, and each of its slots holds one synapse.
 
-    Tables and sources hold `LOOK_AHEAD` vectors more than there are, whose source is the first row.
+    Tables and sources hold `LOOK_AHEAD` additional vectors at the end, whose source is the first row.
     """
 
     pointer: Tensor
-    """(U + 1,) int32, vectors up to each neuron"""
+    """(U + 1,) int32, first vector of each neuron"""
     source: Tensor
     """(slots + `LOOK_AHEAD` vectors,) int32, where the row of the presynaptic potential begins, in elements"""
     synapse: Tensor
-    """(slots,) int32, which synapse; padding repeats a neuron's last one"""
+    """(slots,) int32, number of each slot's synapse; padding repeats a neuron's last synapse"""
     slot: Tensor
-    """(E,) int32, where each synapse is that is no padding"""
+    """(E,) int32, slot of each synapse"""
 
 
 @dataclass(frozen=True)
 class VectorizedWiring:
-    """A wiring as the kernels read it."""
+    """A wiring as the kernels read it: synapses in vectors, for blocks of one width."""
 
     synapses: Synapses
     width: int
     """How many sequences a block holds"""
     vectors: tuple[Vectors, Vectors]
-    """Those of synapses between neurons, then those of sensory synapses"""
+    """Vectors of synapses between neurons, then those of sensory synapses"""
     sizes: tuple[int, int]
-    """How many vectors there are of each kind"""
+    """Number of vectors of each kind"""
     lists: tuple[int, ...]
     """Addresses of pointer and source of both kinds"""
     places: tuple[int, ...]
@@ -84,19 +84,19 @@ class Tables(NamedTuple):
 
     wiring: VectorizedWiring
     memory: Tensor
-    """(n,) float32, see `read_tables`"""
+    """(n,) float32, read by `read_tables`"""
     neuronal: Tensor
-    """(3, U) of `Params`, a copy: what an address points to must be nobody else's to move"""
+    """(3, U), a copy of `Params.neuronal`: no other code may move the memory that an address points to"""
     addresses: tuple[int, ...]
-    """Those of `memory` and `neuronal`, then `VectorizedWiring.lists`, as `read_tables` takes them"""
+    """Addresses of `memory` and `neuronal`, then `VectorizedWiring.lists`, as `read_tables` takes them"""
 
 
 def tables_of(params: Params, synapses: Synapses, width: int) -> Tables:
-    """Tables for blocks of `width` sequences; those of `FrozenParams` are made once."""
+    """Return tables for blocks of `width` sequences; those of `FrozenParams` are made once."""
     if not isinstance(params, FrozenParams):
         return _make_tables(params, synapses, width)
     tables: Tables | None = params.derived.get(width)
-    # Another object may hold the same lists.
+    # Another `Synapses` object may hold the same lists.
     if tables is None or (tables.wiring.synapses is not synapses and tables.wiring is not _vectorized(synapses, width)):
         tables = params.derived[width] = _make_tables(params, synapses, width)
     return tables
@@ -122,7 +122,7 @@ def _make_tables(params: Params, synapses: Synapses, width: int) -> Tables:
 
 @functools.lru_cache(maxsize=64)
 def _vectorized(synapses: Synapses, width: int) -> VectorizedWiring:
-    """The wiring for blocks of `width` sequences; tensors are told apart by identity."""
+    """Arrange a wiring for blocks of `width` sequences; the cache compares tensors by identity."""
     pointer, source, sensory_pointer, sensory_source = (tensor.numpy() for tensor in synapses)
     vectors = _arrange(pointer, source, width), _arrange(sensory_pointer, sensory_source, width)
     between, sensory = vectors
@@ -150,13 +150,13 @@ def _arrange(pointer: Integers, source: Integers, width: int) -> Vectors:
 
 
 def table_width(width: int) -> int:
-    """Lanes that a table holds of a parameter: of one synapse in a vector a number will do, loaded into all lanes."""
+    """Return the lanes that a table holds of a parameter: 1 where a vector has one synapse, else all."""
     return 1 if width == LANES else LANES
 
 
 @functools.cache
 def fill_kernel(width: int) -> Callable[..., None]:
-    """Writes the memory of `Tables` for blocks of `width` sequences; compiled when it is first called."""
+    """Return the function that writes the memory of `Tables`, which is compiled when it is first called."""
     n_parts = LANES // width
     cell_width = table_width(width) // n_parts
 
@@ -195,11 +195,12 @@ def fill_kernel(width: int) -> Callable[..., None]:
 
 @inlined
 def read_tables(addresses: tuple[int, ...], n_neurons: int, n_parts: int, table_width: int) -> Any:
-    """Limits of first potentials and of inputs; (3, U) of neurons; table, pointer and source of both kinds of synapses.
+    """Return two limits, the neurons' (3, U), and table, pointer and source of both kinds of synapses.
 
-    Up to its limit, no magnitude takes an exponent past `MAX_EXPONENT`: see `start_limit`, `presynaptic_limit`.
-    Synapses between neurons come first, sensory synapses second. A table has `COLUMNS` rows for each vector of
-    `n_parts` synapses, one of each kind of constant. `addresses` are those of `Tables`.
+    The limits are those of first potentials and of inputs. Magnitudes up to a limit take no exponent past
+    `MAX_EXPONENT`: see `start_limit` and `presynaptic_limit`. Synapses between neurons come first, sensory synapses
+    second. A table has `COLUMNS` rows for each vector of `n_parts` synapses, one of each kind of constant. `addresses`
+    are those of `Tables`.
     """
     address, neuronal_address, pointer_address, source_address, sensory_pointer_address, sensory_source_address = (
         addresses
@@ -223,7 +224,7 @@ def read_tables(addresses: tuple[int, ...], n_neurons: int, n_parts: int, table_
 
 @inlined
 def fill_table(params: Floats, synapse: Integers, slot: Integers, n_parts: int, cells: Floats) -> None:
-    """The columns of all slots from the (4, E) rows w, sigma, mu, erev; padding has no weight."""
+    """Fill the columns of all slots from the (4, E) rows w, sigma, mu, erev; padding has weight 0."""
     n_synapses = params.shape[1]
     for i in range(synapse.shape[0]):
         e = load_integer(synapse, i)
@@ -242,7 +243,7 @@ def fill_table(params: Floats, synapse: Integers, slot: Integers, n_parts: int, 
 
 @inlined
 def presynaptic_limit(params: Floats) -> Any:
-    """Up to which magnitude of presynaptic potentials exponents stay within `MAX_EXPONENT`; -1 if up to none.
+    """Return the presynaptic magnitude up to which exponents stay within `MAX_EXPONENT`, or -1 if there is none.
 
     `params` are the (4, E) rows w, sigma, mu, erev of synapses.
     """
@@ -257,7 +258,7 @@ def presynaptic_limit(params: Floats) -> Any:
 
 @inlined
 def start_limit(synaptic: Floats, sensory: Floats, neuronal: Floats) -> Any:
-    """`presynaptic_limit` of the first potentials: no later one leaves it; -1 if one may.
+    """Return the `presynaptic_limit` of first potentials such that no later potential leaves it, or -1 if one may.
 
     A potential is a weighted mean of reversal potentials, its leak potential, zero and where it began, and never passes
     the largest of these.
@@ -271,7 +272,7 @@ def start_limit(synaptic: Floats, sensory: Floats, neuronal: Floats) -> Any:
 
 @inlined
 def largest_magnitude(rows: Floats) -> Any:
-    """Largest magnitude; NaN, which saturates nothing, does not count."""
+    """Return the largest magnitude; NaN, which saturates no sigmoid, is ignored."""
     result = _ZERO
     for row in range(rows.shape[0]):
         for column in range(rows.shape[1]):

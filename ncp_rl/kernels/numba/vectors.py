@@ -1,9 +1,9 @@
-"""Vectors of float32 as values inside Numba kernels: their types, their operators, and what instructions are made of.
+"""Vectors of float32 as values inside Numba kernels: their types, operators, and helpers of code generators.
 
 A kernel that holds sixteen lanes in one LLVM vector leaves nothing to the auto-vectoriser: the vector is one register
 with AVX-512, two with AVX2, four with NEON. Where there are fewer sequences than lanes, a vector takes several synapses
-side by side. So two kinds of vectors occur, and arrays of type `RowsType` know how wide theirs are: what belongs to a
-neuron is a row of `width` lanes, one for each sequence; what belongs to synapses has `LANES` lanes, `width` for each of
+side by side. So there are two kinds of vectors, and arrays of type `RowsType` know the width of theirs: values of a
+neuron are a row of `width` lanes, one for each sequence; values of synapses have `LANES` lanes, `width` for each of
 `LANES // width` synapses.
 
 `+`, `-` and `*` work on lanes, also with one number. The other functions of this file are for code generators, which
@@ -27,10 +27,10 @@ from numba.np.arrayobj import make_array
 
 #: Lanes of a vector of synapses: one AVX-512 register of float32.
 LANES = 16
-#: How many sequences a row may hold.
+#: Numbers of sequences that a row may hold.
 WIDTHS = (8, 16)
 
-#: What a function hands to Numba: a signature, and the code generator that belongs to it.
+#: The result of a typing function for Numba: a signature, and its code generator.
 Typed = tuple[Any, Callable[..., Any]]
 
 FLOAT = ir.FloatType()
@@ -40,7 +40,7 @@ INT_VECTOR = ir.VectorType(INT32, LANES)
 #: Bytes; a row may begin at any float32.
 ROW_ALIGNMENT = 4
 
-#: A product and a sum may fuse. NaN and infinity keep their meaning: what is not a number must stay visible.
+#: A product and a sum may fuse. NaN and infinity keep their meaning, so that errors stay visible.
 FUSE = ("nsz", "contract")
 
 
@@ -72,12 +72,12 @@ class RowsType(types.Array):
 
     @property
     def key(self) -> Any:
-        """What tells this type from others."""
+        """The values by which Numba distinguishes this type from others."""
         return (*super().key, self.width)
 
     @property
     def mangling_args(self) -> Any:
-        """What tells the symbols of functions of this type from others.
+        """The values by which symbols of functions of this type differ from others.
 
         Kernels of two widths, compiled in two processes, meet in a third that takes both from the cache; the first
         symbol of a name serves all of them.
@@ -90,7 +90,7 @@ register_model(RowsType)(models.ArrayModel)
 
 
 def intrinsic(generator: Callable[..., Typed]) -> Callable[..., Any]:
-    """`numba.extending.intrinsic`, typed as kernels call it: without the typing context."""
+    """Apply `numba.extending.intrinsic`, with the type that kernels call: without the typing context."""
     compiled: Callable[..., Any] = extending.intrinsic(prefer_literal=True)(generator)
     return compiled
 
@@ -118,7 +118,7 @@ def _width_of(numba_type: Any) -> int:
 
 
 def as_lanes(builder: Any, numba_type: Any, value: Any, width: int) -> Any:
-    """A vector as it is, or a number in all of `width` lanes."""
+    """Return a vector unchanged, or a number in all of `width` lanes."""
     return value if isinstance(numba_type, LanesType) else fill_lanes(builder, value, width)
 
 
@@ -128,40 +128,40 @@ _register_operator(operator.mul, "fmul")
 
 
 def constant(value: float, width: int = LANES) -> ir.Constant:
-    """The vector of `width` times `value`."""
+    """Return the constant vector with `value` in `width` lanes."""
     return ir.Constant(ir.VectorType(FLOAT, width), [value] * width)
 
 
 def shuffle(builder: Any, first: Any, second: Any, lanes: Iterable[int]) -> Any:
-    """The chosen lanes of two vectors; those of `second` count on from those of `first`."""
+    """Choose lanes of two vectors; the lanes of `second` are numbered after those of `first`."""
     indices = list(lanes)
     return builder.shuffle_vector(first, second, ir.Constant(ir.VectorType(INT32, len(indices)), indices))
 
 
 def choose_lanes(builder: Any, value: Any, lanes: Iterable[int]) -> Any:
-    """The chosen lanes of one vector."""
+    """Choose lanes of one vector."""
     return shuffle(builder, value, ir.Constant(value.type, ir.Undefined), lanes)
 
 
 def fill_lanes(builder: Any, scalar: Any, width: int = LANES) -> Any:
-    """A number in every lane of a vector."""
+    """Return a vector with a number in every lane."""
     undefined = ir.Constant(ir.VectorType(FLOAT, 1), ir.Undefined)
     return choose_lanes(builder, builder.insert_element(undefined, scalar, ir.Constant(INT32, 0)), [0] * width)
 
 
 def element_address(context: Any, builder: Any, array_type: Any, array: Any, index: Any, index_type: Any) -> Any:
-    """Address of a flat element, without Numba's wrap-around of negative indices."""
+    """Return the address of a flat element, without Numba's wrap-around of negative indices."""
     index = context.cast(builder, index, index_type, types.intp)
     return builder.gep(make_array(array_type)(context, builder, array).data, [index])
 
 
 def vector_at(builder: Any, address: Any, width: int) -> Any:
-    """The same address, as that of a vector."""
+    """Return the same address as that of a vector."""
     return builder.bitcast(address, ir.VectorType(FLOAT, width).as_pointer())
 
 
 def row_address(context: Any, builder: Any, rows_type: Any, rows: Any, row: Any, row_type: Any) -> Any:
-    """Address of one row, as that of a vector."""
+    """Return the address of one row as that of a vector."""
     row = context.cast(builder, row, row_type, types.intp)
     first = builder.mul(row, ir.Constant(row.type, rows_type.width))
     return vector_at(builder, element_address(context, builder, rows_type, rows, first, types.intp), rows_type.width)

@@ -1,4 +1,4 @@
-"""Recordings: rollouts with every neuron's state, in files that can be trusted."""
+"""Recordings: rollouts with every neuron's state, in files whose integrity can be verified."""
 
 from ncp_rl.recording.chain import generate_key, read_private_key, read_public_key
 from ncp_rl.recording.compare import Comparison, Divergence

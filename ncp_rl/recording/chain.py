@@ -3,13 +3,13 @@
     h_0 = SHA256("ncp_rl recording 1" || SHA256(start of the file: schemas, channels, manifest, circuit))
     h_k = SHA256(h_{k-1} || record of message k: channel, number, times and data)
 
-After every chunk a metadata record holds h_k, the first four bytes of the links since the chunk before (to name the
-message that was changed), the SHA-256 of all bytes before and one of itself. The last such record, the seal, is signed
-where a key is given.
+After every chunk a metadata record holds h_k, the first four bytes of the links since the chunk before (to find the
+message that was changed), the SHA-256 of all bytes before it, and its own. The last such record, the seal, is signed
+if a key is given.
 
-Without a signature the chain shows damage and edits by those who do not recompute it; whoever rewrites the whole file
-can compute a new chain too. With a signature and the signer's public key at hand, that forgery shows as well. No chain
-shows that a recording was never made, or that its end was cut off before the seal: such a file counts as unfinished.
+Without a signature the chain shows damage, and edits by those who do not recompute it; anyone who rewrites the whole
+file can compute a new chain too. With a signature and the signer's public key, that forgery shows as well. No chain
+shows that a recording was never made. A file that was cut before the seal counts as unfinished.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ _RECORD_DOMAIN = b"ncp_rl recording 1 record\0"
 LINK_BYTES = 4
 
 
-#: Links of a chain, side by side, from the head before them and the messages' bytes and offsets.
+#: A function that computes links of a chain from the head before them and the messages' bytes and offsets.
 Link = Callable[[bytes, memoryview, Integers], bytes]
 
 
 def hashlib_links(head: bytes, data: memoryview, offsets: Integers) -> bytes:
-    """Links of a chain, as the standard library makes them: what `sha256_links` is checked against by `verify`."""
+    """Compute links of a chain by the standard library; `verify` so checks those that `sha256_links` computed."""
     links = []
     for start, stop in pairwise(offsets.tolist()):
         head = sha256(head + data[start:stop]).digest()
@@ -62,40 +62,40 @@ class Chain:
     """The running head of the chain and the running digest of the file."""
 
     def __init__(self, beginning: bytes, link: Link = hashlib_links) -> None:
-        """Start with the file's bytes before the first chunk."""
+        """Start a chain with the file's bytes before the first chunk."""
         self.head = sha256(_CHAIN_DOMAIN + sha256(beginning).digest()).digest()
         self.count = 0
         self._file = sha256(beginning)
         self._link = link
 
     def extend(self, messages: Messages) -> bytes:
-        """Link the messages on; the short forms of their links, side by side."""
+        """Add messages to the chain and return the first `LINK_BYTES` of each of their links, side by side."""
         links = self._link(self.head, messages.data, messages.offsets)
         self.head = links[-DIGEST_BYTES:] or self.head
         self.count += len(messages)
         return np.frombuffer(links, np.uint8).reshape(-1, DIGEST_BYTES)[:, :LINK_BYTES].tobytes()
 
     def add_bytes(self, data: bytes) -> None:
-        """Count bytes of the file in."""
+        """Add bytes of the file to its digest."""
         self._file.update(data)
 
     def state(self) -> dict[str, str]:
-        """What every chain record holds: number of messages, head, and SHA-256 of all bytes of the file so far."""
+        """Return the entries of every chain record: number of messages, head, and SHA-256 of the file so far."""
         return {"messages": str(self.count), "head": self.head.hex(), "digest": self._file.copy().hexdigest()}
 
 
 def with_checksum(name: str, entries: dict[str, str]) -> dict[str, str]:
-    """The entries of a chain record, and their SHA-256."""
+    """Return the entries of a chain record with their SHA-256."""
     return entries | {"sha256": sha256(record_text(name, entries)).hexdigest()}
 
 
 def record_text(name: str, entries: dict[str, str]) -> bytes:
-    """Entries of a chain record as one text: what checksums cover and signatures sign."""
+    """Return the entries of a chain record as one text, which checksums cover and signatures sign."""
     return _RECORD_DOMAIN + json.dumps([name, entries], sort_keys=True).encode()
 
 
 def spans_text(spans: Sequence[Sequence[int]]) -> str:
-    """Episode, environment, first step and steps of each of a chunk's episodes, as a chain record has them."""
+    """Return episode, environment, first step and steps of each of a chunk's episodes, as a chain record holds them."""
     return json.dumps(sorted(map(list, spans)), separators=(",", ":"))
 
 
@@ -109,7 +109,7 @@ def generate_key(path: Path) -> Path:
         RecordingError: One of the files exists or cannot be written.
     """
     key, public = Ed25519PrivateKey.generate(), path.with_suffix(".pub.pem")
-    # Both or none: a private key without its public one is of no use.
+    # If the second file fails, the first is removed: a private key without its public key is useless.
     with (
         new_file(path, "The key", permissions=0o600) as secret,
         secret,
@@ -122,10 +122,10 @@ def generate_key(path: Path) -> Path:
 
 
 def read_private_key(path: Path) -> Ed25519PrivateKey:
-    """The signing key of a PEM file without password.
+    """Read the signing key of a PEM file without password.
 
     Raises:
-        RecordingError: The file holds none.
+        RecordingError: The file cannot be read, or does not hold such a key.
     """
     key = _read_key(path, lambda data: load_pem_private_key(data, password=None))
     if not isinstance(key, Ed25519PrivateKey):
@@ -134,10 +134,10 @@ def read_private_key(path: Path) -> Ed25519PrivateKey:
 
 
 def read_public_key(path: Path) -> Ed25519PublicKey:
-    """The public key of a PEM file.
+    """Read the public key of a PEM file.
 
     Raises:
-        RecordingError: The file holds none.
+        RecordingError: The file cannot be read, or does not hold such a key.
     """
     key = _read_key(path, load_pem_public_key)
     if not isinstance(key, Ed25519PublicKey):
@@ -146,12 +146,12 @@ def read_public_key(path: Path) -> Ed25519PublicKey:
 
 
 def public_bytes(key: Ed25519PublicKey) -> bytes:
-    """The 32 bytes of a public key."""
+    """Return the 32 bytes of a public key."""
     return key.public_bytes(Encoding.Raw, PublicFormat.Raw)
 
 
 def is_signed_by(public_key: bytes, signature: bytes, text: bytes) -> bool:
-    """Whether `signature` is that of `text` under a public key of 32 bytes."""
+    """Return whether `signature` signs `text` by the key whose public key has these 32 bytes."""
     try:
         Ed25519PublicKey.from_public_bytes(public_key).verify(signature, text)
     except (InvalidSignature, ValueError):

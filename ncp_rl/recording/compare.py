@@ -1,4 +1,4 @@
-"""What was recorded against what was computed again: `Divergence`, `Comparison`, and `Tally`, which collects them."""
+"""Recorded values against values computed again: `Divergence`, `Comparison`, and `Tally`, which collects them."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from ncp_rl.recording.episode import Episode
 
 Array = npt.NDArray[Any]
 
-#: Allowed on another platform, absolute up to 1 and relative beyond.
+#: Difference allowed on another platform, absolute up to 1 and relative beyond.
 TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """The first value that came out otherwise."""
+    """The first value that differed when it was computed again."""
 
     episode: int | None
-    """None where it is a parameter, which is of all episodes."""
+    """Number of the episode; None for a parameter of the circuit."""
     step: int | None
     name: str
-    """The name of the neuron, action, quantity or parameter."""
+    """Name of the neuron, action, quantity or parameter."""
     recorded: float
     replayed: float
 
     def __str__(self) -> str:
-        """In a clause."""
+        """Return a clause with the place and both values."""
         where = "in the circuit" if self.episode is None else f"in step {self.step} of episode {self.episode}"
         return f"{self.name} {where}: recorded {self.recorded:.9g}, replayed {self.replayed:.9g}"
 
@@ -55,7 +55,7 @@ class Comparison:
 
 
 class Tally:
-    """Comparisons so far, by quantity."""
+    """The comparisons so far, by quantity."""
 
     def __init__(self, tolerance: float) -> None:
         """Allow differences up to `tolerance`, or none where it is 0."""
@@ -64,7 +64,7 @@ class Tally:
 
     @property
     def exact(self) -> bool:
-        """Whether every bit must come back."""
+        """Whether every bit must be equal."""
         return self.tolerance == 0
 
     def add(
@@ -77,20 +77,20 @@ class Tally:
         *,
         magnitude: Array | float = 1.0,
     ) -> None:
-        """Compare (T, ...) of an episode, from its first step on.
+        """Compare a quantity (T, ...) of an episode, from its first step on.
 
         Args:
             episode: The episode.
             what: The quantity.
-            recorded: (T, ...)
-            replayed: (T, ...)
-            names: Of the quantity's values.
-            magnitude: (T,), differences count relative to this where it is greater than the recorded value and 1.
+            recorded: (T, ...) recorded values.
+            replayed: (T, ...) values computed again.
+            names: Names of the quantity's values.
+            magnitude: (T,), to which differences are relative where it is greater than 1 and the recorded value.
         """
         self._compare(what, recorded, replayed, tuple(names), self.tolerance, magnitude, episode.index)
 
     def add_number(self, episode: Episode, what: str, recorded: float, replayed: float) -> None:
-        """Compare a number of the whole episode, as if it were the last step's."""
+        """Compare a number of the whole episode as that of its last step."""
         values = np.full((2, len(episode)), recorded, np.float64)
         values[1, -1] = replayed
         self.add(episode, what, *values)
@@ -136,5 +136,5 @@ class Tally:
         )
 
     def comparisons(self) -> tuple[Comparison, ...]:
-        """All of them."""
+        """Return all comparisons."""
         return tuple(self._found.values())

@@ -1,7 +1,7 @@
 """`Container`: the bytes of an MCAP file, record by record (https://mcap.dev/spec).
 
-A container writes nothing: it gives the bytes that come next. The recorder appends them to a file; the verifier
-compares them with a file, so that no byte of a recording, indexes included, can be other than it was written.
+A container returns the bytes that come next and writes nothing. The recorder appends them to a file; the verifier
+compares them with a file, so that it finds every changed byte of a recording, indexes included.
 
 Order: schemas, channels and attachments; then chunks, each with its message indexes and a metadata record of the hash
 chain; then the summary.
@@ -39,7 +39,7 @@ from mcap.records import (
 from ncp_rl.recording.encode import Messages
 from ncp_rl.recording.layout import COMPRESSED_IMAGE, Layout, Topic
 
-# Opcode, length of the rest, channel, bytes of the entries.
+# Fields: opcode, length of the rest, channel, bytes of the entries.
 _INDEX_HEADER = struct.Struct("<BQHI")
 
 MAGIC = b"\x89MCAP0\r\n"
@@ -53,7 +53,7 @@ IMAGE_CHANNEL = 6
 
 @dataclass
 class Container:
-    """Where in the file the next record stands, and what the summary is to say."""
+    """The offset of the next record in the file, and the contents of the summary."""
 
     offset: int = 0
     _schemas: list[Schema] = field(default_factory=list)
@@ -64,7 +64,7 @@ class Container:
     _counts: dict[int, int] = field(default_factory=dict)
 
     def begin(self, layout: Layout, attachments: Mapping[str, bytes]) -> bytes:
-        """The file's start: magic, header, schemas, channels, attachments."""
+        """Return the file's beginning: magic, header, schemas, channels, attachments."""
         for number, topic in channel_topics(layout).items():
             self._schemas.append(_schema(number, topic.schema_name, topic.schema()))
             self._channels.append(Channel(number, topic.name, "json", {}, number))
@@ -74,7 +74,7 @@ class Container:
         return self._advance(head) + b"".join(self._attachment(*item) for item in attachments.items())
 
     def chunk(self, messages: Messages, compression: str, compressed: bytes) -> bytes:
-        """A chunk of messages, and an index of them by channel."""
+        """Return a chunk of messages, with an index of them by channel."""
         times = messages.log_times
         chunk = Chunk(
             compression=compression,
@@ -106,13 +106,13 @@ class Container:
         return record + b"".join(indexes)
 
     def metadata(self, name: str, entries: dict[str, str]) -> bytes:
-        """A metadata record."""
+        """Return a metadata record."""
         record = _bytes([Metadata(name, entries)])
         self._metadata.append(MetadataIndex(self.offset, len(record), name))
         return self._advance(record)
 
     def end(self) -> bytes:
-        """The file's end: the summary, which repeats what lies where, and the footer."""
+        """Return the file's end: the summary, which lists the offsets of records, and the footer."""
         data_end = self._advance(_bytes([DataEnd(0)]))
         start = self.offset
         groups: list[tuple[Opcode, Iterable[McapRecord]]] = [
@@ -160,7 +160,7 @@ class Container:
 
 
 def channel_topics(layout: Layout) -> dict[int, Topic]:
-    """Topics of a layout by channel id; images, whose messages are Foxglove's, are none of them."""
+    """Return the topics of a layout by channel id, without images, whose messages are Foxglove's."""
     channels = (EPISODE_CHANNEL, *STEP_CHANNELS, END_CHANNEL)
     return dict(zip(channels, (layout.episode_topic, *layout.topics, layout.end_topic), strict=True))
 
@@ -179,7 +179,7 @@ def _bytes(records: Iterable[McapRecord]) -> bytes:
 
 
 def _message_indexes(messages: Messages) -> dict[int, bytes]:
-    """A message index record for each channel; the library's own takes a Python loop over all messages."""
+    """Return a message index record for each channel; the library's own would loop over all messages in Python."""
     order = np.argsort(messages.channels, kind="stable")
     entries = np.stack([messages.log_times, messages.offsets[:-1]], axis=1).astype("<u8")[order].tobytes()
     found, start = {}, 0

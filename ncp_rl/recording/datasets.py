@@ -23,7 +23,7 @@ Array = npt.NDArray[Any]
 
 
 def to_pandas(recording: Recording) -> pd.DataFrame:
-    """One row per step, episodes one after the other; columns by the names of what they hold.
+    """Return a data frame with a row per step, episodes one after the other, and named columns.
 
     Raises:
         RecordingError: The recording is damaged, or pandas is missing.
@@ -35,7 +35,7 @@ def to_pandas(recording: Recording) -> pd.DataFrame:
 
 
 def write_parquet(recording: Recording, path: Path | str) -> Path:
-    """The columns of `to_pandas` as a Parquet file, a row group per episode; one episode at a time in memory.
+    """Write the columns of `to_pandas` as a Parquet file, a row group per episode; memory holds one episode at a time.
 
     Returns:
         The path.
@@ -56,21 +56,21 @@ def write_parquet(recording: Recording, path: Path | str) -> Path:
 
 
 def write_minari(recording: Recording, dataset_id: str, **description: Any) -> Any:
-    """A Minari dataset of the recording's episodes, kept where Minari keeps its own.
+    """Make a Minari dataset of the recording's episodes, stored where Minari stores its own.
 
-    Observations and actions are as the environment gave and took them. An episode that the recording cut off loses its
-    last step, whose outcome is unknown, and counts as truncated.
+    Observations and actions are those that the environment gave and took. An episode that the recording cut off loses
+    its last step, whose outcome is unknown, and counts as truncated.
 
     Args:
         recording: The recording.
-        dataset_id: As Minari has it, such as "pendulum/ncp-v0".
-        **description: For `minari.create_dataset_from_buffers`: author, env, code_permalink, ...
+        dataset_id: Minari's id of the dataset, such as "pendulum/ncp-v0".
+        **description: Arguments of `minari.create_dataset_from_buffers`: author, env, code_permalink, ...
 
     Returns:
         The `minari.MinariDataset`.
 
     Raises:
-        RecordingError: Observed images, which the messages lack; the recording is damaged, or Minari is missing.
+        RecordingError: Images were observed, which messages lack; the recording is damaged, or Minari is missing.
     """
     minari = _import("minari", "minari")
     space, action_space = (read_space(recording.manifest.get(f"{name}_space")) for name in ("observation", "action"))
@@ -113,7 +113,7 @@ def _buffer(recording: Recording, episode: Episode, action_space: spaces.Space[A
 
 
 def _columns(recording: Recording, episode: Episode) -> dict[str, Array]:
-    """A column by name for each recorded number."""
+    """Return a column by name for each recorded number."""
     circuit, n = recording.circuit, len(episode)
     found: dict[str, Array] = {
         "episode": np.full(n, episode.index),

@@ -1,8 +1,8 @@
-"""Messages of many steps at once, as the bytes of MCAP message records.
+"""Encoding of many steps at once as the bytes of MCAP message records.
 
-Python's own JSON would take a third of the time that a rollout takes. Here a compiled kernel, which runs beside the
-rollout without the GIL, fills the numbers into the fixed texts of a `Layout`; a row with a value that the kernel does
-not write (NaN, infinite, beyond 1e+-280) goes through `encode_row`, which is plain Python and says what is meant.
+Python's own JSON encoder would take a third of a rollout's time. Here a compiled kernel, which runs beside the
+rollout without the GIL, writes the numbers between the fixed texts of a `Layout`; a row with a value that the kernel
+does not write (NaN, infinite, beyond 1e+-280) goes through `encode_row`, which is plain Python and defines the format.
 """
 
 # mypy: allow-untyped-calls, allow-untyped-decorators, no-warn-return-any
@@ -25,16 +25,16 @@ from ncp_rl.recording.layout import Kind, Layout, Topic, nan_bits
 Floats64 = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
-# MCAP: opcode, length of the rest, channel, sequence, log time, publish time.
+# Fields: opcode, length of the rest, channel, sequence, log time, publish time.
 MESSAGE_HEADER = struct.Struct("<BQHIQQ")
 MESSAGE_OPCODE = 5
 
-# What a number can take at most: sign, point, four zeros and 17 digits, or an exponent.
+# Largest length of a number: sign, point, four zeros and 17 digits, or an exponent.
 _MAX_DIGITS = 26
 _DIGITS: dict[Kind, int] = {"float32": 9, "float64": 17, "integer": 17, "boolean": 0}
 _END = -1
 
-# 10^k as the sum of two doubles, so that 17 digits come out exact; k from -300 to 300.
+# 10^k as the sum of two doubles, so that 17 digits are exact; k from -300 to 300.
 _OFFSET = 300
 _POWERS = [Fraction(10) ** k for k in range(-_OFFSET, _OFFSET + 1)]
 _HIGH = np.array([float(power) for power in _POWERS])
@@ -47,7 +47,7 @@ class Messages:
 
     Attributes:
         data: The records' bytes.
-        offsets: (M + 1,), where each record starts, and where the last ends.
+        offsets: (M + 1,), the start of each record, and the end of the last.
         channels: (M,), channel ids.
         log_times: (M,), nanoseconds.
     """
@@ -63,7 +63,7 @@ class Messages:
 
     @classmethod
     def join(cls, parts: list[Messages]) -> Messages:
-        """Those of `parts`, one after the other."""
+        """Join the messages of `parts`, one after the other."""
         starts = np.cumsum([0, *(part.offsets[-1] for part in parts)])
         return cls(
             memoryview(b"".join(part.data for part in parts)),
@@ -74,20 +74,20 @@ class Messages:
 
     @classmethod
     def single(cls, channel: int, sequence: int, log_time: int, text: bytes) -> Messages:
-        """One message."""
+        """Make one message."""
         data = message_record(channel, sequence, log_time, text)
         return cls(memoryview(data), np.array([0, len(data)]), np.array([channel]), np.array([log_time]))
 
 
 class _Pieces(NamedTuple):
-    """What the kernel writes for a row, piece by piece: a text, then a number or the end of a message."""
+    """The pieces that the kernel writes for a row: each is a text, then a number or the end of a message."""
 
     texts: npt.NDArray[np.uint8]
     text_offsets: Integers
     columns: Integers
-    """Of the number; _END at the end of a message."""
+    """Column of the number; _END at the end of a message."""
     digits: Integers
-    """Of the number, 0 for a boolean."""
+    """Number of digits; 0 for a boolean."""
 
 
 class RowEncoder:
@@ -115,7 +115,7 @@ class RowEncoder:
         ]
 
     def encode(self, values: Floats64, log_times: Integers, sequence: int) -> Messages:
-        """Messages of all rows.
+        """Encode all rows as messages.
 
         Args:
             values: (R, C), numbers by the layout's columns.
@@ -147,7 +147,7 @@ class RowEncoder:
         )
 
     def encode_row(self, values: Floats64, log_time: int, sequence: int) -> list[bytes]:
-        """The same records for one row, in plain Python."""
+        """Encode one row to the same records in plain Python."""
         records = []
         for i, topic in enumerate(self.layout.topics):
             text = message_text(topic, [float(v) for v in values[self._columns(topic)]])
@@ -156,7 +156,7 @@ class RowEncoder:
 
 
 def message_text(topic: Topic, numbers: list[float]) -> bytes:
-    """A message of `topic` as JSON; see `ncp_rl.recording.layout` for numbers that JSON has not."""
+    """Return a message of `topic` as JSON; `ncp_rl.recording.layout` defines how NaN and infinity are written."""
     written = [*map(_number, numbers, topic.kinds), ""]
     text = "".join(literal + number for literal, number in zip(topic.literals, written, strict=True))
     nan_at = [i for i, number in enumerate(numbers) if math.isnan(number)]
@@ -167,7 +167,7 @@ def message_text(topic: Topic, numbers: list[float]) -> bytes:
 
 
 def message_record(channel: int, sequence: int, log_time: int, text: bytes) -> bytes:
-    """A message as an MCAP record."""
+    """Return a message as an MCAP record."""
     length = MESSAGE_HEADER.size - 9 + len(text)
     header = MESSAGE_HEADER.pack(MESSAGE_OPCODE, length, channel, sequence % 2**32, log_time, log_time)
     return header + text
@@ -205,7 +205,7 @@ def _copy(text: Any, start: int, stop: int, out: Any, position: int) -> int:
 
 @inlined
 def _exact_product(a: float, high: float, low: float) -> Any:
-    """The nearest integer to a (high + low), below 2^62; by Dekker's exact product (Numerische Mathematik 18, 1971)."""
+    """Round a (high + low), below 2^62, to an integer by Dekker's exact product (Numerische Mathematik 18, 1971)."""
     product = a * high
     c = 134217729.0 * a
     a_high = c - (c - a)
@@ -220,10 +220,10 @@ def _exact_product(a: float, high: float, low: float) -> Any:
 
 @inlined
 def _write_digits(number: Any, n_digits: int, exponent: int, out: Any, position: int) -> int:
-    """`number`, of n_digits digits, as d.ddd times 10^exponent, without trailing zeros."""
+    """Write `number`, which has n_digits digits, as d.ddd times 10^exponent, without trailing zeros."""
     fixed = -5 <= exponent < 17
     small = fixed and exponent < 0
-    # The digits stand where a small number has them, or one place to the right, so that a point fits in.
+    # The digits are written where a small number has them, or one place to the right, so that a point fits in.
     start = position + (1 - exponent if small else 1)
     _write_pairs(number, n_digits, out, start)
     while out[start + n_digits - 1] == 48:
@@ -247,7 +247,7 @@ def _write_digits(number: Any, n_digits: int, exponent: int, out: Any, position:
 
 @inlined
 def _write_pairs(number: Any, n_digits: int, out: Any, start: int) -> None:
-    """All digits of `number`, last first, two for each division: n_digits is odd."""
+    """Write all digits of `number`, the last first, two with each division; n_digits is odd."""
     hundred, ten = np.uint64(100), np.uint64(10)
     at = start + n_digits
     for _ in range(n_digits // 2):
@@ -280,7 +280,7 @@ def _write_exponent(exponent: int, out: Any, position: int) -> int:
 
 @inlined
 def _write_number(value: float, n_digits: int, high: Any, low: Any, out: Any, position: int) -> int:
-    """`value`, zero or from 1e-280 to 1e280, with `n_digits` significant digits."""
+    """Write `value`, zero or from 1e-280 to 1e280, with `n_digits` significant digits."""
     a = abs(value)
     if math.copysign(1.0, value) < 0:
         out[position] = 45
@@ -291,15 +291,15 @@ def _write_number(value: float, n_digits: int, high: Any, low: Any, out: Any, po
             out[position + 1], out[position + 2] = 46, 48
             return position + 3
         return position + 1
-    # floor(log10 a), from the exponent to the base of 2: too low by one at most.
+    # floor(log10 a) from the binary exponent, which is too low by one at most.
     exponent = ((math.frexp(a)[1] - 1) * 78913) >> 18
     if a >= high[exponent + 301]:
         exponent += 1
     at = n_digits - 1 - exponent + 300
-    # Nine digits need no more than a rounded product; 17 do.
+    # A rounded product is enough for nine digits, but not for 17.
     number = np.uint64(a * high[at] + 0.5) if n_digits == 9 else _exact_product(a, high[at], low[at])
     if number >= (np.uint64(1000000000) if n_digits == 9 else np.uint64(100000000000000000)):
-        # Rounded up to a power of ten.
+        # The number was rounded up to a power of ten.
         exponent += 1
         number //= np.uint64(10)
     return _write_digits(number, n_digits, exponent, out, position)
@@ -332,7 +332,7 @@ def _encode_rows(
     out: Any,
     offsets: Any,
 ) -> tuple[int, int]:
-    """Write rows from `row` on, up to one that holds a number for Python; returns that row and where it is to stand."""
+    """Write rows from `row` on, up to one that needs `encode_row`; return that row and its position."""
     while row < len(values):
         for column in range(values.shape[1]):
             a = abs(values[row, column])

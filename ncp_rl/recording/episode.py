@@ -1,4 +1,4 @@
-"""`Episode`: what was recorded of one episode, as arrays."""
+"""`Episode`: the recorded arrays of one episode."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Episode:
-    """One episode of T steps; row t holds what the policy saw and did at step t, and what came of it.
+    """One episode of T steps; row t holds the policy's observation and action at step t, and their outcome.
 
     Attributes:
         index: Number of the episode in its recording.
         env_index: Number of the environment that it ran in, among those side by side.
-        observation: (T, D) as the environment gave it, before normalisation; flattened, Dict observations key by key.
-        observation_names: (D,), of the observed quantities.
-        action: (T, A) float32, as handed to the environment.
+        observation: (T, D) as the environment gave it, before normalisation; flattened, a Dict observation key by key.
+        observation_names: (D,), names of the observed quantities.
+        action: (T, A) float32, as given to the environment.
         reward: (T,) float32, not normalised.
         terminated: Whether the last step ended the episode by the task's own rules.
-        truncated: Whether the last step ended it by a limit; neither where the recording stopped before.
+        truncated: Whether the last step ended it by a limit; both are False where the recording stopped before the end.
         sensory: (T, S) float32, inputs of the circuit.
         start: (U,) float32, potentials before the first step.
         potentials: (T, U) float32, after each step; motor, command and inter neurons by the wiring's slices.
         tau: (T, U) float32, seconds, time constants at the end of each step; NaN where the neurons have none.
-        value: (T,) float32, the critic's.
-        action_mean: (T, A) float32, of the distribution; logits where actions are discrete.
-        action_std: (T, A) float32, of the distribution; NaN where actions are discrete.
-        log_prob: (T,) float32, of the action as the distribution gave it, `sample`.
+        value: (T,) float32, the critic's value.
+        action_mean: (T, A) float32, mean of the action's distribution; logits where actions are discrete.
+        action_std: (T, A) float32, standard deviation of the distribution; NaN where actions are discrete.
+        log_prob: (T,) float32, log-probability of `sample`.
         elapsed_time: (T,) float32, seconds since the observation before; -0.0 where the step was held.
-        sample: (T, A) float32, the action as the distribution gave it, before clipping; None where unknown.
-        final_observation: (D,) that the episode ended with, after the last step; None where the recording stopped
-            before. Where observations were normalised it is computed back, with rounding, from the normalised one.
+        sample: (T, A) float32, the action drawn from the distribution, before clipping; None where unknown.
+        final_observation: (D,), observation after the last step; None where the recording stopped
+            before. Where observations were normalised it is computed from the normalised one, with rounding.
     """
 
     index: int
@@ -69,5 +69,5 @@ class Episode:
 
     @property
     def held(self) -> npt.NDArray[np.bool_]:
-        """(T,), steps in which a reading was bad, so that neurons and action were held; see `NCPPolicy.predict`."""
+        """(T,) bool, whether a reading was bad, so that neurons and action were held; see `NCPPolicy.predict`."""
         return np.signbit(self.elapsed_time)

@@ -2,8 +2,8 @@
 
 
 class RecordingError(Exception):
-    """A recording cannot be made or read; the message says what was expected, what came and what to do."""
+    """Raised where a recording cannot be made or read; the message says what was expected, what came, what to do."""
 
 
 class MemoryLimitError(RecordingError):
-    """To read on would take more memory than is allowed; nothing is said of whether the recording is true."""
+    """Raised where reading would take more memory than allowed; the recording itself may be intact."""

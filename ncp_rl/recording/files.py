@@ -1,4 +1,4 @@
-"""`new_file`: a file that either begins as it should or is not there."""
+"""`new_file`: creates a file, and removes it if its beginning cannot be written."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ncp_rl.recording.errors import RecordingError
 
 
 class WholeFile(io.FileIO):
-    """An unbuffered file that writes all that it is given, or raises; the system's own call may stop in the middle."""
+    """An unbuffered file whose `write` writes everything or raises; the system's call may stop in the middle."""
 
     def write(self, data: Any, /) -> int:
-        """Write all of `data`; gives how many bytes."""
+        """Write all of `data` and return the number of bytes."""
         view = memoryview(data).cast("B")
         while view:
             view = view[super().write(view) :]
@@ -25,14 +25,14 @@ class WholeFile(io.FileIO):
 
 @contextmanager
 def new_file(path: Path, what: str, *, permissions: int = 0o666) -> Iterator[WholeFile]:
-    """A new file, which stays open after the `with`; where that fails, the file is removed.
+    """Create a file, which stays open after the `with`; if the `with` fails, the file is removed.
 
-    Half a file would be of no use, and in the way of the next attempt, which would find that it exists.
+    Half a file would be useless, and would make the next attempt fail because the file exists.
 
     Args:
-        path: Of the file.
-        what: What it is, for errors, such as "The recording".
-        permissions: Of the file.
+        path: Path of the file.
+        what: Name of the kind of file in errors, such as "The recording".
+        permissions: Permissions of the file.
 
     Raises:
         RecordingError: The file exists or cannot be written.

@@ -3,8 +3,8 @@
 Messages are JSON, so that Foxglove and every MCAP tool can show and plot them. Numbers come back bit for bit:
 
 - float32 values have nine significant digits, float64 values 17: enough for the one value that was written;
-- infinities are written `1e999` and `-1e999`, which JSON allows and every reader takes for infinite;
-- NaN is no JSON number: `1e999` stands in its place, `nan_at` gives its position among the message's numbers and
+- infinities are written `1e999` and `-1e999`, which JSON allows and every reader reads as infinite;
+- JSON has no NaN: `1e999` is written in its place, `nan_at` gives its position among the message's numbers and
   `nan_bits` its bits, hexadecimal. Messages without NaN lack both keys.
 """
 
@@ -24,34 +24,34 @@ from ncp_rl.recording.errors import RecordingError
 
 Kind = Literal["float32", "float64", "integer", "boolean"]
 
-# Observations of these types come back from a float32; of the others, from a float64.
+# A float32 holds observations of the first types without loss, a float64 those of the others.
 _IN_FLOAT32 = frozenset({"float32", "float16", "int8", "uint8", "int16", "uint16", "bool"})
 _IN_FLOAT64 = frozenset({"float64", "int32", "uint32", "int64", "uint64"})
 
-# Sizes beyond which nothing is recorded.
+# Sizes in a recording are below this.
 _MAX_SIZE = 2**20
 
-# Characters that a number can take, and that its place and bits take where it is NaN.
+# Largest number of characters of a number, and of its position and bits where it is NaN.
 _NUMBER_CHARACTERS = 26
 _NAN_CHARACTERS = 32
 
 
 @dataclass(frozen=True)
 class Field:
-    """Numbers of one name in a message; a dot in the name puts them into an inner object."""
+    """The numbers of one name in a message; a dot in the name puts them into an inner object."""
 
     name: str
     kind: Kind = "float32"
     size: int | None = None
-    """Length of an array, or None for a number alone."""
+    """Length of an array, or None for a single number."""
 
     @property
     def width(self) -> int:
-        """How many numbers it holds."""
+        """Number of numbers that it holds."""
         return 1 if self.size is None else self.size
 
     def schema(self) -> dict[str, Any]:
-        """JSON Schema of the value; plain types alone, since Foxglove refuses schemas with alternatives."""
+        """Return the JSON Schema of the value, with plain types only, since Foxglove refuses alternatives."""
         number = {"type": self.kind if self.kind in ("integer", "boolean") else "number"}
         if self.size is None:
             return number
@@ -67,12 +67,12 @@ class Topic:
 
     @property
     def schema_name(self) -> str:
-        """Of the channel's schema."""
+        """Name of the channel's schema."""
         return "ncp_rl." + self.name.strip("/").capitalize()
 
     @cached_property
     def slices(self) -> dict[str, slice]:
-        """Where each field's numbers stand among those of a message."""
+        """Position of each field's numbers among those of a message."""
         found, start = {}, 0
         for field in self.fields:
             found[field.name] = slice(start, start + field.width)
@@ -102,7 +102,7 @@ class Topic:
 
     @cached_property
     def literals(self) -> tuple[str, ...]:
-        """The text before each number of a message, and after the last: what a message is but for its numbers."""
+        """The text before each number of a message, and the text after the last."""
         texts: list[str] = []
         scope: list[str] = []
         pending, first = "{", True
@@ -124,15 +124,15 @@ class Topic:
 
     @cached_property
     def max_bytes(self) -> int:
-        """No message is longer."""
+        """Largest length of a message in bytes."""
         texts = sum(map(len, self.literals)) + len('"nan_at":[],"nan_bits":[],')
         return texts + (_NUMBER_CHARACTERS + _NAN_CHARACTERS) * len(self.kinds)
 
     def parse(self, data: bytes | memoryview) -> list[float]:
-        """Numbers of a message, in the order of the fields.
+        """Return the numbers of a message, in the order of the fields.
 
         Raises:
-            RecordingError: The message is no JSON, or not of this channel's schema.
+            RecordingError: The message is not valid JSON, or does not fit this channel's schema.
         """
         if len(data) > self.max_bytes:
             raise RecordingError(f"A message of {self.name} has at most {self.max_bytes} bytes, got {len(data)}.")
@@ -155,20 +155,20 @@ class Topic:
 
 @dataclass(frozen=True)
 class Observed:
-    """One part of the observation: the whole of it, or a key of a Dict.
+    """One part of the observation: all of it, or a key of a Dict.
 
     Raises:
-        RecordingError: A type whose numbers cannot be recorded, or names that do not fit the shape.
+        RecordingError: Numbers of this type cannot be recorded, or names do not fit the shape.
     """
 
     key: str | None
     shape: tuple[int, ...]
     dtype: str
     names: tuple[str, ...]
-    """Of its flattened quantities; none for an image, which is no part of the messages."""
+    """Names of its flattened quantities; empty for an image, which is not in the messages."""
 
     def __post_init__(self) -> None:
-        """Refuse what no message can hold."""
+        """Check that a message can hold the part."""
         if self.dtype not in _IN_FLOAT32 | _IN_FLOAT64:
             known = ", ".join(sorted(_IN_FLOAT32 | _IN_FLOAT64))
             raise RecordingError(f"Observations must be of one of the types {known}, got {self.dtype!r}.")
@@ -184,18 +184,18 @@ class Observed:
 
 @dataclass(frozen=True)
 class Layout:
-    """Sizes and names of all that a recording holds.
+    """Sizes and names of everything that a recording holds.
 
     Raises:
-        RecordingError: Sizes that no recording has, or several observations under one key.
+        RecordingError: Sizes are out of range, several observations have one key, or the kind of neurons is unknown.
     """
 
     n_envs: int
     observed: tuple[Observed, ...]
     n_actions: int
-    """Numbers of an action, as handed to the environment."""
+    """Number of numbers of an action, as given to the environment."""
     n_outputs: int
-    """Action means, or logits."""
+    """Number of action means, or logits."""
     discrete: bool
     """Whether actions are discrete, so that they have no standard deviation."""
     n_sensory: int
@@ -203,10 +203,10 @@ class Layout:
     n_command: int
     n_inter: int
     cell: str = LTC.cell
-    """The kind of neurons; recordings that do not say are of LTC neurons."""
+    """Kind of neurons; recordings that do not name it have LTC neurons."""
 
     def __post_init__(self) -> None:
-        """Refuse sizes that no recording has, and neurons that this version does not know."""
+        """Check the sizes, the keys and the kind of neurons."""
         if self.cell not in CELLS:
             raise RecordingError(
                 f"The recording's neurons must be of a kind that this version knows, {', '.join(CELLS)}, got "
@@ -225,22 +225,22 @@ class Layout:
 
     @property
     def units(self) -> int:
-        """Neurons."""
+        """Number of neurons."""
         return self.n_motor + self.n_command + self.n_inter
 
     @cached_property
     def observed_numbers(self) -> tuple[Observed, ...]:
-        """What is observed, images left out."""
+        """The parts of the observation that are not images."""
         return tuple(part for part in self.observed if part.names)
 
     @property
     def observation_names(self) -> tuple[str, ...]:
-        """(D,), of the observed quantities in the messages."""
+        """(D,), names of the observed quantities in the messages."""
         return tuple(name for part in self.observed for name in part.names)
 
     @property
     def observation_kind(self) -> Kind:
-        """float32 where that holds every observed quantity."""
+        """Kind of the observation's numbers: "float32" where that holds every quantity, else "float64"."""
         return "float32" if all(part.dtype in _IN_FLOAT32 for part in self.observed_numbers) else "float64"
 
     @cached_property
@@ -276,7 +276,7 @@ class Layout:
 
     @cached_property
     def episode_topic(self) -> Topic:
-        """The channel of episodes' beginnings."""
+        """The channel of the beginnings of episodes."""
         where = (Field("env", "integer"), Field("episode", "integer"))
         return Topic("/episode", (*where, Field("start", size=self.units)))
 
@@ -288,7 +288,7 @@ class Layout:
 
     @cached_property
     def columns(self) -> dict[str, slice]:
-        """Where each field stands in a row that holds all fields of a step once."""
+        """Position of each field in a row that holds all fields of a step once."""
         found: dict[str, slice] = {}
         start = 0
         for field in (field for topic in self.topics for field in topic.fields if field.size != 0):
@@ -299,19 +299,19 @@ class Layout:
 
     @property
     def width(self) -> int:
-        """Numbers of such a row."""
+        """Number of numbers of such a row."""
         return sum(at.stop - at.start for at in self.columns.values())
 
     def to_dict(self) -> dict[str, Any]:
-        """A description that JSON can carry."""
+        """Return a description that JSON can hold."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, description: Mapping[str, Any]) -> Layout:
-        """The layout that `to_dict` described.
+        """Return the layout that `to_dict` described.
 
         Raises:
-            RecordingError: It is none.
+            RecordingError: The description is not that of a layout.
         """
         try:
             entries = dict(description)
@@ -325,7 +325,7 @@ class Layout:
             raise RecordingError(f"The manifest's layout is damaged: {error!r}.") from error
 
 
-# Of entries other than numbers.
+# Types of the entries that are not numbers.
 _TYPES: dict[str, tuple[type, str]] = {"discrete": (bool, "true or false"), "cell": (str, "a text")}
 
 
@@ -359,16 +359,16 @@ COMPRESSED_IMAGE: dict[str, Any] = {
 
 
 def load_json(data: bytes, what: str, *, infinite: bool = False) -> Any:
-    """JSON of an object, in UTF-8; numbers beyond float64 stand for infinity where that is allowed.
+    """Parse a JSON object in UTF-8; numbers beyond float64 stand for infinity where that is allowed.
 
     Raises:
-        RecordingError: It is no JSON object, holds NaN, is nested without end, or has halves of characters in a text.
+        RecordingError: It is not a JSON object, holds NaN, is nested too deeply, or has halves of characters in a text.
     """
     try:
         text = data.decode()
         value = json.loads(text, parse_constant=_refuse_constant, parse_float=None if infinite else _finite)
         if "\\u" in text:
-            # An escape can stand for half a character, which no file and no screen takes.
+            # An escape can stand for half a character, which cannot be written to files or screens.
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise RecordingError(f"{what[0].upper() + what[1:]} is not valid JSON: {error}.") from error
@@ -403,7 +403,7 @@ def _numbers(value: Any, field: Field) -> Sequence[float]:
 
 
 def _nans(message: dict[str, Any]) -> list[tuple[Any, Any]]:
-    """Where NaN stand, and their bits."""
+    """Return the positions of NaN, and their bits."""
     at, bits = (message.get(name, []) for name in ("nan_at", "nan_bits"))
     if type(at) is not list or type(bits) is not list:
         raise ValueError(f"nan_at and nan_bits must be lists, got {at!r:.40} and {bits!r:.40}")
@@ -421,7 +421,7 @@ def _nan(kind: Kind, bits: Any) -> float:
 
 
 def nan_bits(kind: Kind, value: float) -> str:
-    """Hexadecimal bits of a NaN."""
+    """Return the hexadecimal bits of a NaN."""
     return struct.pack(_NAN_FORMS[kind], value).hex()
 
 

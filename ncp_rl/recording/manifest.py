@@ -1,4 +1,4 @@
-"""The manifest: where a recording comes from, as JSON."""
+"""The manifest: the origin of a recording, as JSON."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ _PACKAGES = (
 
 
 def ncp_policy(model: OnPolicyAlgorithm) -> NCPPolicy:
-    """The model's policy.
+    """Return the model's policy.
 
     Raises:
-        RecordingError: It is no NCP policy.
+        RecordingError: The policy is not an NCP policy.
     """
     if not isinstance(model.policy, NCPPolicy):
         raise RecordingError(f"Only NCP policies can be recorded, got a {type(model.policy).__name__}.")
@@ -54,10 +54,10 @@ def ncp_policy(model: OnPolicyAlgorithm) -> NCPPolicy:
 
 
 def make_layout(policy: NCPPolicy, env: VecEnv) -> Layout:
-    """Sizes and names of what `policy` does in `env`.
+    """Return sizes and names of a recording of `policy` in `env`.
 
     Raises:
-        RecordingError: Its neurons are of a class of its user's, which nobody who reads the recording could build.
+        RecordingError: The neurons are of a user's own class, which readers of the recording could not build.
     """
     if type(policy.lstm_actor) not in CELLS.values():
         raise RecordingError(
@@ -80,13 +80,13 @@ def make_layout(policy: NCPPolicy, env: VecEnv) -> Layout:
 
 
 def raw_observation_space(env: VecEnv) -> spaces.Space[Any]:
-    """The space of observations before normalisation."""
+    """Return the space of observations before normalisation."""
     normalize = unwrap_vec_normalize(env)
     return env.observation_space if normalize is None else normalize.venv.observation_space
 
 
 def observed_parts(space: spaces.Space[Any], env: VecEnv) -> tuple[Observed, ...]:
-    """The parts of an observation, with the names that the environment gives them, or numbered."""
+    """Return the parts of an observation, with the environment's names or numbered ones."""
     if isinstance(space, spaces.Dict):
         parts = (_observed(key, part) for key, part in space.spaces.items())
         return tuple(parts)
@@ -107,13 +107,13 @@ def _observed(key: str | None, space: spaces.Space[Any]) -> Observed:
 
 
 def make_manifest(model: OnPolicyAlgorithm, env: VecEnv, layout: Layout, **settings: Any) -> bytes:
-    """The manifest of a recording as JSON.
+    """Return the manifest of a recording as JSON.
 
     Args:
         model: The model.
-        env: Where it acts.
-        layout: Of the recording.
-        **settings: How it was made: kind, seed, deterministic, ...
+        env: The environments that it acts in.
+        layout: Layout of the recording.
+        **settings: How the recording is made: kind, seed, deterministic, ...
     """
     policy = ncp_policy(model)
     entries = {
@@ -140,10 +140,10 @@ def make_manifest(model: OnPolicyAlgorithm, env: VecEnv, layout: Layout, **setti
 
 
 def read_manifest(data: bytes) -> dict[str, Any]:
-    """The manifest that `make_manifest` made.
+    """Read the manifest that `make_manifest` made.
 
     Raises:
-        RecordingError: It is of another format, or holds what no manifest of ours does.
+        RecordingError: The format is another one, or an entry is missing or wrong.
     """
     manifest: dict[str, Any] = load_json(data, "the manifest")
     if manifest.get("format") != FORMAT:
@@ -154,7 +154,7 @@ def read_manifest(data: bytes) -> dict[str, Any]:
     for name, expected in (_ENTRIES[kind] | _ENTRIES_OF_ALL).items():
         value: Any = manifest.get(name)
         if value is None and name not in _ENTRIES_OF_ALL:
-            continue  # Those who need it say so.
+            continue  # Code that needs the entry reports that it is missing.
         if type(value) is not expected or (type(value) is int and not 0 <= value < _MAX_INTEGER):
             whole = f" from 0 to {_MAX_INTEGER - 1}" if expected is int else ""
             raise RecordingError(f"The manifest's {name} must be of type {expected.__name__}{whole}, got {value!r}.")
@@ -174,12 +174,12 @@ _ENTRIES: dict[str, dict[str, type]] = {
 
 @functools.cache
 def _versions() -> dict[str, str]:
-    """Of the packages that a run rests on."""
+    """Return the versions of the packages that a run depends on."""
     return {name: version(name) for name in _PACKAGES}
 
 
 def describe_platform(device: torch.device) -> dict[str, Any]:
-    """All that decides about the last bits of a computation on `device`, but for the number of threads."""
+    """Describe everything that decides the last bits of a computation on `device`, except the number of threads."""
     return _machine() | {
         "torch_cpu": torch.backends.cpu.get_cpu_capability(),
         "mkldnn": torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled,
@@ -191,7 +191,7 @@ def describe_platform(device: torch.device) -> dict[str, Any]:
 
 @functools.cache
 def _machine() -> dict[str, Any]:
-    """The part that stays as it is while the program runs."""
+    """Describe the part that does not change while the program runs."""
     numba_cpu, numba_features = compiled_for()
     return {
         "machine": platform.machine(),
@@ -214,12 +214,12 @@ _VARIABLES = ("MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA", "DNNL
 
 
 def _digest(text: str) -> str:
-    """16 hexadecimal digits for a long text."""
+    """Return a digest of a text, 16 hexadecimal digits."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def policy_digest(policy: NCPPolicy, normalize: VecNormalize | None) -> str:
-    """SHA-256 over the policy's tensors, wiring, solver settings and normalisation statistics."""
+    """Return the SHA-256 of the policy's tensors, wiring, solver settings and normalisation statistics."""
     digest = hashlib.sha256(json.dumps([policy.wiring.to_dict(), policy.ode_unfolds, policy.elapsed_time]).encode())
     arrays = {name: tensor.detach().cpu().numpy() for name, tensor in policy.state_dict().items()}
     arrays |= _statistics(normalize)
@@ -262,13 +262,13 @@ def _environment(env: VecEnv) -> dict[str, Any]:
 
 
 def describe_space(space: spaces.Space[Any]) -> dict[str, Any]:
-    """A space as JSON; `read_space` reads it back."""
+    """Describe a space for JSON; `read_space` reads it back."""
     described: dict[str, Any] = {"type": type(space).__name__}
     if isinstance(space, spaces.Dict):
         return described | {"spaces": {key: describe_space(part) for key, part in space.spaces.items()}}
     if isinstance(space, spaces.Box):
         bounds = {name: getattr(space, name).flatten() for name in ("low", "high")}
-        # One number where all are equal; as text, since JSON has no infinity.
+        # Bounds that are all equal are written once; as text, since JSON has no infinity.
         texts = {name: [str(x) for x in (b[:1] if (b == b[0]).all() else b).tolist()] for name, b in bounds.items()}
         return described | {"shape": list(space.shape), "dtype": str(space.dtype)} | texts
     if isinstance(space, spaces.Discrete):
@@ -281,10 +281,10 @@ def describe_space(space: spaces.Space[Any]) -> dict[str, Any]:
 
 
 def read_space(described: Any) -> spaces.Space[Any]:
-    """The space that `describe_space` described.
+    """Return the space that `describe_space` described.
 
     Raises:
-        RecordingError: It is none.
+        RecordingError: The description is not that of a space.
     """
     try:
         return _READERS[described["type"]](described)
@@ -302,7 +302,7 @@ def _read_box(described: Mapping[str, Any]) -> spaces.Box:
     return spaces.Box(low, high, shape, dtype.type)
 
 
-# Numbers of an observation, beyond which a space is refused: a camera of 4096 x 4096 pixels has fewer.
+# Largest number of numbers of a Box; an image of 4096 x 4096 pixels has fewer.
 _MAX_BOX = 2**26
 
 _READERS: dict[str, Callable[[Any], spaces.Space[Any]]] = {
@@ -316,7 +316,7 @@ _READERS: dict[str, Callable[[Any], spaces.Space[Any]]] = {
 
 @functools.cache
 def _git() -> dict[str, Any] | None:
-    """Commit of the folder that the program runs in; None outside a repository or without git."""
+    """Return the commit of the folder that the program runs in; None outside a repository or without git."""
     try:
         commit = subprocess.run(("git", "rev-parse", "HEAD"), capture_output=True, text=True, timeout=10, check=True)
         status = subprocess.run(

@@ -1,4 +1,4 @@
-"""Observed images as pictures of a recording, and back: nothing is lost on the way."""
+"""Observed images as pictures of a recording, and back, without loss."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Array = npt.NDArray[Any]
 
 
 def as_pictures(frames: Array) -> Array:
-    """Observed images (N, H, W, C) or (N, C, H, W) as pictures (N, H, W, 3), or (N, C H, W) where C is not 3."""
+    """Return images (N, H, W, C) or (N, C, H, W) as pictures (N, H, W, 3), or (N, C H, W) where C is not 3."""
     if _first(frames.shape[1:]):
         frames = frames.transpose(0, 2, 3, 1)
     if frames.shape[-1] == 3:
@@ -22,10 +22,10 @@ def as_pictures(frames: Array) -> Array:
 
 
 def from_picture(pixels: Array, shape: tuple[int, ...]) -> Array:
-    """An observed image of `shape`, (H, W, C) or (C, H, W), from its picture.
+    """Return an observed image of `shape`, (H, W, C) or (C, H, W), from its picture.
 
     Raises:
-        RecordingError: The picture is of another size.
+        RecordingError: The picture has another size.
     """
     if len(shape) != 3:
         raise RecordingError(f"An observed image must have rows, columns and channels, got the shape {shape}.")
@@ -39,5 +39,5 @@ def from_picture(pixels: Array, shape: tuple[int, ...]) -> Array:
 
 
 def _first(shape: tuple[int, ...]) -> bool:
-    """Whether channels come first, as Stable-Baselines3 tells it: they are fewer than rows and columns."""
+    """Return whether channels come first, by Stable-Baselines3's rule: they are fewer than rows and columns."""
     return int(np.argmin(shape)) == 0

@@ -1,4 +1,4 @@
-"""`Recording`: read a recording by episode, without loading all of it."""
+"""`Recording`: reads a recording by episode, without loading all of it."""
 
 from __future__ import annotations
 
@@ -39,21 +39,21 @@ from ncp_rl.recording.records import (
     walk_records,
 )
 
-#: What every recording has on board.
+#: Attachments of every recording.
 ATTACHMENTS = ("manifest.json", "circuit.json", "circuit.safetensors")
 
-# Messages kept between episodes that ran side by side, as a share of the memory that may be taken.
+# Share of the allowed memory for messages kept between episodes that ran side by side.
 _CACHED = 1 / 8
 
-# Bytes that a number of a message takes while an episode is read, and a pixel of a picture.
+# Bytes of memory for a number of a message while an episode is read, and for a pixel of a picture.
 _NUMBER_BYTES = 40
 _PIXEL_BYTES = 8
 
-# Bytes that a row of the list of episodes takes while it is ordered, and a chunk's place in the file.
+# Bytes of memory for a row of the list of episodes while it is sorted, and for a chunk's place in the file.
 _ROW_BYTES = 400
 _RECORD_BYTES = 200
 
-# Counts in a file are below this, so that sums of them are exact.
+# Counts in a file must be below this, so that sums of them are exact.
 _MAX_COUNT = 2**40
 
 
@@ -63,13 +63,13 @@ class RecordedImage(NamedTuple):
     name: str
     """"render", or "observation/..." for what was observed"""
     nanoseconds: int
-    """Simulated time, as in the file"""
+    """Simulated time since the recording began, as in the file"""
     pixels: npt.NDArray[np.uint8]
     """(H, W, 3) or (H, W)"""
 
 
 class _EpisodeSpan(NamedTuple):
-    """Where an episode lies."""
+    """Place of an episode in the file."""
 
     env_index: int
     n_steps: int
@@ -79,20 +79,20 @@ class _EpisodeSpan(NamedTuple):
 class Recording:
     """A recording, opened for reading; `recording[i]` is its i-th `Episode`, read when asked for.
 
-    What is read is checked for shape and checksums, not for truth: see `verify` and `replay`.
+    Reading checks shapes and checksums, not whether the recording is true: see `verify` and `replay`.
 
     Attributes:
         path: The file.
-        manifest: Where it comes from, as JSON gave it.
-        layout: Sizes and names.
+        manifest: Origin of the recording, as parsed from JSON.
+        layout: Sizes and names of what it holds.
         circuit: The circuit that acted.
-        budget: How much memory reading may take.
-        ending: Why the recording ended, "finished" as a rule; None where the file has no seal, since its writer was
-            killed or the file cut.
+        budget: Memory that reading may take.
+        ending: Reason why the recording ended, usually "finished"; None where the file has no seal, since its writer
+            was killed or the file cut.
     """
 
     def __init__(self, path: Path | str, *, max_memory: int = MAX_MEMORY) -> None:
-        """Read the beginning, and where the episodes lie; see `Recording.open`."""
+        """Read the beginning and the places of episodes; see `Recording.open`."""
         self.path = Path(path)
         self.ending: str | None = None
         self.budget = Budget(max_memory)
@@ -119,7 +119,7 @@ class Recording:
         self._check_circuit()
 
     def _read_index(self) -> tuple[dict[str, bytes], _Spans]:
-        """Go through the file, contents of chunks skipped: its attachments, and where its episodes lie."""
+        """Read the attachments and the places of episodes, skipping the contents of chunks."""
         attachments: dict[str, bytes] = {}
         spans = _Spans(self.budget)
         with _opened(self.path) as (file, size):
@@ -140,24 +140,24 @@ class Recording:
 
     @classmethod
     def open(cls, path: Path | str, *, max_memory: int = MAX_MEMORY) -> Recording:
-        """Read the beginning of a recording, and where its episodes lie.
+        """Open a recording: read its beginning and the places of its episodes.
 
         Args:
             path: The file.
-            max_memory: Bytes that reading may take, so that no file can use up a machine's memory. What would take more
-                is refused: here, where an episode or a picture is read, and by `replay`.
+            max_memory: Bytes that reading may take, so that no file can exhaust a machine's memory. Reading that would
+                take more is refused, here, where an episode or a picture is read, and by `replay`.
 
         Raises:
-            RecordingError: The file cannot be read, or is no recording.
+            RecordingError: The file cannot be read, or is not a recording.
         """
         return cls(path, max_memory=max_memory)
 
     def __len__(self) -> int:
-        """Number of episodes, those that the recording's end cut off included."""
+        """Return the number of episodes, including those that the recording's end cut off."""
         return len(self._spans)
 
     def __iter__(self) -> Iterator[Episode]:
-        """Episodes, one after the other."""
+        """Yield the episodes one after the other."""
         return (self[i] for i in range(len(self)))
 
     @property
@@ -167,21 +167,21 @@ class Recording:
 
     @property
     def env_indices(self) -> tuple[int, ...]:
-        """Number of the environment that each episode ran in."""
+        """Number of the environment of each episode."""
         return tuple(self._spans.env_index.tolist())
 
     @property
     def max_episode_steps(self) -> int | None:
-        """Steps after which the environment cut episodes, as the manifest has it; None where it names no limit."""
+        """Steps after which the environment cut episodes, from the manifest; None where it has no limit."""
         environment = self.manifest.get("environment")
         limit = environment.get("max_episode_steps") if isinstance(environment, dict) else None
         return limit if type(limit) is int else None
 
     def __getitem__(self, index: int) -> Episode:
-        """Episode number `index`.
+        """Read episode number `index`.
 
         Raises:
-            IndexError: There is none.
+            IndexError: There is no such episode.
             RecordingError: Its part of the file is damaged.
         """
         span = self._span(index)
@@ -196,7 +196,7 @@ class Recording:
                     rows[channel].append(np.array(topics[channel].parse(text)))
         counts = {channel: len(found) for channel, found in rows.items()}
         expected = {channel: span.n_steps for channel in STEP_CHANNELS} | {EPISODE_CHANNEL: 1}
-        expected[END_CHANNEL] = min(counts[END_CHANNEL], 1)  # None where the recording stopped before.
+        expected[END_CHANNEL] = min(counts[END_CHANNEL], 1)  # It is missing where the recording stopped before.
         if counts != expected:
             raise RecordingError(
                 f"Episode {index} must have {expected} messages by channel, got {counts}; call verify to see what "
@@ -205,7 +205,7 @@ class Recording:
         return self._episode(index, span.env_index, {c: np.array(found) for c, found in rows.items()})
 
     def images(self, index: int) -> Iterator[RecordedImage]:
-        """Pictures of episode number `index`, in order; none unless they were recorded.
+        """Yield the pictures of episode number `index` in order; there are none unless they were recorded.
 
         Raises:
             IndexError: There is no such episode.
@@ -221,13 +221,13 @@ class Recording:
                         yield image
 
     def observations(self, episode: Episode) -> Any:
-        """What an episode observed, as the environment gave it: (T, ...) or a dict of such, images among it.
+        """Return an episode's observations as the environment gave them, (T, ...) or a dict of such, with images.
 
         Returns:
-            The observations; None where images were observed and none recorded.
+            The observations; None where images were observed and not recorded.
 
         Raises:
-            RecordingError: Images are missing in some steps, or of another size; or the file is damaged.
+            RecordingError: Images of some steps are missing or have another size, or the file is damaged.
         """
         parts = observation_parts(self.layout, episode.observation, episode.index)
         observed = {f"observation/{part.key or 'image'}": part for part in self.layout.observed if not part.names}
@@ -328,8 +328,8 @@ class Recording:
     def has_time_constants(self) -> bool:
         """Whether time constants are read from the file.
 
-        Recordings that do not name their kind of neurons are older than that, and have time constants without epsilon
-        in the conductance; theirs are computed anew. CfC neurons have none.
+        Older recordings, which do not name their kind of neurons, have time constants without epsilon
+        in the conductance; these are computed anew. CfC neurons have no time constants.
         """
         return self.circuit.core.has_time_constants and "cell" in self.manifest["layout"]
 
@@ -351,10 +351,10 @@ class Recording:
 
 
 def _cast(values: npt.NDArray[Any], dtype: Any, name: str, index: int) -> npt.NDArray[Any]:
-    """The values in the type that they were written from.
+    """Return the values in the type that they were written from.
 
     Raises:
-        RecordingError: One is beyond it.
+        RecordingError: The type does not hold one of them.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         found = values.astype(dtype)
@@ -367,10 +367,10 @@ def _cast(values: npt.NDArray[Any], dtype: Any, name: str, index: int) -> npt.ND
 
 
 def observation_parts(layout: Layout, observations: npt.NDArray[Any], index: int) -> Any:
-    """(T, D) as the environment gave them, (T, ...) or a dict of such; see `Recording.observations` for images.
+    """Return observations (T, D) as the environment gave them, (T, ...) or a dict of such, without images.
 
     Raises:
-        RecordingError: A number of episode `index` does not have its part's type.
+        RecordingError: The type of a part does not hold a number of episode `index`.
     """
     found: dict[str | None, npt.NDArray[Any]] = {}
     start = 0
@@ -393,14 +393,14 @@ def _opened(path: Path) -> Iterator[tuple[IO[bytes], int]]:
 
 
 def _texts(messages: Messages) -> Iterator[tuple[int, memoryview]]:
-    """Channel and JSON of each message."""
+    """Yield channel and JSON of each message."""
     offsets = messages.offsets.tolist()
     for channel, start, stop in zip(messages.channels.tolist(), offsets, offsets[1:], strict=False):
         yield channel, messages.data[start + MESSAGE_HEADER.size : stop]
 
 
 class _SpansByEpisode:
-    """Spans of all episodes, as a table: a recording may have a million."""
+    """Places of all episodes as a table, since a recording may have a million episodes."""
 
     def __init__(self, rows: npt.NDArray[np.int64], chunks: list[Record]) -> None:
         """Take rows (K, 5) of an episode, environment, first step, steps and chunk, ordered by episode."""
@@ -414,25 +414,25 @@ class _SpansByEpisode:
         return len(self._starts)
 
     def __getitem__(self, index: int) -> _EpisodeSpan:
-        """Where episode number `index` lies."""
+        """Return the place of episode number `index`."""
         stop = self._starts[index + 1] if index + 1 < len(self) else len(self._chunk_of)
         chunks = [self._chunks[at] for at in self._chunk_of[self._starts[index] : stop].tolist()]
         return _EpisodeSpan(int(self.env_index[index]), int(self.n_steps[index]), chunks)
 
 
 class _Spans:
-    """Collects which episodes' steps the chunks list, each in its chain record."""
+    """Collects the lists of episodes that each chunk has in its chain record."""
 
     def __init__(self, budget: Budget) -> None:
         self.sealed: str | None = None
-        """How many episodes the seal counts"""
+        """Number of episodes by the seal"""
         self._budget = budget
         self._chunks: list[Record] = []
         self._rows: list[npt.NDArray[np.int64]] = []
         self._n_rows = 0
 
     def begin_chunk(self, record: Record) -> None:
-        """Let the next list be of this chunk."""
+        """Note that the next list belongs to this chunk."""
         self._chunks.append(record)
         self._need_room()
 
@@ -440,7 +440,7 @@ class _Spans:
         """Add the list of the last chunk.
 
         Raises:
-            RecordingError: It is no list of episodes.
+            RecordingError: The text is not a list of episodes.
         """
         self._budget.json(len(text), "A list of episodes")
         if not self._chunks:
@@ -456,10 +456,10 @@ class _Spans:
         self._need_room()
 
     def by_episode(self, n_envs: int) -> _SpansByEpisode:
-        """The spans of each episode.
+        """Return the places of each episode.
 
         Raises:
-            RecordingError: Episodes or steps are missing or out of order, or are of environments that there are not.
+            RecordingError: Episodes or steps are missing or out of order, or an environment does not exist.
         """
         rows = np.concatenate([np.empty((0, 5), np.int64), *self._rows])
         order = np.argsort(rows[:, 0], kind="stable")
@@ -468,7 +468,7 @@ class _Spans:
         begins = np.diff(episode, prepend=-1) != 0
         starts = np.flatnonzero(begins)
         start = starts[np.cumsum(begins) - 1]
-        # Steps before each row in all episodes, less those before its episode: what it must begin with.
+        # A row must begin with the number of steps before it in its episode.
         before = np.cumsum(count) - count
         whole = (episode[starts] == np.arange(len(starts))).all() and (np.diff(order[starts]) > 0).all()
         if not whole or (before - before[start] != first).any() or (env != env[start]).any():
@@ -486,7 +486,7 @@ class _Spans:
 
 
 def _table(rows: Any) -> npt.NDArray[np.int64]:
-    """(K, 4) from a list of such lists."""
+    """Return the (K, 4) table of a list of lists."""
     if type(rows) is not list or not all(type(row) is list and len(row) == 4 for row in rows):
         raise ValueError("it must be a list of lists [episode, environment, first step, steps]")
     if not {int}.issuperset(map(type, chain.from_iterable(rows))):
@@ -497,7 +497,7 @@ def _table(rows: Any) -> npt.NDArray[np.int64]:
 
 
 def _image(text: memoryview, env_index: int, nanoseconds: int, budget: Budget) -> RecordedImage | None:
-    """The picture of a message, or None where it is of another environment."""
+    """Return the picture of a message, or None where it belongs to another environment."""
     budget.json(len(text), "A picture")
     message = load_json(bytes(text), "an image")
     try:

@@ -1,4 +1,4 @@
-"""`record_rollouts` and `NeuronRecorder`: from running policies to recordings."""
+"""`record_rollouts` and `NeuronRecorder`: they record running policies."""
 
 from __future__ import annotations
 
@@ -44,30 +44,30 @@ def record_rollouts(
     sign_key: Ed25519PrivateKey | None = None,
     progress_bar: bool = True,
 ) -> Path:
-    """Run whole episodes from seeded environments and record them; the actions are those of `runs.evaluate`.
+    """Run whole episodes from seeded environments and record them; the actions equal those of `runs.evaluate`.
 
     Where the policy holds bad readings (`policy.on_bad_input = "hold"`), the recording has the observation as it came
-    and, for the circuit, zeros in place of bad readings and an elapsed time of 0 s, in which nothing changes: see
-    `Episode.held`. Values and log-probabilities of such a step are those of that stand-in.
+    and, for the circuit, zeros in place of bad readings and an elapsed time of -0.0 s, in which nothing changes: see
+    `Episode.held`. Values and log-probabilities of such a step are computed with these zeros.
 
     Args:
         model: A model with an NCP policy.
         env: Environments side by side, normalised as the model was trained. Environment i gives its first
             (n_episodes + i) // n_envs episodes.
         path: New file.
-        n_episodes: Episodes in all.
-        deterministic: The most likely action instead of a sampled one.
+        n_episodes: Number of episodes in all.
+        deterministic: Whether to take the most likely action instead of a sampled one.
         seed: Environment i starts from seed + i; sampled actions follow it too.
-        images: Record what the environments render ("rgb_array") and observed images too.
-        sign_key: Signs the recording; see `read_private_key`.
-        progress_bar: Show progress and remaining time.
+        images: Whether to record what the environments render ("rgb_array") and observed images too.
+        sign_key: Key that signs the recording; see `read_private_key`.
+        progress_bar: Whether to show progress and remaining time.
 
     Returns:
         The path.
 
     Raises:
-        RecordingError: No NCP policy, nothing to render, the file exists or cannot be written, or a reading is bad and
-            is not held; steps before it are kept in the file.
+        RecordingError: The policy is not an NCP, the environment renders nothing, the file exists or cannot be written,
+            or a reading is bad and is not held; the file keeps the steps before it.
         ncp_rl.runs.RunError: An episode does not end.
     """
     policy, path = ncp_policy(model), Path(path)
@@ -103,7 +103,7 @@ def record_rollouts(
 
 
 def _rollout(policy: NCPPolicy, env: VecEnv, camera: _Camera | None, deterministic: bool) -> Any:
-    """Steps without end."""
+    """Yield steps without end."""
     tap, normalize, every = PolicyTap(policy), unwrap_vec_normalize(env), np.ones(env.num_envs, bool)
     try:
         observation: Any = env.reset()
@@ -129,7 +129,7 @@ def _rollout(policy: NCPPolicy, env: VecEnv, camera: _Camera | None, determinist
 
 
 def to_environment(policy: NCPPolicy, sample: Array) -> Array:
-    """What `predict` makes of a sampled action."""
+    """Return the action that `predict` makes of a sampled one."""
     if not isinstance(policy.action_space, spaces.Box):
         return sample
     if policy.squash_output:
@@ -156,13 +156,13 @@ def _step(
     ended = np.flatnonzero(done).tolist()
     final = {n: infos[n]["terminal_observation"] for n in ended if "terminal_observation" in infos[n]}
     if normalize is not None:
-        # VecNormalize has put the normalised one in the place of the one that the environment gave.
+        # VecNormalize has replaced the environment's last observation by the normalised one.
         final = {n: normalize.unnormalize_obs(last) for n, last in final.items()}
     return Step(observation, tap.seen, sample, action, reward, done & ~truncated, truncated, keep, final, images)
 
 
 def _raw_observation(observation: Any, normalize: VecNormalize | None) -> Any:
-    # get_original_obs() would copy; nothing changes the arrays.
+    # get_original_obs() would copy, which is not needed, since nothing changes the arrays.
     return observation if normalize is None else normalize.old_obs
 
 
@@ -181,7 +181,7 @@ class _Camera:
             raise RecordingError('The environment renders no images to record; make it with render_mode="rgb_array".')
 
     def look(self, observation: Any) -> dict[str, Array]:
-        """(N, H, W, 3) or (N, H, W) uint8 by name."""
+        """Return pictures (N, H, W, 3) or (N, H, W) uint8 by name."""
         images = {}
         if self._renders:
             images["render"] = np.stack([np.asarray(frame) for frame in self._env.get_images()])
@@ -192,11 +192,11 @@ class _Camera:
 
 
 class NeuronRecorder(BaseCallback):
-    """Records every n-th rollout of a training, each into a file of its own with the policy as it was then.
+    """Records every n-th rollout of a training, each into its own file, with the policy of that rollout.
 
         model.learn(200_000, callback=NeuronRecorder("recordings", every=10))
 
-    Training goes on as without it: the same actions, random numbers and parameters.
+    The training has the same actions, random numbers and parameters as without it.
     """
 
     def __init__(
@@ -210,10 +210,10 @@ class NeuronRecorder(BaseCallback):
         """Choose what to record.
 
         Args:
-            folder: For the files rollout_STEPS.mcap, STEPS being the environment steps before the rollout.
-            every: Record the first rollout, and one in so many.
-            images: Record what the environments render ("rgb_array") and observed images too.
-            sign_key: Signs the recordings.
+            folder: Folder for the files rollout_STEPS.mcap, STEPS being the environment steps before the rollout.
+            every: The first of this many rollouts is recorded, and the others are not.
+            images: Whether to record what the environments render ("rgb_array") and observed images too.
+            sign_key: Key that signs the recordings.
         """
         super().__init__()
         if every < 1:
@@ -265,7 +265,7 @@ class NeuronRecorder(BaseCallback):
         if self._tap is not None and self._writer is not None:
             self._tap.close()
             self._tap = None
-            # The file is finished beside the training; the next recording, or the end, waits for it.
+            # The file is finished beside the training; the next recording, or the training's end, waits for it.
             self._writer.finish()
 
     def _on_training_end(self) -> None:

@@ -1,4 +1,4 @@
-"""Read MCAP records of a recording strictly and with bounded memory: nothing that a file says of sizes is believed."""
+"""Strict reading of a recording's MCAP records with bounded memory: sizes that a file claims are never trusted."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from ncp_rl.recording.encode import MESSAGE_HEADER, MESSAGE_OPCODE, Messages
 from ncp_rl.recording.errors import MemoryLimitError, RecordingError
 from ncp_rl.recording.writer import MAX_RATIO, MAX_RECORD
 
-#: Bytes that reading a recording may take, unless another limit is given.
+#: Bytes of memory that reading a recording may take, unless another limit is given.
 MAX_MEMORY = 2**29
 
-# Copies of a record, and of a text as JSON, that reading holds at a time.
+# Number of copies of a record, and of a JSON text, that reading holds at a time.
 _COPIES = 8
 _JSON_COPIES = 32
 
@@ -34,46 +34,46 @@ _R = TypeVar("_R")
 
 
 class Record(NamedTuple):
-    """Where a record stands in its file."""
+    """The place of a record in its file."""
 
     opcode: int
     offset: int
     length: int
-    """With opcode and length field."""
+    """Length in bytes, with opcode and length field."""
 
     @property
     def end(self) -> int:
-        """Where the next record stands."""
+        """Offset of the next record."""
         return self.offset + self.length
 
 
 class Budget(NamedTuple):
-    """How much memory reading may take."""
+    """The memory that reading may take."""
 
     max_memory: int = MAX_MEMORY
     """Bytes"""
 
     def record(self, n_bytes: int, what: str) -> None:
-        """Let a record, or a chunk's messages, of `n_bytes` pass.
+        """Check that a record, or a chunk's messages, of `n_bytes` may be read.
 
         Raises:
-            MemoryLimitError: It would take more than is allowed.
+            MemoryLimitError: It would take more memory than allowed.
         """
         self.need(_COPIES * n_bytes, what)
 
     def json(self, n_bytes: int, what: str) -> None:
-        """Let a text of `n_bytes` pass, which is to be read as JSON.
+        """Check that a text of `n_bytes` may be read as JSON.
 
         Raises:
-            MemoryLimitError: It would take more than is allowed.
+            MemoryLimitError: It would take more memory than allowed.
         """
         self.need(_JSON_COPIES * n_bytes, what)
 
     def need(self, n_bytes: int, what: str) -> None:
-        """Let something pass that takes `n_bytes` in all.
+        """Check that something may be read that takes `n_bytes` of memory.
 
         Raises:
-            MemoryLimitError: That is more than is allowed.
+            MemoryLimitError: It takes more memory than allowed.
         """
         if n_bytes > self.max_memory:
             raise MemoryLimitError(
@@ -86,10 +86,10 @@ DEFAULT_BUDGET = Budget()
 
 
 def walk_records(file: IO[bytes], size: int) -> Iterator[Record]:
-    """Records one after the other, contents skipped, up to the footer or the last whole record.
+    """Yield the records one after the other, without contents, up to the footer or the last whole record.
 
     Raises:
-        RecordingError: The file does not begin as MCAP files do, or a record is longer than any of ours.
+        RecordingError: The file does not begin as MCAP files do, or a record is longer than recordings have.
     """
     file.seek(0)
     magic = file.read(len(MAGIC))
@@ -104,10 +104,10 @@ def walk_records(file: IO[bytes], size: int) -> Iterator[Record]:
 
 
 def record_at(file: IO[bytes], size: int, offset: int) -> Record | None:
-    """The record that begins at a byte, or None where none of ours does, or not the whole of it.
+    """Return the record that begins at a byte, or None where no known record does, or the file ends within it.
 
     Raises:
-        RecordingError: It is longer than any of ours.
+        RecordingError: The record is longer than recordings have.
     """
     file.seek(offset)
     header = file.read(_HEADER.size)
@@ -122,11 +122,11 @@ def record_at(file: IO[bytes], size: int, offset: int) -> Record | None:
 
 
 def read_record(file: IO[bytes], record: Record, budget: Budget = DEFAULT_BUDGET) -> bytes:
-    """The bytes of a record, opcode and length field with them.
+    """Read the bytes of a record, with opcode and length field.
 
     Raises:
         RecordingError: The file ends within it.
-        MemoryLimitError: It is longer than the budget allows.
+        MemoryLimitError: The record is longer than the budget allows.
     """
     budget.record(record.length, f"The record at byte {record.offset}")
     file.seek(record.offset)
@@ -139,7 +139,7 @@ def read_record(file: IO[bytes], record: Record, budget: Budget = DEFAULT_BUDGET
 
 
 def parse_attachment(data: bytes) -> Attachment:
-    """An attachment, its checksum compared."""
+    """Parse an attachment and compare its checksum."""
     attachment = _parse(data, Attachment)
     body = data[_HEADER.size : -4]
     if zlib.crc32(body) != int.from_bytes(data[-4:], "little"):
@@ -148,15 +148,15 @@ def parse_attachment(data: bytes) -> Attachment:
 
 
 def parse_metadata(data: bytes) -> Metadata:
-    """A metadata record."""
+    """Parse a metadata record."""
     return _parse(data, Metadata)
 
 
 def read_messages(file: IO[bytes], record: Record, budget: Budget) -> Messages:
-    """The messages of a chunk, its checksum compared.
+    """Read the messages of a chunk and compare its checksum.
 
     Raises:
-        RecordingError: It is damaged, or a bomb.
+        RecordingError: The chunk is damaged, or a decompression bomb.
     """
     chunk = parse_chunk(read_record(file, record, budget))
     content = decompress(chunk, budget)
@@ -169,16 +169,16 @@ def read_messages(file: IO[bytes], record: Record, budget: Budget) -> Messages:
 
 
 def parse_chunk(data: bytes) -> Chunk:
-    """A chunk, still compressed."""
+    """Parse a chunk, without decompressing it."""
     return _parse(data, Chunk)
 
 
 def decompress(chunk: Chunk, budget: Budget = DEFAULT_BUDGET) -> bytes:
-    """The messages of a chunk as bytes.
+    """Decompress the messages of a chunk.
 
     Raises:
-        RecordingError: They are damaged, or a bomb.
-        MemoryLimitError: They are more than the budget allows.
+        RecordingError: The chunk is damaged, or a decompression bomb.
+        MemoryLimitError: The messages take more memory than the budget allows.
     """
     size = chunk.uncompressed_size
     if chunk.compression == "":
@@ -191,7 +191,7 @@ def decompress(chunk: Chunk, budget: Budget = DEFAULT_BUDGET) -> bytes:
         )
     budget.record(size, f"A chunk of {size} bytes")
     try:
-        # One byte more than claimed, so that more than claimed shows.
+        # One byte more than claimed is read, so that a longer content is noticed.
         with zstandard.ZstdDecompressor(max_window_size=2**27).stream_reader(chunk.data) as reader:
             content = reader.read(size + 1)
     except (zstandard.ZstdError, MemoryError) as error:
@@ -204,7 +204,7 @@ def decompress(chunk: Chunk, budget: Budget = DEFAULT_BUDGET) -> bytes:
 
 
 def parse_messages(content: bytes) -> Messages:
-    """Message records side by side, up to the end or to what is no message of ours."""
+    """Parse message records side by side, up to the end or to the first bytes that are not a message."""
     offsets, channels, times = array("q", [0]), array("q"), array("q")
     at = 0
     while at + MESSAGE_HEADER.size <= len(content):
@@ -219,7 +219,7 @@ def parse_messages(content: bytes) -> Messages:
 
 
 def _parse(data: bytes, kind: type[_R]) -> _R:
-    """A record of `kind` from its bytes, all of them."""
+    """Parse a record of `kind` from its bytes, and check that it uses all of them."""
     body = io.BytesIO(data)
     body.seek(_HEADER.size)
     stream = ReadDataStream(body)

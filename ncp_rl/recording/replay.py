@@ -1,4 +1,4 @@
-"""Is a recording true? `replay` computes it again and names the first step that comes out otherwise.
+"""Is a recording true? `replay` computes it again and names the first step that differs.
 
 From the file alone: the circuit, rebuilt, computes potentials and action means from the recorded sensory inputs. With
 the model: the policy computes everything from the recorded observations. With the environment too: the whole rollout is
@@ -38,21 +38,21 @@ from ncp_rl.recording.trace import PolicyTap
 
 Array = npt.NDArray[Any]
 
-# Bytes for each number of the environments side by side while a step is replayed.
+# Bytes of memory for each number of the environments side by side while a step is replayed.
 _NUMBER_BYTES = 32
 
 
 @dataclass(frozen=True)
 class Replay:
-    """What `replay` found.
+    """The result of `replay`.
 
     Attributes:
-        n_episodes: Episodes replayed.
-        n_steps: Their steps.
+        n_episodes: Number of episodes that were replayed.
+        n_steps: Number of their steps.
         same_platform: Whether this is the platform of the recording, so that every bit must come back.
-        tolerance: What was allowed.
-        comparisons: By quantity.
-        notes: What could not be replayed, and why.
+        tolerance: Difference that was allowed.
+        comparisons: The comparison of each quantity.
+        notes: Sentences on what could not be replayed, and why.
     """
 
     n_episodes: int
@@ -64,18 +64,18 @@ class Replay:
 
     @property
     def passed(self) -> bool:
-        """Whether all came out as recorded."""
+        """Whether all values came out as recorded."""
         return all(comparison.first is None for comparison in self.comparisons)
 
     @property
     def first(self) -> Divergence | None:
-        """The earliest value that came out otherwise."""
+        """The earliest value that differed."""
         found = [comparison.first for comparison in self.comparisons if comparison.first is not None]
         return min(found, key=_place, default=None)
 
     @property
     def worth(self) -> str:
-        """What it means that a recording passes, in a clause."""
+        """The meaning of a passed replay, in a clause."""
         if self.same_platform:
             return "on the platform of the recording, where every bit must come back"
         return (
@@ -84,7 +84,7 @@ class Replay:
         )
 
     def __str__(self) -> str:
-        """The verdict in a line."""
+        """Return the verdict in a line."""
         notes = "".join(f"; {note}" for note in self.notes)
         if self.first is not None:
             return f"replay differs, first {self.first}{notes}"
@@ -98,7 +98,7 @@ class Replay:
         return f"replay equal {how}, {self.n_episodes} episodes, {self.n_steps} steps: {what}{notes}{worth}"
 
     def to_dict(self) -> dict[str, Any]:
-        """All attributes, `passed` and `worth`, for JSON."""
+        """Return all attributes, `passed` and `worth`, for JSON."""
         return asdict(self) | {"passed": self.passed, "worth": self.worth}
 
 
@@ -113,14 +113,14 @@ def replay(
 
     Args:
         recording: The recording.
-        model: The model that acted: encoder, distribution and value are replayed too.
-        env: With the model: environments made as those of the recording were, and as many; the rollout is run again
-            from its seeds, on another platform with the recorded actions. Where the model was trained on normalised
-            observations, the statistics are this `VecNormalize`'s, or those of the model's own environments where none
-            are given.
+        model: The model that acted; with it, encoder, distribution and value are replayed too.
+        env: Environments made like those of the recording, and as many, together with the model; the rollout is run
+            again from its seeds, on another platform with the recorded actions. Where the model was trained on
+            normalised observations, the statistics are this `VecNormalize`'s, or those of the model's own environments
+            where none are given.
 
     Raises:
-        RecordingError: The recording cannot be read, or model and environments are not those that it names.
+        RecordingError: The recording cannot be read, or does not name this model or these environments.
     """
     recording = recording if isinstance(recording, Recording) else Recording.open(recording)
     if env is not None and model is None:
@@ -134,7 +134,7 @@ def replay(
         _NUMBER_BYTES * layout.n_envs * (layout.n_sensory + 2 * layout.units + len(layout.observation_names)),
         f"To replay {layout.n_envs} environments side by side",
     )
-    # What was recorded without an error was held wherever a reading was bad.
+    # A recording that has steps with bad readings held them, else it would have ended before.
     held = nullcontext() if model is None else bad_readings_held(ncp_policy(model))
     with held, _threads(recording.manifest["threads"] if same else torch.get_num_threads()):
         _compare_readout(recording.circuit, tally)
@@ -152,7 +152,7 @@ def replay(
 
 
 def _is_same_platform(recording: Recording, model: OnPolicyAlgorithm | None) -> bool:
-    """Whether every bit must come back; on GPUs the order of additions is no program's to choose."""
+    """Return whether every bit must come back; on a GPU the order of additions varies."""
     if model is not None and model.policy.device.type != "cpu":
         return False
     n_threads: int = recording.manifest["threads"]
@@ -162,7 +162,7 @@ def _is_same_platform(recording: Recording, model: OnPolicyAlgorithm | None) -> 
 
 @contextmanager
 def _threads(n_threads: int) -> Iterator[None]:
-    """Compute with as many threads as the recording was made with: they divide matrices, and so the sums."""
+    """Compute with as many threads as the recording was made with, since threads divide matrices, and so the sums."""
     before = torch.get_num_threads()
     torch.set_num_threads(n_threads)
     try:
@@ -181,14 +181,14 @@ def _compare_readout(circuit: Circuit, tally: Tally) -> None:
     ]
     names += [f"bias of {action}" for action in circuit.action_names]
     recorded, replayed = (np.concatenate([r.ravel(), b]) for r, b in ((circuit.readout, circuit.bias), (readout, bias)))
-    # The motor map's own numbers are but copied; those of a dense layer behind it are added up.
+    # The motor map's own numbers are copied exactly; those of a dense layer behind it are added up.
     tally.add_parameters("readout", recorded, replayed, names, tolerance=tally.tolerance if circuit.dense else 0.0)
 
 
 def _replay_circuit(recording: Recording, episode: Episode, tally: Tally) -> None:
     circuit, width = recording.circuit, recording.layout.n_envs
     if tally.exact:
-        # The kernels' order of additions follows from how many sequences run side by side: as many as in the rollout.
+        # The kernels' order of additions depends on the number of sequences side by side, which is that of the rollout.
         at = dict(width=width, row=episode.env_index)
         potentials = circuit.run(episode.sensory, episode.start, episode.elapsed_time, **at)
     else:
@@ -202,7 +202,7 @@ def _replay_circuit(recording: Recording, episode: Episode, tally: Tally) -> Non
 
 
 def _before(episode: Episode) -> Array:
-    """(T, U), the potentials with which each step begins."""
+    """Return the potentials with which each step begins, (T, U)."""
     return np.concatenate([episode.start[None], episode.potentials[:-1]])
 
 
@@ -223,7 +223,7 @@ class _PolicyReplay:
             )
 
     def compare_parameters(self, tally: Tally) -> None:
-        """Compare the recorded circuit with the policy's: the same numbers on every platform."""
+        """Compare the recorded circuit with the policy's, whose numbers must be equal on every platform."""
         recorded, own = self._recording.circuit.parameters(), Circuit.from_policy(self._policy).parameters()
         for name, values in own.items():
             found = recorded.get(name, np.empty(0))
@@ -233,7 +233,7 @@ class _PolicyReplay:
             tally.add_parameters("parameters", found.ravel(), values.ravel(), names)
 
     def add(self, episode: Episode, tally: Tally) -> None:
-        """Compare what the policy computes from the episode's observations."""
+        """Compare the values that the policy computes from the episode's observations."""
         observations = self._observations(episode)
         if observations is None:
             return
@@ -241,7 +241,7 @@ class _PolicyReplay:
         circuit = self._recording.circuit
         tally.add(episode, "sensory inputs", episode.sensory, found["sensory"], circuit.sensory_names)
         tally.add(episode, "policy's action means", episode.action_mean, found["action_mean"], circuit.action_names)
-        # An exported controller knows its action means alone.
+        # An exported controller records action means, but no deviations and values.
         whole = not np.isnan(episode.value).all()
         if whole:
             tally.add(episode, "log-probabilities", episode.log_prob, found["log_prob"], magnitude=_steepness(episode))
@@ -252,7 +252,7 @@ class _PolicyReplay:
         if self._recording.manifest.get("deterministic"):
             actions = found["action"]
             if self._recording.layout.discrete and not tally.exact:
-                # Where two actions are as likely as each other, but for rounding, either is the most likely.
+                # Where two actions are equally likely up to rounding, either is the most likely one.
                 tied = found["margin"] <= tally.tolerance
                 actions = np.where(tied.reshape(-1, 1), episode.action, actions.reshape(episode.action.shape))
             tally.add(episode, "actions", episode.action, actions)
@@ -262,7 +262,7 @@ class _PolicyReplay:
             self._note("values of episodes that began before the recording cannot be replayed")
 
     def _steps(self, episode: Episode, observations: Any) -> dict[str, Array]:
-        """What the policy computes in each step, with as many environments side by side as in the rollout."""
+        """Compute each step by the policy, with as many environments side by side as in the rollout."""
         policy, n = self._policy, self._recording.layout.n_envs
         assert episode.sample is not None
         before = _before(episode)
@@ -296,7 +296,7 @@ class _PolicyReplay:
         return {name: np.stack(found) for name, found in rows.items()}
 
     def _observations(self, episode: Episode) -> Any:
-        """(T, ...) or a dict of such, normalised; None where images are missing."""
+        """Return normalised observations, (T, ...) or a dict of such; None where images are missing."""
         observations = self._recording.observations(episode)
         if observations is None:
             self._note("encoder and actions are not replayed: images were observed and none recorded (record --images)")
@@ -315,12 +315,12 @@ def _tiled(observations: Any, t: int, n: int) -> Any:
 
 
 def _as_drawn(sample: Array, drawn: torch.Tensor) -> torch.Tensor:
-    """A recorded sample (A,), for each of N environments, in the form that the distribution drew it."""
+    """Return a recorded sample (A,), for each of N environments, in the form in which the distribution drew it."""
     return torch.from_numpy(sample).to(drawn).reshape(drawn.shape[1:]).expand_as(drawn)
 
 
 def _steepness(episode: Episode) -> Array | float:
-    """(T,), by how much a log-probability changes where the action means move by one unit together."""
+    """Return how much a log-probability changes if all action means move by one unit, (T,)."""
     if np.isnan(episode.action_std).any() or episode.sample is None:
         return 1.0
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):

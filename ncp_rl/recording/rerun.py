@@ -1,4 +1,4 @@
-"""`run_again`: a recorded rollout from its seeds on, once more."""
+"""`run_again`: runs a recorded rollout again from its seeds."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from ncp_rl.recording.recorder import record_rollouts
 
 Array = npt.NDArray[Any]
 
-#: Before the names of quantities of a rollout that was run again.
+#: Prefix of the names of quantities of a rollout that was run again.
 AGAIN = "run again: "
 
 
 def run_again(recording: Recording, model: OnPolicyAlgorithm, env: VecEnv, tally: Tally) -> None:
-    """Run the rollout again and compare.
+    """Run the recorded rollout again and compare.
 
-    Where every bit must come back, model and environments do all of it again. Where not, a difference of one bit would
-    grow with every step, through policy and environment: there the environments take the recorded actions.
+    Where every bit must come back, model and environments run freely. Elsewhere a difference of one bit would
+    grow with every step, through policy and environment, so the environments take the recorded actions.
 
     Raises:
-        RecordingError: The recording is no rollout, or of another number of environments.
+        RecordingError: The recording is not of a rollout, or has another number of environments.
     """
     if recording.manifest["kind"] != "rollouts":
         raise RecordingError(
@@ -63,7 +63,7 @@ def _repeat(recording: Recording, model: OnPolicyAlgorithm, env: VecEnv, tally: 
 
 
 def _compare_episodes(episode: Episode, again: Episode | None, tally: Tally) -> None:
-    """All that was recorded of an episode, where the repetition is as long."""
+    """Compare an episode with its repetition, where both have the same length."""
     length = 0 if again is None or again.env_index != episode.env_index else len(again)
     tally.add_number(episode, AGAIN + "length", len(episode), length)
     if again is None or length != len(episode):
@@ -75,7 +75,7 @@ def _compare_episodes(episode: Episode, again: Episode | None, tally: Tally) -> 
 
 
 def _follow(recording: Recording, env: VecEnv, tally: Tally) -> None:
-    """The environments from their seeds on, with the recorded actions: what they show and give in each step."""
+    """Run the environments from their seeds with the recorded actions, and compare observations and rewards."""
     if not len(recording):
         return
     normalize = unwrap_vec_normalize(env)
@@ -94,7 +94,7 @@ def _follow(recording: Recording, env: VecEnv, tally: Tally) -> None:
 
 
 class _Track:
-    """The recorded episodes of one environment, one after the other, and what came of the present one again."""
+    """The recorded episodes of one environment, one after the other, and the repetition of the present one."""
 
     def __init__(self, recording: Recording, env_index: int) -> None:
         numbers = [i for i, env in enumerate(recording.env_indices) if env == env_index]
@@ -103,18 +103,18 @@ class _Track:
         self.episode = next(self._episodes, None)
 
     def action(self, idle: Array) -> Array:
-        """(A,), the recorded action of the next step; `idle` where nothing is recorded any more."""
+        """Return the recorded action of the next step, (A,), or `idle` where the recording has no more."""
         return idle if self.episode is None else self.episode.action[len(self._again)]
 
     def add(self, observation: Array, reward: float, terminated: bool, truncated: bool, tally: Tally) -> None:
-        """Take what came of a step; compares where an episode ends, recorded or again."""
+        """Add the outcome of a step, and compare where the recorded episode or its repetition ends."""
         if self.episode is None:
             return
         self._again.append((observation, reward, terminated, truncated))
         ended, last = terminated or truncated, len(self._again) == len(self.episode)
         if ended or last:
             self._compare(self.episode, tally)
-            # Where the two do not end together, nothing that follows can be compared.
+            # Where the two do not end together, later steps cannot be compared.
             self.episode = next(self._episodes, None) if ended and last else None
             self._again = []
 
@@ -131,7 +131,7 @@ class _Track:
 
 
 def _numbers(layout: Layout, observation: Any) -> Array:
-    """(N, D), observed quantities as messages hold them."""
+    """Return observed quantities (N, D) as messages hold them."""
     parts = [
         np.asarray(observation if part.key is None else observation[part.key], part.dtype).reshape(layout.n_envs, -1)
         for part in layout.observed_numbers
@@ -141,5 +141,5 @@ def _numbers(layout: Layout, observation: Any) -> Array:
 
 
 def _actions(space: spaces.Space[Any], actions: list[Array]) -> Array:
-    """(N, ...) as the environments take them, from recorded ones (A,)."""
+    """Return actions (N, ...) as the environments take them, from recorded ones (A,)."""
     return np.stack(actions).reshape(len(actions), *(space.shape or ())).astype(space.dtype)

@@ -1,7 +1,7 @@
 """SHA-256 (FIPS 180-4) over the links of a hash chain, compiled.
 
-hashlib keeps the GIL while it digests short data: message by message, the rollout would stand still. Here one call
-links all messages of a chunk beside the rollout. Verification uses hashlib, which so checks every link made here.
+hashlib keeps the GIL while it digests short data, so that digesting each message would stop the rollout. Here one call
+links all messages of a chunk beside the rollout. Verification uses hashlib and so checks every link made here.
 """
 
 # mypy: allow-untyped-calls, allow-untyped-decorators, no-warn-return-any
@@ -21,18 +21,18 @@ _BLOCK_BYTES = 64
 
 _PRIMES = [n for n in range(2, 312) if all(n % d for d in range(2, n))]
 
-# The first 32 bits behind the point of the primes' roots: square roots of eight, cube roots of 64.
+# The first 32 fractional bits of square roots of the first eight primes, and of cube roots of the first 64.
 _START = np.array([math.isqrt(prime << 64) % 2**32 for prime in _PRIMES[:8]], np.uint32)
 _ROUNDS = np.array([int(prime ** (1 / 3) * 2**32) % 2**32 for prime in _PRIMES], np.uint32)
 
 
 def sha256_links(head: bytes, data: memoryview, offsets: npt.NDArray[np.int64]) -> bytes:
-    """Links of a chain, side by side, each the SHA-256 of the link before it and a part of `data`.
+    """Compute links of a chain, side by side, each the SHA-256 of the link before it and a part of `data`.
 
     Args:
-        head: What stands before the first part.
+        head: Link before the first part.
         data: The parts, side by side.
-        offsets: (M + 1,), where each part starts, and where the last ends.
+        offsets: (M + 1,), the start of each part, and the end of the last.
     """
     links = np.empty((len(offsets) - 1, DIGEST_BYTES), np.uint8)
     longest = max(len(head), DIGEST_BYTES) + int(np.diff(offsets).max(initial=0))
@@ -61,7 +61,7 @@ def _link(head: Any, data: Any, offsets: Any, padded: Any, links: Any) -> None:
 
 @inlined
 def _pad(padded: Any, size: int) -> int:
-    """Section 5.1.1: a one, zeros, and the number of bits, up to a whole number of blocks; where they end."""
+    """Pad to whole blocks by a one, zeros and the number of bits (section 5.1.1); return the end."""
     stop = (size + 8) // 64 * 64 + 64
     padded[size] = 0x80
     padded[size + 1 : stop] = 0
@@ -72,7 +72,7 @@ def _pad(padded: Any, size: int) -> int:
 
 @inlined
 def _compress(padded: Any, at: int, w: Any, state: Any) -> None:
-    """Section 6.2.2: take the block at `at` into the state."""
+    """Update the state by the block at `at` (section 6.2.2)."""
     # Sums of uint32 are uint64 in Numba.
     u32 = np.uint32
     for t in range(16):

@@ -1,4 +1,4 @@
-"""`Step`, what a rollout hands over; `Block`, where many are kept; `StepEncoder`, which makes messages of a block."""
+"""`Step`, the values of a rollout's step; `Block`, which keeps many steps; `StepEncoder`, which encodes a block."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Integers = npt.NDArray[np.int64]
 
 
 class Step(NamedTuple):
-    """One step of N environments, as a rollout has it at hand."""
+    """One step of N environments, as a rollout produces it."""
 
     observation: Any
     """(N, ...) before normalisation, or a dict of such"""
@@ -32,7 +32,7 @@ class Step(NamedTuple):
     sample: Array
     """(N, ...) as drawn from the distribution"""
     action: Array
-    """(N, ...) as handed to the environment"""
+    """(N, ...) as given to the environment"""
     reward: Array
     """(N,) not normalised"""
     terminated: Array
@@ -40,11 +40,11 @@ class Step(NamedTuple):
     truncated: Array
     """(N,) bool"""
     keep: Array
-    """(N,) bool, which environments are recorded"""
+    """(N,) bool, whether an environment is recorded"""
     final: dict[int, Any]
-    """By environment, where one ended an episode: the observation that it ended with, before normalisation"""
+    """Last observation of each environment whose episode ended, by its number, before normalisation"""
     images: dict[str, Array]
-    """Frames (N, H, W, 3) or (N, H, W) uint8 by name; none unless asked for"""
+    """Frames (N, H, W, 3) or (N, H, W) uint8 by name; empty unless they are recorded"""
 
 
 # Bytes of pictures, before they are compressed, after which a block is full.
@@ -52,18 +52,18 @@ _PICTURE_BYTES = 2**24
 
 
 class Block:
-    """Steps of N environments side by side, the numbers of each as bytes, so that a step costs the rollout little.
+    """Steps of N environments side by side, stored as bytes, so that storing a step takes little of the rollout's time.
 
-    A step is copied rather than referred to: tensors that live on keep the rollout from using their memory again, which
+    A step is copied rather than referred to: tensors that stay alive keep the rollout from reusing their memory, which
     costs more than the copy does.
     """
 
     def __init__(self, layout: Layout, capacity: int) -> None:
         """Make room for `capacity` steps; observed images are left out."""
         self.before: Array
-        """(N, U), potentials before the first step, still without resets"""
+        """(N, U), potentials before the first step, before resets"""
         self.final: list[tuple[int, int, Any]] = []
-        """Step, environment and the observation that an episode ended with"""
+        """Step, environment and last observation of each episode that ended"""
         self.images: list[dict[str, Array]] = []
         self._observed, self._capacity = layout.observed_numbers, capacity
         self._steps: list[bytes] = []
@@ -72,12 +72,12 @@ class Block:
 
     @property
     def n_steps(self) -> int:
-        """Steps so far."""
+        """Number of steps so far."""
         return len(self._steps)
 
     @property
     def full(self) -> bool:
-        """Whether no step fits in any more."""
+        """Whether the block has no room for another step."""
         return len(self._steps) == self._capacity or self._picture_bytes >= _PICTURE_BYTES
 
     def put(self, step: Step) -> None:
@@ -85,7 +85,7 @@ class Block:
         before, *seen = step.seen
         parts = [tensor.numpy(force=True) for tensor in seen if tensor is not None]
         parts += step.sample, step.action, step.terminated, step.truncated, step.keep
-        # Environments may change the type from step to step.
+        # Environments may change the dtype from step to step.
         parts.append(np.asarray(step.reward, np.float32))
         for part in self._observed:
             whole = step.observation if part.key is None else step.observation[part.key]
@@ -106,7 +106,7 @@ class Block:
         return np.dtype([(name, part.dtype, part.shape) for name, part in zip(names, parts, strict=True)])
 
     def steps(self) -> Array:
-        """(K,), the steps so far, a field for each part."""
+        """Return the steps so far, (K,) with a field for each part."""
         return np.frombuffer(b"".join(self._steps), self._dtype)
 
 
@@ -124,10 +124,10 @@ class _BlockSpan(NamedTuple):
     episode: int
     env: int
     step: int
-    """Of the first"""
+    """Number of the first step"""
     n_steps: int
     k: int
-    """Where in the block the first one stands"""
+    """Position of the first step in the block"""
 
 
 class EncodedSteps(NamedTuple):
@@ -135,14 +135,14 @@ class EncodedSteps(NamedTuple):
 
     messages: Messages
     episodes: list[tuple[int, int, int, int]]
-    """(episode, env, first step, steps) of those that the steps belong to"""
+    """(episode, env, first step, steps) of each episode that the steps belong to"""
 
 
 class StepEncoder:
     """Counts episodes, steps and simulated time over all steps that it encodes.
 
-    Whatever NumPy does on a large array lets the rollout's thread have the GIL and then waits for it, and the rollout
-    waits in turn: so a block takes few, large operations here.
+    Each operation of NumPy on a large array gives the GIL to the rollout's thread and then waits for it, and the
+    rollout waits in turn, so a block is encoded by few, large operations.
     """
 
     def __init__(self, layout: Layout, circuit: Circuit) -> None:
@@ -152,7 +152,7 @@ class StepEncoder:
         self._rows = RowEncoder(layout, STEP_CHANNELS)
         self._envs = _Envs(*(np.full(layout.n_envs, start, np.int64) for start in (-1, 0, 0)))
         self._columns: Integers | None = None
-        # Kernels are compiled before the first step, not while steps wait to be written.
+        # Kernels are compiled here, before the first step, and not while steps wait to be written.
         no_steps = np.empty((0, layout.n_envs), np.float32)
         self._count(no_steps != 0, no_steps != 0, no_steps)
         if circuit.core.has_time_constants:
@@ -160,9 +160,9 @@ class StepEncoder:
         self._rows.encode(np.empty((0, layout.width)), np.empty(0, np.int64), 0)
 
     def encode(self, block: Block, sequence: int) -> EncodedSteps | None:
-        """Messages of K steps, the first with number `sequence`; None where no environment is recorded."""
+        """Encode K steps, the first message with number `sequence`; return None where no environment is recorded."""
         steps = block.steps()
-        # A copy, as fields of a step lie elsewhere than arrays do, for which kernels would be compiled once more.
+        # The values are copied, since kernels would be compiled again for the strides of a step's fields.
         keep, starts, elapsed = steps["keep"].copy(), steps["episode_starts"][:, 0] != 0, self._elapsed_time(steps)
         times, places, spans = self._count(starts, keep, elapsed)
         if not spans:
@@ -181,17 +181,17 @@ class StepEncoder:
         return EncodedSteps(Messages.join(parts), sorted(span[:4] for span in spans))
 
     def _elapsed_time(self, steps: Array) -> Array:
-        """(K, N) seconds."""
+        """Return the elapsed times, (K, N) seconds."""
         if "elapsed_time" in (steps.dtype.names or ()):
             return steps["elapsed_time"][:, 0].copy()
         return np.full((len(steps), self._layout.n_envs), self._circuit.core.elapsed_time, np.float32)
 
     def _values(self, steps: Array, **more: Array) -> npt.NDArray[np.float64]:
-        """(K, N, C), numbers of the steps, and of `more` fields of theirs, by the layout's columns."""
+        """Return the numbers of the steps, and of `more` fields, by the layout's columns, (K, N, C)."""
         names = list(steps.dtype.names or ())
         shapes = {name: steps.dtype[name].shape for name in names} | {name: more[name].shape[1:] for name in more}
         rows = np.empty(len(steps), [(name, np.float64, shape) for name, shape in shapes.items()])
-        # float64 holds float32 and every smaller type as they are.
+        # float64 holds float32 and every smaller type exactly.
         rows[names] = steps
         for name, values in more.items():
             rows[name] = values.reshape(len(steps), *shapes[name])
@@ -200,7 +200,7 @@ class StepEncoder:
         return np.take(rows.view(np.float64).reshape(len(steps), -1), self._columns, axis=1)
 
     def _count(self, starts: Array, keep: Array, elapsed: Array) -> tuple[Integers, Array, list[_BlockSpan]]:
-        """Count on; see `_place` for the arguments, and for the results: `times`, `places`, `spans`."""
+        """Count the steps; see `_place` for the arguments and the results `times`, `places` and `spans`."""
         times, places = np.empty(keep.shape, np.int64), np.empty((*keep.shape, 3))
         spans = np.empty((keep.size, len(_BlockSpan._fields)), np.int64)
         counts = self.n_episodes, *self._envs
@@ -210,7 +210,7 @@ class StepEncoder:
     def _episode_messages(
         self, spans: list[_BlockSpan], starts: Array, before: Array, times: Integers, sequence: int
     ) -> list[Messages]:
-        """A message for each episode that begins; only the first step of all can begin with other than zero."""
+        """Return a message for each episode that begins; it starts off zero only if it began before the recording."""
         found: list[Messages] = []
         for span in (span for span in spans if span.step == 0):
             goes_on = span.k == 0 and not starts[0, span.env]
@@ -221,7 +221,7 @@ class StepEncoder:
         return found
 
     def _end_messages(self, block: Block, keep: Array, places: Array, times: Integers, sequence: int) -> list[Messages]:
-        """A message for each episode that ended with an observation."""
+        """Return a message for each episode that ended with an observation."""
         found: list[Messages] = []
         for k, n, observation in block.final:
             if keep[k, n]:
@@ -234,12 +234,12 @@ class StepEncoder:
 
 
 def observed_name(part: Observed) -> str:
-    """Of a part in a `Block`."""
+    """Return the name of a part in a `Block`."""
     return f"observation/{part.key}"
 
 
 def _columns(shapes: dict[str, tuple[int, ...]], layout: Layout, circuit: Circuit) -> Integers:
-    """(N, C), where each environment's numbers stand among those of a step, whose fields have these shapes."""
+    """Return the position of each environment's numbers, (N, C), in a step whose fields have these shapes."""
     stops = np.cumsum([math.prod(shape) for shape in shapes.values()]).tolist()
     fields = {
         name: np.arange(stop - math.prod(shape), stop).reshape(layout.n_envs, -1)
@@ -272,11 +272,11 @@ def _place(
     places: Any,
     spans: Any,
 ) -> tuple[int, int]:
-    """Count the steps of each environment on.
+    """Count the steps of each environment.
 
     Args:
-        starts: (K, N) bool, where an episode starts.
-        keep: (K, N) bool, what is recorded.
+        starts: (K, N) bool, whether an episode starts.
+        keep: (K, N) bool, whether a step is recorded.
         elapsed: (K, N) seconds.
         n_episodes: Number of the next episode.
         episode: (N,), the environments' episodes, -1 before the first; changed.
@@ -288,7 +288,7 @@ def _place(
         spans: (K N, 5), filled with a `_BlockSpan` for each episode that is recorded.
 
     Returns:
-        Number of the next episode, and of spans.
+        The number of the next episode, and how many spans there are.
     """
     n_spans = 0
     span = np.full(len(episode), -1)
@@ -322,7 +322,7 @@ def _image_messages(images: list[dict[str, Array]], keep: Array, times: Array, s
 
 
 def image_text(frame_id: str, frame: Array, nanoseconds: int) -> bytes:
-    """A foxglove.CompressedImage as JSON: `frame` (H, W, 3) or (H, W) uint8 as PNG, which loses nothing."""
+    """Return a foxglove.CompressedImage as JSON: `frame` (H, W, 3) or (H, W) uint8 as PNG, without loss."""
     stream = io.BytesIO()
     Image.fromarray(frame).save(stream, "png", compress_level=1)
     seconds, rest = divmod(nanoseconds, 10**9)

@@ -1,4 +1,4 @@
-"""Look into a policy while it runs: `trace_neurons` for people, `PolicyTap` for recorders. Neither changes a result."""
+"""Observation of a running policy: `trace_neurons` for users, `PolicyTap` for recorders. Neither changes a result."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class NeuronTrace:
     Attributes:
         sensory: (T, N, S) float32, inputs of the circuit.
         inter: (T, N, I) float32, potentials after each step.
-        command: (T, N, C) float32, the same.
-        motor: (T, N, M) float32, the same.
+        command: (T, N, C) float32, potentials after each step.
+        motor: (T, N, M) float32, potentials after each step.
         tau: (T, N, U) float32, seconds, time constants at the end of each step, by the wiring's order of neurons; None
             where the neurons have none.
-        names: Names by layer: "sensory", "inter", "command", "motor"; and those of `tau`'s neurons, "neurons".
+        names: Names by layer, "sensory", "inter", "command", "motor", and those of `tau`'s neurons, "neurons".
     """
 
     sensory: Floats
@@ -43,14 +43,14 @@ class NeuronTrace:
 
 @contextmanager
 def trace_neurons(policy: NCPPolicy) -> Iterator[list[NeuronTrace]]:
-    """Collect the actor's neurons of every call inside the `with`: forward, predict, evaluate_actions and all others.
+    """Collect the actor's neurons in every call inside the `with`: forward, predict, evaluate_actions and all others.
 
         with trace_neurons(model.policy) as calls:
             model.predict(observation)
         calls[0].command  # (T, N, C)
 
     Args:
-        policy: The policy; its results stay as they are.
+        policy: The policy; its results do not change.
     """
     calls: list[NeuronTrace] = []
 
@@ -77,10 +77,10 @@ def _neuron_trace(circuit: Circuit, sensory: Floats, potentials: Floats) -> Neur
 
 
 class Seen(NamedTuple):
-    """What a policy computed for one step of N environments; tensors on its device, uncut: an index takes 4 us."""
+    """A policy's results for one step of N environments, whole tensors on its device, since indexing one takes 4 us."""
 
     before: Tensor
-    """(N, U), potentials before the step, still without resets"""
+    """(N, U), potentials before the step, before resets"""
     sensory: Tensor
     """(1, N, S)"""
     episode_starts: Tensor
@@ -100,9 +100,9 @@ class Seen(NamedTuple):
 
 
 class PolicyTap:
-    """Keeps what the policy's last `forward` computed: the call that rollouts make, once per step.
+    """Keeps the results of the policy's last `forward`, which rollouts call once per step.
 
-    Other calls, such as evaluations or values of last observations, go by other methods and leave it alone.
+    Other calls, such as evaluations or values of last observations, use other methods and do not change it.
     """
 
     def __init__(self, policy: NCPPolicy) -> None:
@@ -139,7 +139,7 @@ class PolicyTap:
 
 
 class _Forward:
-    """A module's `forward`, in its place, with listeners: they hear of the arguments and of the result."""
+    """A replacement of a module's `forward` that calls listeners with the arguments and the result."""
 
     def __init__(self, forward: Callable[..., Any]) -> None:
         self.listeners: list[Callable[[tuple[Any, ...], Any], None]] = []
@@ -154,7 +154,7 @@ class _Forward:
 
 @contextmanager
 def _listen(module: nn.Module, hear: Callable[[tuple[Any, ...], Any], None]) -> Iterator[None]:
-    # One hook of PyTorch's makes each call of a module 10 us longer, whatever the hook does.
+    # A hook of PyTorch's would lengthen each call of a module by 10 us.
     before = vars(module).get("forward")
     forward = before if isinstance(before, _Forward) else _Forward(module.forward)
     vars(module)["forward"] = forward
@@ -168,7 +168,7 @@ def _listen(module: nn.Module, hear: Callable[[tuple[Any, ...], Any], None]) -> 
 
 
 def _deviation(distribution: Distribution) -> Tensor | None:
-    """Standard deviations of the distribution that was made last; None where it has none."""
+    """Return the standard deviations of the last distribution; None where it has none."""
     normal = distribution.distribution
     return normal.scale if isinstance(normal, Normal) else None
 

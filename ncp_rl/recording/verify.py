@@ -1,4 +1,4 @@
-"""Is a recording as it was written? `verify` compares every byte of it, and names the first message that is not."""
+"""Is a recording unchanged? `verify` compares every byte of it, and names the first message that was changed."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ from ncp_rl.recording.records import (
     walk_records,
 )
 
-# Records before the first chunk, and indexes of a chunk: no recording has more.
+# Largest numbers of records before the first chunk, and of indexes of a chunk.
 _MAX_BEGINNING = 64
 _MAX_INDEXES = 16
 
-# Bytes that a chunk and its chain record take in the file's summary, which is made anew.
+# Bytes of memory for a chunk and its chain record in the file's summary, which is built again.
 _CHUNK_ENTRY_BYTES = 2500
 
 _STEP = re.compile(rb'\{"env":([0-9]{1,15}),"episode":([0-9]{1,15}),"step":([0-9]{1,15}),')
@@ -63,18 +63,18 @@ Signature = Literal["none", "unchecked", "valid", "missing", "of another key"]
 
 @dataclass(frozen=True)
 class Verification:
-    """What `verify` found.
+    """The result of `verify`.
 
     Attributes:
-        status: "intact": every byte is as it was written; "unfinished": the end with the seal is missing, since the
-            writer was killed or the file cut, and what is there is intact; "damaged": something was changed.
-        n_messages: Messages that are intact, from the first on.
-        first_bad: Number of the first message that is not, where that can be told.
-        detail: What is wrong, in a sentence; empty where nothing is.
-        signature: "none": there is no signature, nor was one asked for; "unchecked": there is one, by a key that it
-            names itself; with a public key given: "valid", "missing" or "of another key".
-        public_key: Hexadecimal, of the signature.
-        ending: Why the recording ended, as its writer said.
+        status: "intact": no byte was changed; "unfinished": the end with the seal is missing, since the
+            writer was killed or the file cut, and the rest is intact; "damaged": something was changed.
+        n_messages: Number of intact messages from the first on.
+        first_bad: Number of the first changed message; None where it is not known.
+        detail: A clause on what is wrong; empty where nothing is.
+        signature: "none": there is no signature, and none was required; "unchecked": there is one, by a key that it
+            names itself; if a public key was given, "valid", "missing" or "of another key".
+        public_key: Public key of the signature, hexadecimal; None without one.
+        ending: Reason why the recording ended, given by its writer.
     """
 
     status: Literal["intact", "unfinished", "damaged"]
@@ -87,11 +87,11 @@ class Verification:
 
     @property
     def passed(self) -> bool:
-        """Whether the recording is intact, and signed as asked for."""
+        """Whether the recording is intact, and signed where a public key was given."""
         return self.status == "intact" and self.signature not in ("missing", "of another key")
 
     def __str__(self) -> str:
-        """The verdict in a line."""
+        """Return the verdict in a line."""
         signed = {
             "none": "not signed: whoever rewrites the whole file can chain it anew",
             "unchecked": f"signed by {self.public_key}, a key that was not checked",
@@ -105,12 +105,12 @@ class Verification:
         return f"{self.status}{where}, {self.n_messages} messages{detail}{signed}"
 
     def to_dict(self) -> dict[str, Any]:
-        """All attributes and `passed`, for JSON."""
+        """Return all attributes and `passed`, for JSON."""
         return asdict(self) | {"passed": self.passed}
 
 
 class _DamageError(Exception):
-    """Something is other than it was written."""
+    """Raised where the file differs from what its writer must have written."""
 
     def __init__(self, detail: str, first_bad: int | None = None) -> None:
         super().__init__(detail)
@@ -125,7 +125,7 @@ def verify(
     Args:
         path: The file.
         public_key: The key that must have signed it; see `read_public_key`.
-        max_memory: Bytes that this may take, so that no file can use up a machine's memory.
+        max_memory: Bytes of memory that this may take, so that no file can exhaust a machine's memory.
 
     Raises:
         RecordingError: The file cannot be read, or would take more memory than is allowed.
@@ -148,7 +148,7 @@ def verify(
 
 
 class _Verifier:
-    """Writes the recording anew from what it holds, and compares."""
+    """Builds the bytes of the recording again from its contents, and compares."""
 
     def __init__(self, file: IO[bytes], size: int, budget: Budget) -> None:
         self.n_intact = 0
@@ -160,11 +160,11 @@ class _Verifier:
         self._n_episodes = self._n_chunks = 0
 
     def run(self) -> None:
-        """Go through the file.
+        """Compare the whole file.
 
         Raises:
-            _DamageError: At the first difference.
-            RecordingError: At what cannot be read at all.
+            _DamageError: The file differs; raised at the first difference.
+            RecordingError: A part cannot be read at all.
         """
         self._beginning()
         while self._seal is None and (record := self._record_at(self._container.offset)) is not None:
@@ -178,7 +178,7 @@ class _Verifier:
             raise _DamageError(f"{self._size - self._container.offset} bytes follow the recording's end")
 
     def verdict(self, public_key: Ed25519PublicKey | None) -> Verification:
-        """Of a file in which nothing is other than it was written."""
+        """Return the result for a file in which `run` found no difference."""
         if self._seal is None:
             detail = "the end with its seal is missing, since the writer was killed or the file cut"
             left_over = self._size - self._container.offset
@@ -192,7 +192,7 @@ class _Verifier:
         return Verification("intact", self.n_intact, None, "", signature, found, self._seal["ending"])
 
     def _beginning(self) -> None:
-        """Schemas, channels, attachments and the record that closes them."""
+        """Compare schemas, channels, attachments and the record that closes them."""
         attachments: dict[str, bytes] = {}
         closing: Record | None = None
         for record in islice(walk_records(self._file, self._size), _MAX_BEGINNING):
@@ -217,7 +217,7 @@ class _Verifier:
         self._close_part(closing, "beginning", entries, "the file's beginning was changed")
 
     def _next(self, record: Record) -> bool:
-        """What begins with `record`: a chunk with its indexes and chain record, or the seal; whether it is whole."""
+        """Compare the chunk with its indexes and chain record, or the seal, at `record`; return whether it is whole."""
         if record.opcode not in (Opcode.CHUNK, Opcode.METADATA):
             raise _DamageError(f"the record at byte {record.offset} does not belong where it stands", self.n_intact)
         if record.opcode == Opcode.CHUNK:
@@ -247,7 +247,7 @@ class _Verifier:
             if after is not None and after.opcode != Opcode.METADATA:
                 after = self._record_at(after.end)
         if after is None:
-            # Its writer was killed before the chain record, or the file is cut here.
+            # The writer was killed before the chain record, or the file was cut here.
             return False
         chunk = parse_chunk(self._read(record))
         messages = parse_messages(decompress(chunk, self._budget))
@@ -270,7 +270,7 @@ class _Verifier:
         return True
 
     def _episodes(self, messages: Messages) -> str:
-        """The list of episodes that the messages make; counts those that begin."""
+        """Return the list of episodes that the messages make, and count those that begin."""
         self._n_episodes += int(np.count_nonzero(messages.channels == EPISODE_CHANNEL))
         found: dict[tuple[int, int], list[int]] = {}
         offsets = messages.offsets.tolist()
@@ -302,7 +302,7 @@ class _Verifier:
         raise _DamageError(f"message {n + first}{described} was changed, removed, repeated or moved", n + first)
 
     def _chain_record(self, record: Record | None, name: str, keys: set[str]) -> dict[str, str]:
-        """The entries of `record`, which must be a chain record that has not been changed by itself."""
+        """Return the entries of `record`, which must be a chain record with a correct checksum of its own."""
         where = "the file's beginning" if name == "beginning" else f"message {self.n_intact}"
         if record is None or record.opcode != Opcode.METADATA:
             raise _DamageError(f"the chain record after {where} is missing", self.n_intact)
@@ -319,7 +319,7 @@ class _Verifier:
         return entries
 
     def _close_part(self, closing: Record | None, name: str, entries: dict[str, str], damage: str) -> None:
-        """Compare the state of the chain with that of the chain record `closing`, and the record's bytes."""
+        """Compare the state of the chain, and the bytes of the chain record, with those of `closing`."""
         if self._chain.state().items() - entries.items():
             raise _DamageError(damage, None if name == "chunk" else self.n_intact)
         assert closing is not None
@@ -336,13 +336,13 @@ class _Verifier:
         return read_record(self._file, record, self._budget)
 
     def _compare(self, expected: bytes, damage: str, first_bad: int | None = None) -> None:
-        """Compare with the bytes before the container's offset."""
+        """Compare `expected` with the bytes before the container's offset."""
         self._file.seek(self._container.offset - len(expected))
         if self._file.read(len(expected)) != expected:
             raise _DamageError(damage, first_bad)
 
     def _check_cut(self) -> None:
-        """A file without a seal ends with the start of a chunk or a seal, or with nothing."""
+        """Check that a file without a seal ends with part of a chunk or a seal, or with nothing."""
         offset = self._container.offset
         self._file.seek(offset)
         first = self._file.read(1)
@@ -353,7 +353,7 @@ class _Verifier:
 
 
 def _describe(messages: Messages, index: int, layout: Layout) -> str:
-    """Channel, environment, episode and step of a message, where it still tells them."""
+    """Return channel, environment, episode and step of a message, as far as they can be read."""
     start, stop = messages.offsets[index], messages.offsets[index + 1]
     channel = int(messages.channels[index])
     topic = channel_topics(layout).get(channel)

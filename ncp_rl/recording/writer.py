@@ -1,7 +1,7 @@
-"""`RecordingWriter`: takes steps from a rollout and writes them beside it.
+"""`RecordingWriter`: takes steps from a rollout and writes them in a thread.
 
 The rollout copies its steps into blocks; a thread encodes, compresses, hashes and writes them, most of it without the
-GIL. At least every `INTERVAL` seconds what has come is written as a chunk of its own, in one call, so that a process
+GIL. At least every `INTERVAL` seconds the new steps are written as a chunk of their own, in one call, so that a process
 that is killed loses less than a second and leaves a file that opens.
 """
 
@@ -30,13 +30,13 @@ from ncp_rl.recording.steps import Block, Step, StepEncoder
 #: Seconds after which steps are written at the latest.
 INTERVAL = 0.25
 
-#: Bytes of a record, and of a chunk's messages, beyond which no recording goes.
+#: Largest number of bytes of a record, and of a chunk's messages.
 MAX_RECORD = 2**28
 
-#: A chunk that shrinks more than this is stored as it is: readers take such a ratio for a bomb.
+#: A chunk that would shrink by more than this factor is stored uncompressed: readers refuse such ratios as bombs.
 MAX_RATIO = 64
 
-# Bytes of messages in a chunk, and how many chunks may wait for the thread before the rollout waits for it.
+# Bytes of messages in a chunk, and number of blocks that may wait for the thread before the rollout waits for it.
 _CHUNK_BYTES = 2**22
 _MAX_WAITING = 16
 _BYTES_PER_NUMBER = 15
@@ -58,10 +58,10 @@ class RecordingWriter:
 
         Args:
             path: New file.
-            circuit: The circuit; a copy of it is kept.
-            layout: Sizes of all that comes.
-            manifest: Where it comes from.
-            sign_key: Signs the recording's end.
+            circuit: The circuit, which is copied.
+            layout: Sizes and names of the steps.
+            manifest: The manifest, as JSON.
+            sign_key: Key that signs the recording's end.
 
         Raises:
             RecordingError: The file exists or cannot be written.
@@ -74,10 +74,8 @@ class RecordingWriter:
         attachments = {"manifest.json": manifest, "circuit.json": settings, "circuit.safetensors": tensors}
         beginning = self._container.begin(layout, attachments)
         self._chain = Chain(beginning, sha256_links)
-        sha256_links(b"", memoryview(b""), np.array([0]))  # Compiled before the first step, as the encoder is.
-        self._size = 0
-        digests = {name: sha256(data).hexdigest() for name, data in attachments.items()}
-        try:
+        # The kernel is compiled before the first step, as those of the encoder are.
+        sha256_links(b"", memoryview(b""), np.array([0]))
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RecordingError(f"The recording {path} cannot be created: {error}.") from error
@@ -97,7 +95,7 @@ class RecordingWriter:
         atexit.register(self.finish_at_exit)
 
     def append(self, step: Step) -> None:
-        """Record a step; waits only where the disk is slower than the rollout.
+        """Record a step. It waits only where the disk is slower than the rollout.
 
         Raises:
             RecordingError: An earlier step could not be written.
@@ -115,13 +113,13 @@ class RecordingWriter:
                 self._changed.wait_for(lambda: len(self._waiting) < _MAX_WAITING or self._error is not None)
 
     def finish(self, reason: str = "finished") -> None:
-        """Let the thread write what has come, the seal and the summary, without waiting for it."""
+        """Let the thread write the remaining steps, the seal and the summary, without waiting for it."""
         with self._changed:
             self._ending = self._ending or reason
             self._changed.notify_all()
 
     def close(self, reason: str = "finished") -> None:
-        """Finish and wait.
+        """Finish the recording and wait for the thread.
 
         Raises:
             RecordingError: Something could not be written.
@@ -139,11 +137,11 @@ class RecordingWriter:
         self.close("interrupted by the program's end")
 
     def __enter__(self) -> RecordingWriter:
-        """The writer."""
+        """Return the writer."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Close; the seal says what ended the recording."""
+        """Close the recording; the seal holds the reason why it ended."""
         self.close("finished" if kind is None else f"interrupted by {kind.__name__}")
 
     def _run(self) -> None:
@@ -152,7 +150,7 @@ class RecordingWriter:
                 for block in self._take():
                     self._write_block(block)
             self._write_end()
-        except BaseException as error:  # Whatever it is, the rollout's thread raises it.
+        except BaseException as error:  # The rollout's thread raises the error, whatever it is.
             with self._changed:
                 self._error = error
                 self._waiting = []
@@ -164,7 +162,7 @@ class RecordingWriter:
         return Block(self._layout, self._steps_per_chunk)
 
     def _take(self) -> list[Block]:
-        """What has come within the interval."""
+        """Return the blocks that came within the interval."""
         with self._changed:
             self._changed.wait_for(
                 lambda: self._ending is not None or len(self._waiting) >= _MAX_WAITING, timeout=INTERVAL
@@ -215,7 +213,7 @@ class RecordingWriter:
         try:
             self._file.write(data)
         except OSError:
-            # The disk is full: half a record helps nobody.
+            # The disk is full, and the half record is removed.
             self._file.truncate(self._size)
             raise
         self._size += len(data)

@@ -76,6 +76,9 @@ class RecordingWriter:
         self._chain = Chain(beginning, sha256_links)
         # The kernel is compiled before the first step, as those of the encoder are.
         sha256_links(b"", memoryview(b""), np.array([0]))
+        self._size = 0
+        digests = {name: sha256(data).hexdigest() for name, data in attachments.items()}
+        try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RecordingError(f"The recording {path} cannot be created: {error}.") from error

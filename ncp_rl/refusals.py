@@ -1,4 +1,4 @@
-"""What NCP policies and their algorithms cannot serve: refused while the model is made, with what to do."""
+"""Checks that refuse, while a model is made, what NCP policies and their algorithms do not serve."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Combine
 
 from ncp_rl.encoder import MultiInputReceptors, Receptors, module_name
 
-# The smallest image that NatureCNN's three layers take.
+# Side of the smallest image that NatureCNN's three layers take.
 _SMALLEST_IMAGE = 36
-# A Box of floats with one, three or four channels of at least so many rows and columns is taken for an image.
+# A Box of floats with one, three or four channels and at least this many rows and columns is treated as an image.
 _IMAGE_SIZE = 16
 
 
 def check_algorithm(policy_name: str) -> None:
-    """Refuse an algorithm that keeps no states, when called while one makes its policy.
+    """Refuse an algorithm that keeps no states; to be called while an algorithm makes its policy.
 
-    Stable-Baselines3 tells a policy nothing about who makes it, so that the calls under way must tell.
+    Stable-Baselines3 does not tell a policy which algorithm makes it, so the call stack is searched for it.
 
     Raises:
         TypeError: PPO, A2C, TRPO or an off-policy algorithm makes this policy.
@@ -125,14 +125,14 @@ def check_encoder(
     *,
     normalize_images: bool,
 ) -> None:
-    """Refuse a policy class, or an encoder of ours or of Stable-Baselines3's, that does not fit the observation.
+    """Refuse a policy class, or an encoder of ncp_rl or Stable-Baselines3, that does not fit the observation.
 
     Args:
-        policy_name: Of the policy class.
-        space: Of the observations that the encoder reads.
-        encoder: Its class; one of the user's own is not judged.
-        arguments: Of the encoder.
-        normalize_images: Whether the policy scales images; where not, its images are scaled floats already.
+        policy_name: Name of the policy class.
+        space: Space of the observations that the encoder reads.
+        encoder: Class of the encoder; a user's own class is not checked.
+        arguments: Arguments of the encoder.
+        normalize_images: Whether the policy scales images; if not, its images are scaled floats already.
 
     Raises:
         ValueError: The message names the class that fits, or what to change in the observation.

@@ -1,4 +1,4 @@
-"""The synapses of an adjacency matrix as lists, in the one order that everything else counts them in."""
+"""The synapses of an adjacency matrix as lists, in the order that all other code uses."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class SynapseList(NamedTuple):
 
 
 def synapse_list(adjacency: npt.NDArray[np.int8]) -> SynapseList:
-    """The synapses of `adjacency` (U or S, U) int8, [source, destination], polarity or 0 for none."""
+    """List the synapses of `adjacency` (U or S, U) int8, [source, destination], polarity or 0 for none."""
     destination, source = np.nonzero(adjacency.T)
     pointer = np.concatenate([[0], np.cumsum(np.bincount(destination, minlength=adjacency.shape[1]))])
     polarity = adjacency[source, destination]

@@ -1,4 +1,4 @@
-"""Tables of measurements as CSV: a row is an instance of a dataclass of texts, whole numbers and numbers."""
+"""Tables of measurements as CSV: a row is an instance of a dataclass of str, int and float fields."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _KINDS = {"int": int, "float": float, "str": str}
 
 
 def read_rows(path: Path, kind: type[RowT]) -> list[RowT]:
-    """Rows of the table; none where there is no file yet."""
+    """Read the rows of a table; return [] where the file does not exist."""
     if not path.exists():
         return []
     columns: Any = fields(kind)  # type: ignore[arg-type]  # It is a dataclass.
@@ -23,7 +23,7 @@ def read_rows(path: Path, kind: type[RowT]) -> list[RowT]:
 
 
 def append_rows(path: Path, rows: Sequence[Any]) -> None:
-    """Add rows, numbers with two decimals; a new file gets a header."""
+    """Append rows, floats with two decimals; a new file gets a header."""
     new = not path.exists()
     with path.open("a", newline="") as file:
         writer = csv.DictWriter(file, [f.name for f in fields(rows[0])], lineterminator="\n")

@@ -1,11 +1,11 @@
-"""Wirings: which neuron reaches which, and with what sign.
+"""Wirings: which neurons have synapses to which, and with what sign.
 
 A recipe (`NCP`, `AutoNCP`, `FullyConnected`, `Random`) says how to wire; `recipe.build(n_sensory, n_motor)` gives a
 finished `Wiring`. Recipes and wirings are immutable values. With the same sizes and seed they give the matrices of
 `ncps.wirings` (https://github.com/mlech26l/ncps), so that published circuits can be rebuilt.
 
-Neurons are numbered as in ncps: motor neurons first, then command, then inter neurons. Sensory neurons are counted
-apart. Neural circuit policies are due to Lechner et al., "Neural circuit policies enabling auditable autonomy",
+Neurons are numbered as in ncps: motor neurons first, then command, then inter neurons. Sensory neurons are numbered
+separately. Neural circuit policies are due to Lechner et al., "Neural circuit policies enabling auditable autonomy",
 Nature Machine Intelligence 2 (2020), https://doi.org/10.1038/s42256-020-00237-3.
 """
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 #: Polarity of a synapse: +1 excitatory, -1 inhibitory, 0 no synapse.
 Adjacency = npt.NDArray[np.int8]
 
-# Colours and line styles that stay apart under colour-vision deficiency (Okabe and Ito's palette).
+# Colours and line styles that are distinct under colour-vision deficiency (Okabe and Ito's palette).
 _EXCITATORY = {"edge_color": "#0072B2", "style": "solid"}
 _INHIBITORY = {"edge_color": "#D55E00", "style": "dashed"}
 _LAYER_COLORS = {"sensory": "#999999", "inter": "#56B4E9", "command": "#F0E442", "motor": "#CC79A7"}
@@ -42,12 +42,12 @@ class Wiring:
 
     Attributes:
         adjacency: (U, U) int8, polarity of the synapse [source, destination], 0 where there is none.
-        sensory_adjacency: (S, U) int8, the same for synapses from sensory inputs.
-        n_motor: Motor neurons, neurons 0 to n_motor - 1.
-        n_command: Command neurons, the next n_command; the rest are inter neurons.
+        sensory_adjacency: (S, U) int8, polarity of the synapse from a sensory input, 0 where there is none.
+        n_motor: Number of motor neurons, which are neurons 0 to n_motor - 1.
+        n_command: Number of command neurons, which come next; the rest are inter neurons.
 
     Raises:
-        ValueError: Matrices of the wrong shape or with other values than -1, 0, 1; counts that do not fit.
+        ValueError: Matrices have wrong shapes or other values than -1, 0, 1, or counts do not fit.
     """
 
     adjacency: Adjacency
@@ -80,17 +80,17 @@ class Wiring:
 
     @property
     def motor(self) -> slice:
-        """Motor neurons."""
+        """Slice of the motor neurons."""
         return slice(0, self.n_motor)
 
     @property
     def command(self) -> slice:
-        """Command neurons."""
+        """Slice of the command neurons."""
         return slice(self.n_motor, self.n_motor + self.n_command)
 
     @property
     def inter(self) -> slice:
-        """Inter neurons."""
+        """Slice of the inter neurons."""
         return slice(self.n_motor + self.n_command, self.units)
 
     @cached_property
@@ -115,10 +115,10 @@ class Wiring:
         return tuple(f"sensory_{i}" for i in range(self.n_sensory))
 
     def build(self, n_sensory: int, n_motor: int) -> Wiring:
-        """The wiring itself, so that it stands wherever a recipe does.
+        """Return the wiring itself, so that it can be used in place of a recipe.
 
         Raises:
-            ValueError: The sizes asked for are not its own.
+            ValueError: The sizes differ from those of the wiring.
         """
         if (n_sensory, n_motor) != (self.n_sensory, self.n_motor):
             raise ValueError(
@@ -128,15 +128,15 @@ class Wiring:
         return self
 
     def __eq__(self, other: object) -> bool:
-        """Equal where matrices and counts are."""
+        """Return whether matrices and counts are equal."""
         return isinstance(other, Wiring) and self.to_dict() == other.to_dict()
 
     def __hash__(self) -> int:
-        """Hash over matrices and counts."""
+        """Return a hash of matrices and counts."""
         return hash((self.adjacency.tobytes(), self.sensory_adjacency.tobytes(), self.n_motor, self.n_command))
 
     def to_dict(self) -> dict[str, Any]:
-        """A description that JSON can carry; `from_dict` reads it back."""
+        """Return a description that JSON can hold; `from_dict` reads it back."""
         return {
             "adjacency": self.adjacency.tolist(),
             "sensory_adjacency": self.sensory_adjacency.tolist(),
@@ -146,10 +146,10 @@ class Wiring:
 
     @classmethod
     def from_dict(cls, description: Mapping[str, Any]) -> Wiring:
-        """The wiring that `to_dict` described.
+        """Return the wiring that `to_dict` described.
 
         Raises:
-            ValueError: Keys are missing or unknown, or the values make no wiring.
+            ValueError: Keys are missing or unknown, or the values are not those of a wiring.
         """
         expected = {field.name for field in fields(cls)}
         if set(description) != expected:
@@ -160,7 +160,7 @@ class Wiring:
 
     @classmethod
     def from_ncps(cls, wiring: Any) -> Wiring:
-        """The wiring of a built `ncps.wirings.Wiring`.
+        """Return the wiring of a built `ncps.wirings.Wiring`.
 
         Raises:
             ValueError: The ncps wiring is not built, so that its sensory synapses are unknown.
@@ -171,7 +171,7 @@ class Wiring:
         return cls(wiring.adjacency_matrix, wiring.sensory_adjacency_matrix, wiring.output_dim, n_command)
 
     def graph(self) -> nx.DiGraph:
-        """Directed graph: nodes by name with attribute `layer`, edges with attribute `polarity` (+1, -1)."""
+        """Return a directed graph: nodes by name with attribute `layer`, edges with attribute `polarity` (+1, -1)."""
         graph = nx.DiGraph()
         graph.add_nodes_from(self.sensory_names, layer="sensory")
         for layer in ("inter", "command", "motor"):
@@ -208,7 +208,7 @@ class Wiring:
 
 
 class Recipe(ABC):
-    """How to wire; `build` gives the wiring for a number of inputs and motor neurons."""
+    """A rule for wiring; `build` makes the wiring for a number of inputs and motor neurons."""
 
     @abstractmethod
     def build(self, n_sensory: int, n_motor: int) -> Wiring:
@@ -244,7 +244,7 @@ class NCP(Recipe):
     seed: int = 22222
 
     def __post_init__(self) -> None:
-        """Refuse circuits that cannot be wired."""
+        """Check that the circuit can be wired."""
         _check_range("inter_neurons", self.inter_neurons, 1)
         _check_range("command_neurons", self.command_neurons, 1)
         _check_range("sensory_fanout", self.sensory_fanout, 1, self.inter_neurons, "inter_neurons")
@@ -253,7 +253,7 @@ class NCP(Recipe):
         _check_range("motor_fanin", self.motor_fanin, 1, self.command_neurons, "command_neurons")
 
     def build(self, n_sensory: int, n_motor: int) -> Wiring:
-        """Wire it; see `Recipe.build`."""
+        """Build the wiring; see `Recipe.build`."""
         _check_sizes(n_sensory, n_motor)
         rng = np.random.RandomState(self.seed)
         units = n_motor + self.command_neurons + self.inter_neurons
@@ -264,7 +264,7 @@ class NCP(Recipe):
 
         for source, destination in _fan_out(rng, sensory, inter, self.sensory_fanout, at_most=n_sensory):
             sensory_adjacency[source, destination] = rng.choice([-1, 1])
-        # ncps clips this layer's repairs at the number of command neurons, not of inter neurons.
+        # ncps clips the added synapses of this layer at the number of command neurons, not of inter neurons.
         for source, destination in _fan_out(rng, inter, command, self.inter_fanout, at_most=self.command_neurons):
             adjacency[source, destination] = rng.choice([-1, 1])
         for _ in range(self.recurrent_command_synapses):
@@ -277,15 +277,16 @@ class NCP(Recipe):
 
 @dataclass(frozen=True)
 class AutoNCP(Recipe):
-    """An `NCP` from its number of neurons alone; layer sizes as in `ncps.wirings.AutoNCP`.
+    """An `NCP` given by its number of neurons; layer sizes are those of `ncps.wirings.AutoNCP`.
 
     Attributes:
-        units: Motor, command and inter neurons together; at least three more than the motor neurons.
-        sparsity: From 0.0 (dense) to 0.9 (sparse).
+        units: Number of motor, command and inter neurons together; at least three more than the motor neurons.
+        sparsity: Sparsity from 0.0 (dense) to 0.9 (sparse).
         seed: Seed of targets and polarities.
-        command_share: Of command neurons among command and inter neurons; 0.4 in ncps.
-        recurrence: Synapses drawn among command neurons, by their number squared; the same one can be drawn again, so
-            that 1.0 wires 63 % of all pairs. Two per command neuron in a dense circuit, as in ncps, where None.
+        command_share: Share of command neurons among command and inter neurons; 0.4 in ncps.
+        recurrence: Synapses drawn among command neurons, divided by their number squared; the same one can be drawn
+            again, so that 1.0 wires 63 % of all pairs. None draws two per command neuron in a dense circuit, as ncps
+            does.
     """
 
     units: int
@@ -295,7 +296,7 @@ class AutoNCP(Recipe):
     recurrence: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what no number of motor neurons could make possible."""
+        """Check the values that do not depend on the number of motor neurons."""
         _check_range("units", self.units, 4)
         _check_range("sparsity", self.sparsity, 0.0, 0.9)
         _check_range("command_share", self.command_share, 0.0, 1.0)
@@ -303,7 +304,7 @@ class AutoNCP(Recipe):
             _check_range("recurrence", self.recurrence, 0.0, 10.0)
 
     def ncp(self, n_motor: int) -> NCP:
-        """The recipe with every layer's size and fan-out written out."""
+        """Return the recipe with every layer's size and fan-out."""
         _check_range("n_motor", n_motor, 1, self.units - 3, "units - 3")
         density = 1.0 - self.sparsity
         others = self.units - n_motor
@@ -320,7 +321,7 @@ class AutoNCP(Recipe):
         )
 
     def build(self, n_sensory: int, n_motor: int) -> Wiring:
-        """Wire it; see `Recipe.build`."""
+        """Build the wiring; see `Recipe.build`."""
         return self.ncp(n_motor).build(n_sensory, n_motor)
 
 
@@ -339,11 +340,11 @@ class FullyConnected(Recipe):
     seed: int = 1111
 
     def __post_init__(self) -> None:
-        """Refuse a circuit without neurons."""
+        """Check that the circuit has neurons."""
         _check_range("units", self.units, 1)
 
     def build(self, n_sensory: int, n_motor: int) -> Wiring:
-        """Wire it; see `Recipe.build`."""
+        """Build the wiring; see `Recipe.build`."""
         _check_sizes(n_sensory, n_motor, self.units)
         rng = np.random.default_rng(self.seed)
         adjacency = np.zeros((self.units, self.units), np.int8)
@@ -361,7 +362,7 @@ class Random(Recipe):
         units: Number of neurons.
         sparsity: Share of possible synapses left out, from 0.0 to below 1.0.
         seed: Seed of synapses and polarities.
-        sensory_sparsity: The same for synapses of sensory inputs; `sparsity` where None.
+        sensory_sparsity: Share of possible sensory synapses left out; None takes `sparsity`.
     """
 
     units: int
@@ -370,7 +371,7 @@ class Random(Recipe):
     sensory_sparsity: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a circuit without neurons or with an impossible share."""
+        """Check that the circuit has neurons and that shares are possible."""
         _check_range("units", self.units, 1)
         for name in ("sparsity", "sensory_sparsity"):
             share = getattr(self, name)
@@ -378,7 +379,7 @@ class Random(Recipe):
                 raise ValueError(f"{name} must be at least 0.0 and below 1.0, got {share}.")
 
     def build(self, n_sensory: int, n_motor: int) -> Wiring:
-        """Wire it; see `Recipe.build`."""
+        """Build the wiring; see `Recipe.build`."""
         _check_sizes(n_sensory, n_motor, self.units)
         rng = np.random.default_rng(self.seed)
         adjacency = self._draw(rng, self.units, self.sparsity, draws_per_synapse=1)
@@ -400,13 +401,13 @@ _RECIPES: dict[str, type[Recipe]] = {recipe.__name__: recipe for recipe in (NCP,
 
 
 def read_recipe(value: object, name: str = "wiring") -> Recipe | Wiring:
-    """A recipe or wiring as it is, and a mapping, which a yml file can hold, as the recipe that it describes.
+    """Return a recipe or wiring unchanged, and for a mapping, which a yml file can hold, the recipe that it describes.
 
         read_recipe({"recipe": "AutoNCP", "units": 32})  # AutoNCP(units=32)
 
     Args:
         value: A recipe, a wiring, or a mapping of a recipe's name (AutoNCP where there is none) and its arguments.
-        name: Of the argument, for the error.
+        name: Name of the argument, for errors.
 
     Raises:
         ValueError: The value is none of these, or describes no recipe.
@@ -436,9 +437,9 @@ def read_recipe(value: object, name: str = "wiring") -> Recipe | Wiring:
 def _fan_out(
     rng: np.random.RandomState, ends: npt.NDArray[np.int_], others: npt.NDArray[np.int_], fan: int, *, at_most: int
 ) -> Iterator[tuple[int, int]]:
-    """Pairs (end, other): `fan` random others for each end, then random ends for the others that none has chosen.
+    """Yield pairs (end, other): `fan` random others for each end, then random ends for others that have none yet.
 
-    A generator, since ncps draws each pair's polarity before it draws the next pairs.
+    It is a generator, since ncps draws each pair's polarity before it draws the next pairs.
     """
     forgotten = set(others.tolist())
     for end in ends.tolist():

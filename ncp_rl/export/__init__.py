@@ -1,4 +1,4 @@
-"""Controllers off the training machine: C99, ONNX and NumPy, proven equal to a recording."""
+"""Export of controllers as C99, ONNX and NumPy, and their verification against a recording."""
 
 from ncp_rl.export.c_source import to_c
 from ncp_rl.export.controller import Controller, ControllerError, Monitor

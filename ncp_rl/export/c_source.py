@@ -1,9 +1,9 @@
-"""`to_c`: a controller as C99, which compiles as C++17 too.
+"""`to_c`: writes a controller as C99, which compiles as C++17 too.
 
-It has constant tables, one struct of state, and asks libc for `memcpy` alone.
+The code has constant tables and one struct of state, and calls nothing of libc but `memcpy`.
 
-Floating point is IEEE 754 binary32 without contraction, and the exponential is the code's own, so that processors that
-keep to the standard give the same bits.
+Floating point is IEEE 754 binary32 without contraction, and the exponential is part of the code, so that processors
+that conform to the standard give the same bits.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TEMPLATES = jinja2.Environment(
     keep_trailing_newline=True,
 )
 
-# Tables count in uint16_t.
+# Tables are indexed by uint16_t.
 _LARGEST_TABLE = 2**16 - 1
 
 
@@ -37,7 +37,7 @@ class TableRow(NamedTuple):
 
     values: str
     name: str
-    """For the comment behind it."""
+    """Name for the comment behind the line."""
 
 
 def to_c(
@@ -49,30 +49,30 @@ def to_c(
 ) -> Path:
     """Write controller.h, controller.c and main.c, an example that reads observations and prints actions.
 
-    Beside them stand controller.json and controller.py of `to_numpy`, the same controller for Python.
+    The files of `to_numpy`, the same controller for Python, are written beside them.
 
     Args:
         source: A run folder, whose best model is taken, or a model.
-        folder: For the files; made where it is missing.
-        env: With a model: its environments, whose normalisation is exported; the model's own where None.
-        min_seconds: The shortest step that the certified ranges shall hold for; a tenth of the policy's step where
+        folder: Folder for the files, which is created if it is missing.
+        env: Environments of a model, whose normalisation is exported; None takes the model's own.
+        min_seconds: The shortest step that the certified ranges hold for; a tenth of the policy's step where
             None. Shorter steps are computed too, and checked as all are.
 
     Returns:
         The folder.
 
     Raises:
-        ExportError: No NCP policy, images, an encoder of one's own, a broken policy, or files that exist.
-        ncp_rl.runs.RunError: The run folder is damaged.
+        ExportError: The policy is not an NCP, observes images or through another encoder, has wrong parameters, or
+        files exist. ncp_rl.runs.RunError: The run folder is damaged.
     """
     spec = Spec.of(find_source(source, env), min_seconds=min_seconds)
-    # Beside the code stands what it was made from: proofs read names there, and Python can run it too.
+    # controller.json is written beside the code: verification reads names from it, and Python can run it too.
     write_new(Path(folder), c_texts(spec) | numpy_texts(spec))
     return Path(folder)
 
 
 def c_texts(spec: Spec) -> dict[str, str]:
-    """Names and texts of the C files."""
+    """Return names and texts of the C files."""
     names = _names(spec)
     return {
         name: TEMPLATES.get_template(f"{name}.jinja").render(names)
@@ -81,12 +81,12 @@ def c_texts(spec: Spec) -> dict[str, str]:
 
 
 def comment(text: str) -> str:
-    """A name as it may stand in a comment of C: printable ASCII that cannot end the comment."""
+    """Return a name as a comment of C can hold it: printable ASCII that cannot end the comment."""
     return re.sub(r"[^ \w.,:+\-\[\]()%=>]", "_", text, flags=re.ASCII)
 
 
 def literal(value: Any) -> str:
-    """A float32 as C writes it, in nine digits, from which the same number is read."""
+    """Return a float32 as a literal of C with nine digits, from which the same number is read."""
     number = np.float32(value)
     if abs(number) == np.finfo(np.float32).max:
         return "FLT_MAX" if number > 0 else "-FLT_MAX"
@@ -95,12 +95,12 @@ def literal(value: Any) -> str:
 
 
 def literals(*values: Any) -> str:
-    """Several of them."""
+    """Return several literals, separated by commas."""
     return ", ".join(map(literal, values))
 
 
 def _names(spec: Spec) -> dict[str, Any]:
-    """What the templates ask for."""
+    """Return the values that the templates use."""
     found = spec.vector_dict()
     action, synapses, senses = found["action"], found["synapses"], found["sensory_synapses"]
     neurons = [comment(name) for name in found["neuron_names"]]
@@ -205,7 +205,7 @@ def _synapse_rows(synapses: dict[str, Any], sources: list[str], neurons: list[st
             *(synapses[name] for name in ("source", "destination", "w", "sigma", "mu", "erev")), strict=True
         )
     ]
-    # C has no empty arrays.
+    # A dummy row is written, since C has no empty arrays.
     return rows or [TableRow(f"0u, {literals(0, 0, 0, 0)}", "There is no synapse; no neuron reads this line.")]
 
 

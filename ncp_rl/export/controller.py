@@ -1,4 +1,4 @@
-"""`Controller`: a trained circuit that acts, from its exported file alone. This file needs NumPy and nothing else.
+"""`Controller`: runs a trained circuit from its exported file. This file needs NumPy and nothing else.
 
     controller = Controller.load("folder")        # controller.json, or controller.onnx with ONNX Runtime
     controller.reset()
@@ -34,17 +34,17 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 
 class ControllerError(ValueError):
-    """A file that is no controller, or a reading that none can act on; the message says what to do."""
+    """Raised for a file that is not a controller, or a bad reading; the message says what to do."""
 
 
 class Taken(NamedTuple):
-    """One step of a controller, as observers of it get it."""
+    """One step of a controller, as its observers get it."""
 
     observation: Any
-    """As it came"""
+    """The observation as it came"""
     seconds: float
     starts: bool
-    """Whether it is the first step after a reset"""
+    """Whether this is the first step after a reset"""
     before: Floats
     """(U,) potentials before the step"""
     sensory: Floats
@@ -52,10 +52,10 @@ class Taken(NamedTuple):
     potentials: Floats
     """(U,)"""
     action_mean: Floats
-    """(A,), or logits"""
+    """(A,) action means, or logits"""
     action: npt.NDArray[Any]
     problem: str
-    """Why the step was held, in a clause; empty where it was not"""
+    """Clause on why the step was held; empty where it was not"""
 
 
 class _Computed(NamedTuple):
@@ -66,7 +66,7 @@ class _Computed(NamedTuple):
 
 
 class _Circuit(Protocol):
-    """What computes a step: (parts of the observation by key, potentials (U,), seconds)."""
+    """An implementation of a step, from parts of the observation by key, potentials (U,) and seconds."""
 
     def step(
         self, observation: Mapping[str | None, npt.NDArray[Any]], potentials: Floats, seconds: float
@@ -76,24 +76,24 @@ class _Circuit(Protocol):
 
 
 class Controller:
-    """A circuit with its state, that of one environment.
+    """A circuit with its state in one environment.
 
     Attributes:
-        description: As the file has it.
-        form: What computes, "NumPy" or "ONNX" Runtime.
-        neuron_names: (U,)
-        sensory_names: (S,), what each sensory input carries.
-        output_names: (A,), of the action means, or logits.
-        potentials: (U,) float32, of all neurons.
-        action_mean: (A,) float32, of the last step that was not held; logits where actions are discrete.
-        action: The last action; after a reset that of neurons at rest.
-        problem: Why the last step was held, in a clause; empty where it was not.
-        on_bad_input: "raise" an error at a bad reading, or "hold"; either way neurons and action stay as they are.
-        observers: Each is called with every step, as `Taken`: a monitor, a recorder.
+        description: Description of the controller, as in its file.
+        form: Implementation of the step, "NumPy" or "ONNX".
+        neuron_names: (U,), names of the neurons.
+        sensory_names: (S,), names of the sensory inputs.
+        output_names: (A,), names of the action means, or logits.
+        potentials: (U,) float32, potentials of all neurons.
+        action_mean: (A,) float32, action means of the last step that was not held; logits where actions are discrete.
+        action: The last action; after a reset, the action of neurons at rest.
+        problem: Clause on why the last step was held; empty where it was not.
+        on_bad_input: "raise" an error at a bad reading, or "hold"; in both cases neurons and action do not change.
+        observers: Functions that are called with every step as `Taken`, such as a monitor or a recorder.
     """
 
     def __init__(self, description: Mapping[str, Any], circuit: _Circuit, form: Literal["NumPy", "ONNX"]) -> None:
-        """Take a described circuit; see `Controller.load`."""
+        """Make a controller of a description; see `Controller.load`."""
         self.form = form
         self.description = description
         self.neuron_names = tuple(description["neuron_names"])
@@ -108,10 +108,10 @@ class Controller:
 
     @classmethod
     def load(cls, path: Path | str) -> Controller:
-        """The controller of controller.json or controller.onnx, or of a folder that holds one.
+        """Load controller.json or controller.onnx, or the one in a folder.
 
         Raises:
-            ControllerError: No controller lies there, or a damaged one; or ONNX Runtime is missing.
+            ControllerError: The controller is missing or damaged, or ONNX Runtime is missing.
         """
         path = Path(path)
         if path.is_dir():
@@ -131,7 +131,7 @@ class Controller:
             raise ControllerError(f"The controller {path} cannot be read: {error}") from error
 
     def reset(self) -> None:
-        """Begin an episode: all potentials are zero."""
+        """Begin an episode: set all potentials to zero."""
         self.potentials = np.zeros(len(self.neuron_names), np.float32)
         self.action, self.action_mean = self._circuit.read_out(self.potentials)
         self.problem = ""
@@ -140,24 +140,25 @@ class Controller:
     def step(
         self, observation: npt.ArrayLike | Mapping[str, npt.ArrayLike], seconds: float | None = None
     ) -> npt.NDArray[Any]:
-        """The action for an observation, as the environment gives the one and takes the other.
+        """Return the action for an observation, both as the environment gives and takes them.
 
         Args:
-            observation: An array, or a mapping of arrays by key. Keys that the controller does not read may be there.
-            seconds: Since the step before. None: the observation's `elapsed_time`, where the policy was trained with
-                one; else the constant step of the training.
+            observation: An array, or a mapping of arrays by key. Keys that the controller does not read are ignored.
+            seconds: Seconds since the step before. None takes the observation's `elapsed_time`, where the policy was
+                trained with one; else the constant step of the training.
 
         Raises:
-            ControllerError: A reading is not finite, or no value of a discrete observation; seconds are not finite or
-                negative; and `on_bad_input` is "raise". Neurons and action are as they were.
+            ControllerError: A reading is not finite or not a value of a discrete observation, or seconds are not finite
+                or negative, and `on_bad_input` is "raise". Neurons and action do not change.
         """
         elapsed = self._seconds(observation, seconds)
         parts = self._parts(observation)
         before, starts = self.potentials, self._starts
         admitted, self.problem = self._admit(parts, elapsed)
-        # Of a refused step, observers see the sensory inputs of what stands in for bad readings, as in training.
+        # In a refused step, observers get sensory inputs computed from the replacements of bad readings, as in
+        # training.
         after = self._circuit.step(admitted, before, 0.0 if self.problem else elapsed)
-        # False for NaN too.
+        # The comparison is False for NaN too.
         if not np.all((after.potentials >= self._low) & (after.potentials <= self._high)):
             self.problem = self.problem or "a potential would leave its certified range"
         if not self.problem:
@@ -195,7 +196,7 @@ class Controller:
         return float(np.asarray(observation["elapsed_time"]).reshape(()))
 
     def _parts(self, observation: Any) -> dict[str | None, npt.NDArray[Any]]:
-        """Parts of the observation by key, each (D,) or of its image's shape."""
+        """Return parts of the observation by key, each (D,) or in its image's shape."""
         found: dict[str | None, npt.NDArray[Any]] = {}
         for part in self.description["observation"]:
             key, shape = part["key"], tuple(part["shape"])
@@ -212,7 +213,7 @@ class Controller:
     def _admit(
         self, parts: dict[str | None, npt.NDArray[Any]], seconds: float
     ) -> tuple[dict[str | None, npt.NDArray[Any]], str]:
-        """The parts with something neutral in place of bad readings, and what is wrong, in a clause."""
+        """Return the parts with neutral numbers in place of bad readings, and a clause on what is wrong."""
         problem, admitted = "", dict(parts)
         for part in self.description["observation"]:
             values = parts[part["key"]].reshape(-1)
@@ -225,7 +226,7 @@ class Controller:
                 at = int(wrong.argmax())
                 name = part["names"][at] if part["names"] else f"{part['key'] or 'image'}[{at}]"
                 problem = problem or f"the observation {name!r} is {values[at]:g} and must be {expected}"
-                # What a zero behind the normalisation was before it.
+                # The number that the normalisation maps to zero.
                 neutral = 0 if part["normalize"] is None else part["normalize"]["mean"]
                 admitted[part["key"]] = np.where(wrong, neutral, values).astype(values.dtype).reshape(part["shape"])
         if not 0 <= seconds <= _LARGEST:
@@ -234,7 +235,7 @@ class Controller:
 
 
 class _Numbers:
-    """The circuit in NumPy: vectors through receptors."""
+    """The circuit in NumPy, which reads vectors by receptors."""
 
     def __init__(self, description: Mapping[str, Any]) -> None:
         self._parts = description["observation"]
@@ -266,7 +267,7 @@ class _Numbers:
         return _Computed(action, mean, v, sensory)
 
     def _sense(self, observation: Mapping[str | None, npt.NDArray[Any]]) -> Floats:
-        """Sensory inputs (S,); finite for every finite observation."""
+        """Return the sensory inputs (S,), which are finite for every finite observation."""
         quantities = np.concatenate(
             [
                 _quantities(observation[part["key"]].reshape(-1), part, normalize)
@@ -287,19 +288,19 @@ class _Numbers:
 
 
 class _Synapses:
-    """Synapses of one kind, E of them: sums over those that end in each of U neurons."""
+    """E synapses of one kind, with sums over the synapses that end in each of U neurons."""
 
     def __init__(self, described: Mapping[str, Any], units: int) -> None:
         self._source = np.array(described["source"], np.int64)
         self._sigma, self._mu, w, erev = (np.array(described[n], np.float32) for n in ("sigma", "mu", "w", "erev"))
         self._units = units
-        # (E, 2 U): a synapse gives w s erev to the current of its neuron, and w s to its conductance.
+        # (E, 2 U): a synapse adds w s erev to the current of its neuron, and w s to its conductance.
         self._gives = np.zeros((len(w), 2 * units), np.float32)
         destination, rows = np.array(described["destination"], np.int64), np.arange(len(w))
         self._gives[rows, destination], self._gives[rows, units + destination] = w * erev, w
 
     def sums(self, potentials: Floats) -> tuple[Floats, Floats]:
-        """Current and conductance (U,) each, of sources' potentials."""
+        """Return current and conductance, (U,) each, from the sources' potentials."""
         with np.errstate(over="ignore"):
             drive: Floats = self._sigma * (potentials[self._source] - self._mu)
         openness = np.float32(0.5) * (np.float32(1) + np.tanh(np.float32(0.5) * drive))
@@ -308,7 +309,7 @@ class _Synapses:
 
 
 def _quantities(values: npt.NDArray[Any], part: Mapping[str, Any], normalize: Mapping[str, Doubles] | None) -> Floats:
-    """What the encoder reads of a part of the observation."""
+    """Return the numbers that the encoder reads of a part of the observation."""
     if part["one_hot"]:
         codes = [np.arange(n) == value for value, n in zip(values, part["n_values"], strict=True)]
         return np.concatenate(codes).astype(np.float32)
@@ -319,7 +320,7 @@ def _quantities(values: npt.NDArray[Any], part: Mapping[str, Any], normalize: Ma
 
 
 def to_action(mean: Floats, action: Mapping[str, Any]) -> npt.NDArray[Any]:
-    """What the environment takes, from action means (or logits) and the description of the action space."""
+    """Return the environment's action from action means (or logits) and the description of the action space."""
     if action["kind"] == "box":
         low, high = (
             np.array([end if bound is None else bound for bound in action[name]], np.float32)
@@ -336,7 +337,7 @@ def to_action(mean: Floats, action: Mapping[str, Any]) -> npt.NDArray[Any]:
 
 
 class _Onnx:
-    """The circuit in an ONNX file, by ONNX Runtime."""
+    """The circuit in an ONNX file, run by ONNX Runtime."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -348,7 +349,7 @@ class _Onnx:
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
             described = self._session.get_modelmeta().custom_metadata_map[METADATA]
-        except Exception as error:  # ONNX Runtime's errors have no common class.
+        except Exception as error:  # The errors of ONNX Runtime have no common class.
             raise ControllerError(str(error)) from error
         self.description = _described(described, FORMAT)
         self._inputs = {given.name for given in self._session.get_inputs()}
@@ -361,7 +362,7 @@ class _Onnx:
         return self._run(feed, potentials, seconds)
 
     def read_out(self, potentials: Floats) -> tuple[npt.NDArray[Any], Floats]:
-        # A step of no time leaves potentials as they are.
+        # A step of 0 seconds does not change potentials.
         feed = {
             input_name(part["key"]): np.zeros((1, *part["shape"]), part["dtype"])
             for part in self.description["observation"]
@@ -377,39 +378,39 @@ class _Onnx:
 
 
 def input_name(key: str | None) -> str:
-    """The name of the ONNX input that holds a part of the observation."""
+    """Return the name of the ONNX input for a part of the observation."""
     return "observation" if key is None else f"observation.{key}"
 
 
 class MonitorAlarm(NamedTuple):
-    """The first step of an episode outside known territory."""
+    """An alarm: the first step of an episode outside known territory."""
 
     episode: int
-    """Counted from 0"""
+    """Number of the episode, from 0"""
     step: int
-    """Of the episode, from 0"""
+    """Step of the episode, from 0"""
     time: float
     """Seconds since the episode's start"""
     neuron: str
-    """The one that is furthest out"""
+    """Name of the neuron that is furthest out"""
     score: float
     threshold: float
 
 
 class Monitor:
-    """Tells known territory from new: an envelope around neurons' potentials, as ncp_rl.audit fits it.
+    """Distinguishes known from unknown territory by an envelope around potentials, which ncp_rl.audit fits.
 
         monitor = Monitor.load("folder/monitor.json")
         controller.observers.append(monitor)
 
     Attributes:
-        alarms: All so far; one per episode at most.
-        score: Of the last step.
+        alarms: All alarms so far; at most one per episode.
+        score: Score of the last step.
         outside: Whether the last step's score exceeds the threshold.
     """
 
     def __init__(self, description: Mapping[str, Any]) -> None:
-        """Take a described envelope; see `Monitor.load`."""
+        """Make a monitor of a description; see `Monitor.load`."""
         self.names = tuple(description["names"])
         self._index = np.array(description["index"], np.int64)
         self._box = description["score"] == "box"
@@ -422,10 +423,10 @@ class Monitor:
 
     @classmethod
     def load(cls, path: Path | str) -> Monitor:
-        """The monitor of a file that `ncp_rl.export.monitor_to_json` wrote.
+        """Load a file that `ncp_rl.export.monitor_to_json` wrote.
 
         Raises:
-            ControllerError: The file is no such monitor.
+            ControllerError: The file is not such a monitor.
         """
         try:
             return cls(_described(Path(path).read_text(), MONITOR_FORMAT))
@@ -437,12 +438,12 @@ class Monitor:
         return self.observe(taken.potentials, starts=taken.starts, seconds=taken.seconds)
 
     def observe(self, potentials: Floats, *, starts: bool, seconds: float) -> MonitorAlarm | None:
-        """One step; the alarm that it raises, if any.
+        """Watch one step and return the alarm that it raises, or None.
 
         Args:
-            potentials: (U,), of all neurons, after the step.
+            potentials: (U,), potentials of all neurons after the step.
             starts: Whether the step begins an episode.
-            seconds: That the step lasted.
+            seconds: Seconds that the step lasted.
         """
         if starts or self._episode < 0:
             self._episode, self._step, self._time, self._alarmed = self._episode + 1, -1, 0.0, False
@@ -459,7 +460,7 @@ class Monitor:
         return alarm
 
     def _shares(self, potentials: Floats) -> Doubles:
-        """(C,) squared share of each watched neuron; inf where its potential is not finite."""
+        """Return the squared share of each watched neuron, (C,); inf where its potential is not finite."""
         deviation = potentials[self._index] - self._centre
         known = np.isfinite(deviation)
         weighted = np.where(known, deviation, 0.0) @ self._precision

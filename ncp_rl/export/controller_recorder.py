@@ -1,4 +1,4 @@
-"""`ControllerRecorder`: what a deployed controller sees and does, as the same MCAP recording that training makes."""
+"""`ControllerRecorder`: records a deployed controller in an MCAP file like those of training."""
 
 from __future__ import annotations
 
@@ -28,39 +28,39 @@ from ncp_rl.wiring import Wiring
 
 
 class ControllerRecorder:
-    """Records a controller; needs ncp_rl, not only NumPy.
+    """Records a controller. It needs ncp_rl, not only NumPy.
 
         with ControllerRecorder(controller, "flight.mcap") as recorder:
             action = controller.step(observation, seconds)
             recorder.tell(reward)      # where anybody knows it
 
-    Replay, verification and the audit read the file as any other. Values, deviations and log-probabilities, which only
-    training knows, are NaN; rewards that nobody tells are zero.
+    Replay, verification and the audit read the file like any other. Values, deviations and log-probabilities, which
+    only training has, are NaN; rewards are zero unless `tell` gives them.
     """
 
     def __init__(self, controller: Controller, path: Path | str, *, sign_key: Ed25519PrivateKey | None = None) -> None:
-        """Begin a file, and watch `controller` until `close`.
+        """Begin a file, and record `controller` until `close`.
 
         Args:
             controller: The controller.
             path: New file.
-            sign_key: Signs the recording; see `ncp_rl.recording.read_private_key`.
+            sign_key: Key that signs the recording; see `ncp_rl.recording.read_private_key`.
 
         Raises:
-            ncp_rl.recording.RecordingError: The file exists or cannot be written, or the controller's is damaged.
+            ncp_rl.recording.RecordingError: The file exists or cannot be written, or the controller's file is damaged.
         """
         self._controller = controller
         self._layout = _layout(controller.description)
         manifest = json.dumps(_manifest(controller, self._layout), indent=1, allow_nan=False).encode()
         circuit = _circuit(controller.description)
         self._writer = RecordingWriter(Path(path), circuit, self._layout, manifest, sign_key=sign_key)
-        # A step is written once the next one, or the end, tells whether its episode went on.
+        # A step is written when the next one, or the end, shows whether its episode went on.
         self._last: Taken | None = None
         self._outcome = (0.0, False, False)
         controller.observers.append(self._observe)
 
     def tell(self, reward: float, *, terminated: bool = False, truncated: bool = False) -> None:
-        """What came of the controller's last step."""
+        """Give the outcome of the controller's last step."""
         self._outcome = (reward, terminated, truncated)
 
     def close(self) -> None:
@@ -75,18 +75,18 @@ class ControllerRecorder:
         self._writer.close()
 
     def __enter__(self) -> ControllerRecorder:
-        """The recorder."""
+        """Return the recorder."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close."""
+        """Close the recording."""
         self.close()
 
     def _observe(self, taken: Taken) -> None:
         self._write(ends=taken.starts)
-        # Observations may be buffers that their owner writes into again.
+        # Observations are copied, since their owner may write into them again.
         seen = taken.observation
         copied = {k: np.array(v) for k, v in seen.items()} if isinstance(seen, dict) else np.array(seen)
         self._last, self._outcome = taken._replace(observation=copied), (0.0, False, False)
@@ -138,7 +138,7 @@ def _seen(last: Taken, discrete: bool) -> Seen:
 
 
 def _circuit(description: Any) -> Circuit:
-    """The circuit of an exported controller, bit for bit the one that was trained."""
+    """Return the circuit of an exported controller, bit for bit the one that was trained."""
     kept = description["circuit"]
     try:
         return Circuit.load(base64.b64decode(kept["tensors"]), kept["settings"].encode())
@@ -170,7 +170,7 @@ def _layout(description: Any) -> Layout:
 
 def _manifest(controller: Controller, layout: Layout) -> dict[str, Any]:
     description = controller.description
-    # Its arithmetic adds in another order than the kernels of ncp_rl: replay allows for rounding.
+    # The controller adds in another order than the kernels of ncp_rl, so replay must allow for rounding.
     platform = describe_platform(torch.device("cpu")) | {"device": f"exported controller, {controller.form}"}
     return {
         "format": FORMAT,

@@ -1,4 +1,4 @@
-"""Is what was recorded what is deployed? The audit's question on an exported controller."""
+"""Does the deployed controller do what was recorded? The audit's question about an exported controller."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ncp_rl.audit.section import Paragraph, Part, Table
 from ncp_rl.audit.verdict import Verdict
 from ncp_rl.export.export_check import ExportCheck, verify_export
 
-#: A figure that JSON can hold stands in for differences without end.
+#: Largest difference that JSON shows, which stands for infinite ones.
 _LARGEST = 1e30
 
 
 class DeployedQuestion(RecordingQuestion[ExportCheck]):
-    """Passes where an exported controller does what was recorded; see `verify_export`.
+    """Asks whether an exported controller does what was recorded, and passes where it does; see `verify_export`.
 
     audit_recording(recording, "mine", questions=(*QUESTIONS, DeployedQuestion(Path("controller"))))
 
@@ -46,25 +46,25 @@ class DeployedQuestion(RecordingQuestion[ExportCheck]):
     must_pass = True
 
     def __init__(self, export: Path) -> None:
-        """Ask of an export: a folder with controller.c, or controller.json or controller.onnx."""
+        """Ask about an export: a folder with controller.c, or controller.json or controller.onnx."""
         self.export = export
 
     def ask(self, evidence: Evidence, plan: Plan) -> ExportCheck:
-        """Build it, and drive it."""
+        """Build the export, drive it with the recording, and compare."""
         return verify_export(self.export, evidence.recording)
 
     def verdicts(self, answer: ExportCheck) -> list[Verdict]:
-        """What came out, with the largest difference."""
+        """Return the verdict, with the largest difference."""
         figures = {"max_difference": min(answer.largest, _LARGEST)}
         return [Verdict(self.name, answer.passed, str(answer), figures)]
 
     def entries(self, answer: ExportCheck) -> dict[str, Any]:
-        """Form and identity of the controller, and the largest difference."""
+        """Return form and identity of the controller, and the largest difference."""
         largest = min(answer.largest, _LARGEST)
         return {"deployed": {"form": answer.form, "sha256": list(answer.sha256), "max_difference": largest}}
 
     def section(self, answer: ExportCheck) -> Iterator[Part]:
-        """The verdict's sentence, and the differences of each episode."""
+        """Yield the verdict's sentence, and the differences of each episode."""
         yield Paragraph(str(answer))
         rows = [[f"{d.episode}", d.n_steps, d.potentials, d.action_means, d.actions] for d in answer.episodes]
         yield Table("Largest differences", ["episode", "steps", "potentials", "action means", "actions"], rows)

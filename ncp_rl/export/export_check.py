@@ -1,7 +1,7 @@
-"""`verify_export`: whether an exported controller does what was recorded, so that what was audited is what is deployed.
+"""`verify_export`: checks that an exported controller does what was recorded, and so is the one that was audited.
 
-The export is driven with the recording's observations, each episode from its start on without a correction: every
-potential and every action must come out within 1e-5, absolute up to 1 and relative beyond.
+The export is driven with the recording's observations, each episode from its start without corrections: every
+potential and every action must agree within 1e-5, absolute up to 1 and relative beyond.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class EpisodeDifference:
-    """How far an export left what was recorded of an episode.
+    """The differences between an export and the recording in one episode.
 
     Attributes:
-        episode: Its number.
-        n_steps: Its steps.
+        episode: Number of the episode.
+        n_steps: Number of its steps.
         potentials, action_means, actions: The greatest difference of each, absolute up to 1 and relative beyond;
-            actions are compared where the recording's are the most likely ones.
+            actions are compared only where the recording took the most likely ones.
     """
 
     episode: int
@@ -45,23 +45,23 @@ class EpisodeDifference:
 
     @property
     def largest(self) -> float:
-        """Of all."""
+        """The largest of all differences."""
         return max(self.potentials, self.action_means, self.actions or 0.0)
 
 
 @dataclass(frozen=True)
 class ExportCheck:
-    """What `verify_export` found.
+    """The result of `verify_export`.
 
     Attributes:
         export: The folder or file.
         form: "C99", "NumPy" or "ONNX".
-        recording: The file.
-        sha256: Of the exported policy, and of the recorded one.
-        episodes: Differences.
-        first: The first value that came out otherwise, or None.
-        rounding: Whether every step alone, begun as it was recorded, comes out within the tolerance: what differs then
-            is rounding that grows from step to step. None where nothing differs, or it is not known.
+        recording: Path of the recording.
+        sha256: SHA-256 of the exported policy, and of the recorded one.
+        episodes: Differences of each episode.
+        first: The first value that differs by more than the tolerance, or None.
+        rounding: Whether every single step, begun with the recorded potentials, agrees within the tolerance: the
+            difference is then rounding that grows from step to step. None where nothing differs, or it is not known.
     """
 
     export: str
@@ -79,11 +79,11 @@ class ExportCheck:
 
     @property
     def passed(self) -> bool:
-        """Whether it is the recorded policy, and all came out as recorded."""
+        """Whether the export is of the recorded policy, and all values agree."""
         return self.first is None and self.sha256[0] == self.sha256[1]
 
     def __str__(self) -> str:
-        """The verdict in a line."""
+        """Return the verdict in a line."""
         if self.sha256[0] != self.sha256[1]:
             return (
                 f"The {self.form} controller is of another policy than the recording: its SHA-256 is {self.sha256[0]}, "
@@ -99,7 +99,7 @@ class ExportCheck:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """All attributes and `passed`, for JSON."""
+        """Return all attributes and `passed`, for JSON."""
         return asdict(self) | {"passed": self.passed}
 
 
@@ -112,7 +112,7 @@ def verify_export(export: Path | str, recording: Recording | Path | str) -> Expo
         recording: The recording. Where the policy observes images, they must have been recorded too.
 
     Raises:
-        ExportError: The export cannot be built or read, or observes what the recording does not hold.
+        ExportError: The export cannot be built or read, or needs observations that the recording lacks.
         ncp_rl.recording.RecordingError: The recording cannot be read.
     """
     export = Path(export)
@@ -134,7 +134,7 @@ def verify_export(export: Path | str, recording: Recording | Path | str) -> Expo
 
 
 def check_program(program: Program, description: dict[str, Any], recording: Recording, export: Path) -> ExportCheck:
-    """The same for a program that is built already."""
+    """Drive a program that is built already, and compare it with the recording."""
     expected = (len(description["neuron_names"]), len(description["output_names"]))
     if (program.n_neurons, program.n_outputs) != expected:
         raise ExportError(
@@ -150,7 +150,7 @@ def check_program(program: Program, description: dict[str, Any], recording: Reco
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """controller.json of a folder.
+    """Read controller.json of a folder.
 
     Raises:
         ExportError: The file is missing or damaged.
@@ -192,14 +192,14 @@ def _compare(recording: Recording, episode: Episode, outcome: ControllerRun) -> 
     if recording.manifest.get("deterministic"):
         taken = outcome.action.reshape(episode.action.shape)
         if recording.layout.discrete:
-            # Where choices are as likely as each other, but for rounding, either is the most likely.
+            # Where choices are equally likely up to rounding, either is the most likely one.
             taken = np.where(_tied(recording, episode)[:, None], episode.action, taken)
         tally.add(episode, "actions", episode.action, taken)
     return tally
 
 
 def _tied(recording: Recording, episode: Episode) -> npt.NDArray[np.bool_]:
-    """(T,), where rounding could decide which action is the most likely."""
+    """Return where rounding could decide which action is the most likely, (T,) bool."""
     space = recording.manifest["action_space"]
     logits = episode.action_mean
     if space["type"] == "MultiBinary":
@@ -218,7 +218,7 @@ def _difference(episode: Episode, tally: Tally) -> EpisodeDifference:
 
 
 def _first(tally: Tally, recording: Recording, episode: Episode, outcome: ControllerRun) -> Divergence | None:
-    """The earliest value beyond the tolerance; of neurons that differ in the same step, the one that differs most."""
+    """Return the earliest value beyond the tolerance; among neurons in one step, the one that differs most."""
     found = [comparison.first for comparison in tally.comparisons() if comparison.first is not None]
     first = min(found, key=lambda divergence: divergence.step or 0, default=None)
     names = recording.circuit.wiring.names
@@ -268,7 +268,7 @@ def _live(controller: Controller, recording: Recording, episode: Episode, alone:
 
 
 def _observations(controller: Controller, recording: Recording, episode: Episode) -> Iterator[Any]:
-    """Observations of an episode, step by step, with the images that were recorded of them."""
+    """Yield the observations of an episode step by step, with the images that were recorded."""
     found = recording.observations(episode)
     if found is None:
         raise ExportError(
@@ -290,7 +290,7 @@ def _part(parts: Any, key: str | None) -> Array:
 
 
 def _seconds(parts: Any, episode: Episode, timed: bool) -> Array:
-    """(T,) as a controller is told them; NaN in a held step whose readings are all finite: then they were bad."""
+    """Return the seconds for the controller, (T,); NaN in a held step with finite readings, whose seconds were bad."""
     if timed and isinstance(parts, dict) and ELAPSED_TIME in parts:
         return np.asarray(parts[ELAPSED_TIME]).reshape(-1)
     finite = np.isfinite(episode.observation).all(axis=1)

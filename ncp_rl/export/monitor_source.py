@@ -1,4 +1,4 @@
-"""A fitted envelope goes along with the controller, in C, ONNX or JSON, and raises the audit's alarms."""
+"""Writes a fitted envelope for a controller, in C, ONNX or JSON; it raises the audit's alarms."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def monitor_to_json(envelope: Envelope, path: Path | str) -> Path:
     """Write an envelope for `ncp_rl.export.controller.Monitor`, which needs NumPy alone.
 
     Args:
-        envelope: Fitted by one of `ncp_rl.audit.envelope`.
+        envelope: Envelope fitted by a function of `ncp_rl.audit.envelope`.
         path: New file.
 
     Raises:
@@ -40,7 +40,7 @@ def monitor_to_onnx(envelope: Envelope, path: Path | str) -> Path:
     the place among the watched neurons of the one that is furthest out; the metadata entry `ncp_rl` names them.
 
     Args:
-        envelope: Fitted by one of `ncp_rl.audit.envelope`.
+        envelope: Envelope fitted by a function of `ncp_rl.audit.envelope`.
         path: New file, .onnx.
 
     Raises:
@@ -67,7 +67,7 @@ class _Watch(nn.Module):
 
     def forward(self, potentials: Tensor, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         deviation = potentials[:, self.index].double() - self.centre
-        known = deviation.abs() < np.inf  # False for what is not a number too.
+        known = deviation.abs() < np.inf  # The comparison is False for NaN too.
         finite = torch.where(known, deviation, 0.0)
         weighted = finite @ self.precision
         shares = torch.where(known, weighted.square() / self.precision.diagonal(), np.inf)
@@ -80,11 +80,11 @@ class _Watch(nn.Module):
 def monitor_to_c(envelope: Envelope, folder: Path | str) -> Path:
     """Write monitor.h and monitor.c: `monitor_step` takes the potentials that `controller_step` left.
 
-    Potentials are compared in double precision, as the audit does it. The code asks libc for `sqrt` alone.
+    Potentials are compared in double precision, as in the audit. The code calls nothing of libc but `sqrt`.
 
     Args:
-        envelope: Fitted by one of `ncp_rl.audit.envelope`.
-        folder: For the files, as a rule that of the controller.
+        envelope: Envelope fitted by a function of `ncp_rl.audit.envelope`.
+        folder: Folder for the files, usually that of the controller.
 
     Raises:
         ExportError: A file exists.
@@ -104,14 +104,14 @@ def _described(envelope: Envelope) -> dict[str, Any]:
         "centre": envelope.centre.tolist(),
         "precision": envelope.precision.tolist(),
         "profile": envelope.profile.tolist(),
-        # JSON has no infinity, which never alarms.
+        # JSON has no infinity, a threshold that never raises an alarm.
         "threshold": envelope.threshold if np.isfinite(envelope.threshold) else None,
         "alpha": envelope.alpha,
     }
 
 
 def _names(envelope: Envelope) -> dict[str, Any]:
-    """What the templates ask for."""
+    """Return the values that the templates use."""
     box = envelope.score == "box"
     promise = "It promises nothing about false alarms."
     if envelope.alpha is not None:
@@ -123,7 +123,7 @@ def _names(envelope: Envelope) -> dict[str, Any]:
         "promise": promise,
         "names": names,
         "n_watched": len(names),
-        # Those behind the last watched one are not read.
+        # Neurons behind the last watched one are not read.
         "n_neurons": int(envelope.watched.index.max()) + 1,
         "box": box,
         "index": ", ".join(f"{j}u" for j in envelope.watched.index.tolist()),
@@ -136,5 +136,5 @@ def _names(envelope: Envelope) -> dict[str, Any]:
 
 
 def _double(value: Any) -> str:
-    """A float64 as C writes it, in digits from which the same number is read."""
+    """Return a float64 as a literal of C, from which the same number is read."""
     return repr(float(value))

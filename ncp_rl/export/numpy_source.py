@@ -1,4 +1,4 @@
-"""`to_numpy`: a controller as JSON, with the one Python file that runs it where only NumPy is installed."""
+"""`to_numpy`: writes a controller as JSON, with the Python file that runs it with NumPy only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from ncp_rl.export.spec import Spec, find_source, write_new
 
-#: The file that runs exported controllers, and the name that it has beside them.
+#: The file that runs exported controllers; its copy beside them has the same name.
 RUNTIME = Path(__file__).with_name("controller.py")
 
 
@@ -22,7 +22,7 @@ def to_numpy(
     env: VecEnv | None = None,
     min_seconds: float | None = None,
 ) -> Path:
-    """Write controller.json and controller.py, whose `Controller.load` acts by it and needs NumPy alone.
+    """Write controller.json and controller.py, whose `Controller.load` runs it and needs NumPy only.
 
     Arguments and errors are those of `to_c`.
 
@@ -35,7 +35,7 @@ def to_numpy(
 
 
 def numpy_texts(spec: Spec) -> dict[str, str]:
-    """Names and texts of the files."""
+    """Return names and texts of the files."""
     return {"controller.json": json_text(spec.vector_dict()), RUNTIME.name: RUNTIME.read_text()}
 
 
@@ -46,6 +46,6 @@ def write_runtime(folder: Path) -> Path:
 
 
 def json_text(description: dict[str, Any]) -> str:
-    """JSON with an entry a line."""
+    """Return JSON with an entry per line."""
     entries = (f"{json.dumps(name)}: {json.dumps(value, allow_nan=False)}" for name, value in description.items())
     return "{\n" + ",\n".join(entries) + "\n}\n"

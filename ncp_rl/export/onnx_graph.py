@@ -1,10 +1,10 @@
-"""`to_onnx`: one step of a controller as an ONNX graph, for every encoder and action space that policies serve.
+"""`to_onnx`: writes one step of a controller as an ONNX graph, for every encoder and action space of policies.
 
     observation (or observation.KEY, ...), state (N, U), elapsed_time (N,) seconds, reset (N,) bool
     -> action (N, ...), action_mean (N, A), new_state (N, U), sensory (N, S)
 
-Observations come as the environment gives them, actions leave as it takes them. The number of controllers side by side,
-N, is open. The file's metadata entry `ncp_rl` holds, as JSON, the circuit with its
+Observations are as the environment gives them, actions as it takes them. The number of controllers side by side,
+N, may be any. The file's metadata entry `ncp_rl` holds, as JSON, the circuit with its
 wiring, names and units, and the policy's hash.
 """
 
@@ -27,7 +27,7 @@ from ncp_rl.encoder import ELAPSED_TIME
 from ncp_rl.export.controller import METADATA, input_name
 from ncp_rl.export.spec import ExportError, InputPart, Source, Spec, find_source
 
-# Of the graph's operators; ONNX Runtime has read it since version 1.14.
+# Version of the graph's operators, which ONNX Runtime reads since its version 1.14.
 _OPSET = 18
 
 
@@ -43,15 +43,15 @@ def to_onnx(
     Args:
         source: A run folder, whose best model is taken, or a model.
         path: New file, .onnx.
-        env: With a model: its environments, whose normalisation is exported and which say how images come; the model's
-            own where None.
-        min_seconds: The shortest step that the certified ranges in the metadata shall hold for; see `to_c`.
+        env: Environments of a model, whose normalisation is exported and which tell how images come; None takes the
+            model's own.
+        min_seconds: The shortest step that the certified ranges in the metadata hold for; see `to_c`.
 
     Returns:
         The path.
 
     Raises:
-        ExportError: No NCP policy, a broken one, the file exists, or the package onnx is missing.
+        ExportError: The policy is not an NCP or has wrong parameters, the file exists, or the package onnx is missing.
         ncp_rl.runs.RunError: The run folder is damaged.
     """
     found = find_source(source, env)
@@ -74,10 +74,10 @@ def write_graph(
     """Write a module as a checked ONNX graph.
 
     Args:
-        module: What the graph computes.
-        example: Operands of it.
+        module: Module that the graph computes.
+        example: Example of its operands.
         path: New file.
-        names: Of the inputs, of the outputs, and of axes of any size by input or output and number.
+        names: Names of the inputs, names of the outputs, and names of axes of any size by input or output and number.
         description: JSON of the metadata entry `ncp_rl`.
 
     Raises:
@@ -89,9 +89,9 @@ def write_graph(
     path.parent.mkdir(parents=True, exist_ok=True)
     inputs, outputs, axes = names
     with warnings.catch_warnings():
-        # PyTorch says of its own exporter that a newer one is coming; that one takes minutes for some substeps.
+        # PyTorch warns that a newer exporter replaces this one; the newer one takes minutes for some substeps.
         warnings.simplefilter("ignore", DeprecationWarning)
-        # Stable-Baselines3 decides by shapes, as it should.
+        # Stable-Baselines3 branches on shapes, which are fixed here.
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
         torch.onnx.export(
             module.eval(),
@@ -142,7 +142,7 @@ class _StepGraph(nn.Module):
         return self._action(mean), mean, potentials, sensory
 
     def _part(self, part: InputPart, given: Tensor) -> Tensor:
-        """What the encoder reads: normalised, transposed, scaled or one-hot."""
+        """Return the encoder's input: normalised, transposed, scaled or one-hot."""
         statistics = self.statistics[part.key]
         if statistics is not None:
             mean, std, clip = statistics
@@ -179,7 +179,7 @@ def _statistics(part: InputPart, device: torch.device) -> tuple[Tensor, Tensor, 
 
 
 def _example(spec: Spec, device: torch.device) -> tuple[Tensor, ...]:
-    """Operands of two controllers."""
+    """Return operands of two controllers side by side."""
     observed = [
         torch.zeros((2, *(part.space.shape or ())), dtype=_dtype(part.space), device=device) for part in spec.observed
     ]

@@ -1,4 +1,4 @@
-"""`Spec`: all that stands between an observation and an action, as plain numbers and names. What every export writes.
+"""`Spec`: everything between an observation and an action as numbers and names, which every export writes.
 
     observation -> normalisation (VecNormalize) -> one-hot codes -> standardisation -> receptors -> S sensory inputs
     -> LTC neurons -> action means (or logits) -> squashing, clipping, unscaling or argmax -> action
@@ -38,7 +38,7 @@ Kind = Literal["box", "discrete", "multidiscrete", "multibinary"]
 #: Version of the descriptions that `Spec.to_dict` gives.
 FORMAT = "ncp_rl controller 1"
 
-#: Steps as short as this share of the policy's own keep to the certified ranges, unless another one is asked for.
+#: Share of the policy's step; the certified ranges hold for steps at least as long, unless another length is given.
 SHORTEST_STEP = 0.1
 
 _KINDS: dict[type, Kind] = {
@@ -50,16 +50,16 @@ _KINDS: dict[type, Kind] = {
 
 
 class ExportError(Exception):
-    """A controller cannot be exported, or an export cannot be used; the message says why and what to do."""
+    """Raised where a controller cannot be exported, or an export cannot be used; the message says what to do."""
 
 
 class Source(NamedTuple):
-    """What is exported: a policy, and what its training put around the environment."""
+    """A policy to export, and the wrappers of its environments that observations pass."""
 
     policy: NCPPolicy
     normalize: VecNormalize | None
     observation_space: spaces.Space[Any]
-    """As the environment gives observations: before normalisation, images as they come, frames stacked."""
+    """Space of the environment's observations: before normalisation, with images as they come and frames stacked"""
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,11 @@ class InputPart:
     """A part of the observation: all of it, or one key of a Dict.
 
     Attributes:
-        key: Of the Dict, or None.
-        space: As the environment gives it.
-        names: (D,), of its numbers as they come; none for an image.
-        mean, std, clip: VecNormalize's: (D,), (D,) and the largest magnitude that comes out; None where it leaves this
-            part as it is.
+        key: Key of the Dict, or None.
+        space: Space of the part, as the environment gives it.
+        names: (D,), names of its numbers; empty for an image.
+        mean, std, clip: Statistics of VecNormalize, (D,) each, and its largest output; None where it leaves this
+            part unchanged.
     """
 
     key: str | None
@@ -88,7 +88,7 @@ class InputPart:
 
     @property
     def n_values(self) -> tuple[int, ...]:
-        """(D,), how many whole numbers from 0 on each of its numbers can be; 0 for real numbers."""
+        """(D,), number of values of each of its discrete numbers, which count from 0; 0 for real numbers."""
         if isinstance(self.space, spaces.Discrete):
             return (int(self.space.n),)
         if isinstance(self.space, spaces.MultiDiscrete):
@@ -101,7 +101,7 @@ class InputPart:
         return isinstance(self.space, (spaces.Discrete, spaces.MultiDiscrete))
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Return the part for JSON."""
         normalize = None
         if self.mean is not None and self.std is not None:
             normalize = {"mean": self.mean.tolist(), "std": self.std.tolist(), "clip": self.clip}
@@ -119,14 +119,14 @@ class InputPart:
 
 @dataclass(frozen=True)
 class Receptive:
-    """An encoder of vectors: D quantities, one-hot codes spread out, to S sensory inputs.
+    """An encoder of vectors, from D quantities, one-hot codes included, to S sensory inputs.
 
     Sensory input s is `gain_s * (q - mean) / std + offset_s` with q the quantity `source_s`, mean and std its own.
 
     Attributes:
-        mean, std: (D,) float32, of each quantity.
+        mean, std: (D,) float32, mean and standard deviation of each quantity.
         source: (S,), number of the quantity that each sensory input reads.
-        gain, offset: (S,) float32.
+        gain, offset: (S,) float32, gain and offset of each sensory input.
     """
 
     mean: Floats
@@ -138,18 +138,18 @@ class Receptive:
 
 @dataclass(frozen=True)
 class Spec:
-    """From observation to action.
+    """The specification of a controller, from observation to action.
 
     Attributes:
-        circuit: Sensory inputs to action means.
-        observed: Parts of the observation in their order, without the elapsed time and without what the critic alone
+        circuit: The circuit, from sensory inputs to action means.
+        observed: Parts of the observation in their order, without the elapsed time and the parts that only the critic
             sees.
         timed: Whether the observation has a key `elapsed_time`.
-        encoder: Where it reads vectors alone, with or without receptors; None for images and encoders of one's own.
-        action_space: As the environment has it.
+        encoder: The encoder, if it reads only vectors, with or without receptors; None for images and other encoders.
+        action_space: The environment's action space.
         squash: Whether action means pass through tanh and are unscaled to the action space.
-        certificate: Of the circuit.
-        sha256: Of the policy with its normalisation, as recordings have it.
+        certificate: Certificate of the circuit.
+        sha256: SHA-256 of the policy with its normalisation, as in recordings.
     """
 
     circuit: Circuit
@@ -163,15 +163,15 @@ class Spec:
 
     @classmethod
     def of(cls, source: Source, *, min_seconds: float | None = None) -> Spec:
-        """The spec of a policy.
+        """Make the specification of a policy.
 
         Args:
             source: See `find_source`.
-            min_seconds: The shortest step that the certified ranges shall hold for; a tenth of the policy's step where
+            min_seconds: The shortest step that the certified ranges hold for; a tenth of the policy's step where
                 None.
 
         Raises:
-            ExportError: It cannot be exported.
+            ExportError: The policy cannot be exported.
         """
         policy = source.policy
         circuit = _circuit(policy)
@@ -190,7 +190,7 @@ class Spec:
         return cls(circuit, observed, timed, encoder, policy.action_space, squash, certificate, digest)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it; float32 numbers come back bit for bit."""
+        """Return the description for JSON; float32 numbers come back bit for bit."""
         wiring, ltc = self.circuit.wiring, self.circuit.ltc
         tensors, settings = self.circuit.save()
         (synaptic, sensory, (cm, gleak, vleak)) = (rows.detach().cpu().numpy() for rows in ltc.packed().params)
@@ -218,7 +218,7 @@ class Spec:
             "synapses": _synapses(wiring.synapses, synaptic),
             "sensory_synapses": _synapses(wiring.sensory_synapses, sensory),
             "readout": {"weight": self.circuit.readout.tolist(), "bias": self.circuit.bias.tolist()},
-            # As recordings hold it, so that the controller's own recordings can.
+            # The wiring is written as in recordings, so that the controller's own recordings can hold it.
             "circuit": {"tensors": base64.b64encode(tensors).decode(), "settings": settings.decode()},
         }
 
@@ -241,10 +241,10 @@ class Spec:
         return found
 
     def vector_dict(self) -> dict[str, Any]:
-        """`to_dict`, of a policy that observes vectors alone.
+        """Return `to_dict` of a policy that observes only vectors.
 
         Raises:
-            ExportError: It observes images, or through an encoder of another kind.
+            ExportError: The policy observes images, or through an encoder of another kind.
         """
         if self.encoder is None:
             images = ", ".join(part.key or "an image" for part in self.observed if part.image)
@@ -256,11 +256,11 @@ class Spec:
 
 
 def find_source(source: Path | str | OnPolicyAlgorithm, env: VecEnv | None = None) -> Source:
-    """What to export.
+    """Find the policy to export, and the wrappers of its environments.
 
     Args:
         source: A run folder, whose best model is taken, or a model.
-        env: With a model: its environments, whose normalisation is exported; the model's own where None.
+        env: Environments of a model, whose normalisation is exported; None takes the model's own.
 
     Raises:
         ExportError: The policy cannot be exported, or the model has no environments.
@@ -284,10 +284,10 @@ def find_source(source: Path | str | OnPolicyAlgorithm, env: VecEnv | None = Non
 
 
 def _circuit(policy: NCPPolicy) -> Circuit:
-    """The actor, where it is of a kind that exports serve.
+    """Return the actor, if its cell can be exported.
 
     Raises:
-        ExportError: It is of another cell.
+        ExportError: The actor has another cell.
     """
     if type(policy.lstm_actor) is not LTC:
         raise ExportError(
@@ -322,7 +322,7 @@ def _observed(source: Source) -> Iterator[InputPart]:
 
 
 def _keys(policy: NCPPolicy, space: spaces.Dict) -> tuple[str, ...]:
-    """What the actor reads, in the order in which its encoder does."""
+    """Return the keys that the actor reads, in the order of its encoder."""
     encoder = policy.pi_features_extractor
     inner = encoder.extractor if isinstance(encoder, KeyFilter) else encoder
     if isinstance(inner, MultiInputReceptors):
@@ -347,7 +347,7 @@ def _part(
 
 
 def _statistics(normalize: VecNormalize, key: str | None) -> tuple[Any, Any] | None:
-    """Mean and variance by which a part is normalised, or None."""
+    """Return mean and variance by which a part is normalised, or None."""
     if not normalize.norm_obs:
         return None
     found: Any = normalize.obs_rms
@@ -357,9 +357,9 @@ def _statistics(normalize: VecNormalize, key: str | None) -> tuple[Any, Any] | N
 
 
 def _receptive(encoder: nn.Module, observed: tuple[InputPart, ...]) -> Receptive | None:
-    """An encoder as `Receptive`; None where it is of another kind."""
+    """Return an encoder as `Receptive`, or None where it is of another kind."""
     inner = encoder.extractor if isinstance(encoder, KeyFilter) else encoder
-    # Subclasses may compute something else.
+    # Subclasses are not exported, since they may compute something else.
     if type(inner) is Receptors:
         return _receptors(inner)
     if type(inner) is MultiInputReceptors:
@@ -374,7 +374,7 @@ def _receptive(encoder: nn.Module, observed: tuple[InputPart, ...]) -> Receptive
 
 
 def _plain(size: int) -> Receptive:
-    """Quantities as they are."""
+    """Return an encoder that passes quantities unchanged."""
     zeros, ones = np.zeros(size, np.float32), np.ones(size, np.float32)
     return Receptive(zeros, ones, np.arange(size), ones, zeros)
 
@@ -408,18 +408,18 @@ def _kind(space: spaces.Space[Any]) -> Kind:
 
 
 def _below(bound: Doubles) -> Floats:
-    """float32 numbers that are not greater."""
+    """Round down to float32."""
     found = bound.astype(np.float32)
     return np.where(found > bound, np.nextafter(found, np.float32(-np.inf)), found)
 
 
 def _above(bound: Doubles) -> Floats:
-    """float32 numbers that are not smaller."""
+    """Round up to float32."""
     return -_below(-bound)
 
 
 def write_new(folder: Path, texts: Mapping[str, str]) -> None:
-    """Write files that are not there yet.
+    """Write files that do not exist yet.
 
     Raises:
         ExportError: One of them exists.

@@ -1,4 +1,4 @@
-"""Build an exported controller and drive it: with the compiler of this machine, or for a Cortex-M4F in QEMU."""
+"""Building and driving an exported controller: with this machine's compiler, or for a Cortex-M4F in QEMU."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ Floats = npt.NDArray[np.float32]
 HARNESS = Path(__file__).with_name("harness.c")
 BOARD = Path(__file__).with_name("cortex_m4")
 
-#: What the code must compile under without a word. Contraction to fused operations would give other bits.
+#: Flags under which the code compiles without warnings. Contraction to fused operations would give other bits.
 FLAGS = ("-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Werror", "-ffp-contract=off")
 
 # Seconds after which a build or a run is given up.
 _TIMEOUT = 600
 
-#: How a step begins.
+#: The ways in which a step begins.
 GO_ON, RESET, SET = 0.0, 1.0, 2.0
 
 
 class ControllerRun(NamedTuple):
-    """What a controller did in T steps."""
+    """Results of a controller in T steps."""
 
     status: npt.NDArray[np.int64]
-    """(T,), 0 where a step was taken; else why it was refused, as controller.h counts"""
+    """(T,), 0 where a step was taken, else the reason for its refusal as numbered in controller.h"""
     action: Floats
-    """(T, A)"""
+    """(T, A) actions"""
     action_mean: Floats
-    """(T, O)"""
+    """(T, O) action means, or logits"""
     potentials: Floats
-    """(T, U)"""
+    """(T, U) potentials"""
 
     @property
     def held(self) -> npt.NDArray[np.bool_]:
-        """(T,), where a step was refused."""
+        """(T,) bool, whether a step was refused."""
         refused: npt.NDArray[np.bool_] = self.status != 0
         return refused
 
@@ -54,10 +54,10 @@ class Program:
     """A built controller with the harness around it.
 
     Attributes:
-        command: That runs it, in a folder with `steps.bin`.
-        n_observations, n_neurons, n_outputs, n_actions: Its sizes, as its header has them.
-        state_bytes: Size of the struct `controller`.
-        sha256: Of its policy, as its header has it.
+        command: Command that runs it in a folder with `steps.bin`.
+        n_observations, n_neurons, n_outputs, n_actions: Sizes of the controller, from its header.
+        state_bytes: Size of the struct `controller` in bytes.
+        sha256: SHA-256 of its policy, from its header.
     """
 
     command: tuple[str, ...]
@@ -75,19 +75,19 @@ class Program:
         observation: npt.ArrayLike,
         potentials: npt.ArrayLike | None = None,
     ) -> tuple[ControllerRun, str]:
-        """Take T steps.
+        """Run T steps.
 
         Args:
-            begin: (T,), GO_ON, RESET or SET, to begin with the potentials given.
-            seconds: (T,)
-            observation: (T, D)
-            potentials: (T, U); zeros where None.
+            begin: (T,), GO_ON, RESET, or SET to begin with the given potentials.
+            seconds: (T,), seconds that each step lasts.
+            observation: (T, D), observations.
+            potentials: (T, U), potentials for steps with SET; None stands for zeros.
 
         Returns:
-            The outcome, and what the program printed.
+            The results, and the text that the program printed.
 
         Raises:
-            ExportError: The observation is not the program's, or the program fails.
+            ExportError: The observation has another size than the controller's, or the program fails.
         """
         seen = np.asarray(observation, np.float32)
         n_steps = len(seen)
@@ -106,7 +106,7 @@ class Program:
         return ControllerRun(status[:, 0].astype(np.int64), action, mean, after), printed
 
 
-# Numbers with which an outcome begins: sizes, and the bytes of the hash.
+# Length of the header of the results: sizes, and the bytes of the hash.
 _HEADER = 5 + 64
 
 
@@ -114,7 +114,7 @@ def build_here(folder: Path, out: Path, *, options: Sequence[str] = ("-O2",)) ->
     """Build controller.c of `folder` for this machine.
 
     Raises:
-        ExportError: There is no C compiler, no code, or it does not compile.
+        ExportError: There is no C compiler or no code, or it does not compile.
     """
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
@@ -125,16 +125,16 @@ def build_here(folder: Path, out: Path, *, options: Sequence[str] = ("-O2",)) ->
 
 
 class Size(NamedTuple):
-    """What a controller takes on a Cortex-M4F, in bytes."""
+    """Memory of a controller on a Cortex-M4F, in bytes."""
 
     flash: int
     """Code and tables"""
     ram: int
-    """The struct `controller`, and at most so much stack in a step"""
+    """The struct `controller` and the stack of a step, an upper bound"""
 
 
 def missing_cross_tools() -> str:
-    """What is missing to build and run for a Cortex-M4F, as a sentence; empty where nothing is."""
+    """Return a sentence on what is missing to build and run for a Cortex-M4F; empty where nothing is."""
     tools = {"arm-none-eabi-gcc": "gcc-arm-none-eabi libnewlib-arm-none-eabi", "qemu-system-arm": "qemu-system-arm"}
     missing = [package for tool, package in tools.items() if shutil.which(tool) is None]
     return f"apt-get install {' '.join(missing)} would bring what builds and runs for a Cortex-M4F" if missing else ""
@@ -143,7 +143,7 @@ def missing_cross_tools() -> str:
 def build_cortex_m4(folder: Path, out: Path) -> tuple[Program, Size]:
     """Build controller.c of `folder` for a Cortex-M4F, to be run by QEMU's board mps2-an386.
 
-    Its program prints the instructions of a step: with `-icount shift=0` an instruction of the virtual processor takes
+    The program prints the instructions of a step: with `-icount shift=0` an instruction of the virtual processor takes
     a nanosecond, and the board's SysTick counts them in steps of 40.
 
     Raises:
@@ -167,7 +167,7 @@ def build_cortex_m4(folder: Path, out: Path) -> tuple[Program, Size]:
 
 
 def _stack(usage: Path) -> int:
-    """No step takes more bytes of stack: those of all functions together, of which none calls itself."""
+    """Return an upper bound of a step's stack: the bytes of all functions together, none of which is recursive."""
     return sum(int(line.split("\t")[1]) for line in usage.read_text().splitlines())
 
 
@@ -179,7 +179,7 @@ def _compile(compiler: Sequence[str], folder: Path, sources: Sequence[Path], pro
 
 
 def _described(command: tuple[str, ...]) -> Program:
-    """The program with what it says of itself."""
+    """Return the program with the sizes that it prints about itself."""
     header, _ = _drive(command, np.empty((0, 1), np.float32))
     if len(header) != _HEADER:
         raise ExportError(f"The program must begin with {_HEADER} numbers about itself, got {len(header)}.")

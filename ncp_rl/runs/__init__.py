@@ -1,4 +1,4 @@
-"""Run folders: train an NCP policy, or a baseline of SB3's, with PPO, keep all that later steps need, load it again.
+"""Run folders: train an NCP policy, or a baseline of SB3, with PPO, save what later steps need, and load it again.
 
 A run folder holds
 
@@ -9,8 +9,8 @@ A run folder holds
     resumed.log                    a line for each time that a training went on
     progress.csv, events.out.*     training curves, for TensorBoard too
 
-A file is whole or not there, whenever the process is killed. Models are files of Stable-Baselines3, which unpickles
-them, and resume.pt is a pickle too: load only those that you trust.
+A file is complete or missing, whenever the process is killed. Models are files of Stable-Baselines3, which unpickles
+them, and resume.pt is a pickle too: load only files that you trust.
 """
 
 from ncp_rl.runs.config import EVALUATION_SEED, GENERAL, RunConfig, RunError, read_hyperparams

@@ -1,7 +1,7 @@
-"""All that a training holds between two rollouts, kept in one file from which a killed training goes on.
+"""The state of a training between two rollouts, in one file from which a killed training is resumed.
 
-The newest is kept, as `checkpoints/resume.pt`: it takes the place of the one before in one step, so that there is
-always a whole one. It is a pickle, as models of Stable-Baselines3 are: go on with those alone that you trust.
+The newest state is kept as `checkpoints/resume.pt`. It replaces the one before in one step, so that there is
+always a complete file. It is a pickle, as models of Stable-Baselines3 are: resume only trainings that you trust.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ from ncp_rl.runs.environment_state import Packed, difference_after_step, pack, u
 from ncp_rl.runs.folder import write_file
 
 CHECKPOINT = Path("checkpoints") / "resume.pt"
-#: Files that go back to what they were at the checkpoint.
+#: Files that are restored to their contents at the checkpoint.
 _FILES = ("progress.csv", "evaluations.npz", "best/model.zip", "best/vecnormalize.pkl")
-# What an algorithm counts and carries from one rollout to the next.
+# Attributes that an algorithm counts, and that it carries from one rollout to the next.
 _COUNTED = ("num_timesteps", "_num_timesteps_at_start", "_n_updates", "_episode_num", "_current_progress_remaining")
 _CARRIED = ("_last_obs", "_last_original_obs", "_last_episode_starts", "_last_lstm_states")
 _EPISODES = ("ep_info_buffer", "ep_success_buffer")
 _LOGGED = ("name_to_value", "name_to_count", "name_to_excluded")
-# What callbacks have from the training around them.
+# Attributes that a training sets on its callbacks.
 _GIVEN = ("model", "parent", "logger", "locals", "globals")
 
 _log = logging.getLogger("ncp_rl.runs")
 
 
 class TrainingPlan(NamedTuple):
-    """How often a training is evaluated and kept."""
+    """How often a training is evaluated and saved."""
 
     n_evaluations: int
     n_eval_episodes: int
@@ -53,10 +53,10 @@ class TrainingPlan(NamedTuple):
 
 
 class KeepCheckpoint(BaseCallback):
-    """Writes the checkpoint at the first rollout's start after every `interval` steps, and when the training ends.
+    """A callback that writes the checkpoint when a rollout starts after every `interval` steps, and at the end.
 
-    In a training that goes on it also puts back, where the rollout after the checkpoint starts, what `learn` itself
-    changes: random streams, times, and what callbacks hold.
+    In a resumed training it also restores, when the first rollout starts, the state that `learn` itself
+    changes: random streams, times, and the attributes of callbacks.
     """
 
     def __init__(
@@ -68,16 +68,16 @@ class KeepCheckpoint(BaseCallback):
         callbacks: Sequence[BaseCallback],
         checkpoint: Mapping[str, Any] | None = None,
     ) -> None:
-        """Keep a training's state.
+        """Make the callback of a training.
 
-        Its attribute `steps` is the step of the last checkpoint.
+        The attribute `steps` is the step of the last checkpoint.
 
         Args:
-            folder: The run's.
-            config: The run.
-            plan: How often.
-            callbacks: Those that training calls, in order; each is given back its counts and what it holds.
-            checkpoint: To go on from.
+            folder: Folder of the run.
+            config: Configuration of the run.
+            plan: How often checkpoints are written.
+            callbacks: The training's callbacks, in order, whose attributes are saved and restored.
+            checkpoint: Checkpoint to resume from; None for a new training.
         """
         super().__init__()
         self.folder, self.config, self.plan, self.callbacks = folder, config, plan, callbacks
@@ -85,13 +85,13 @@ class KeepCheckpoint(BaseCallback):
         self.interval = max(config.n_timesteps // plan.n_checkpoints, 1)
         self.steps = 0 if checkpoint is None else checkpoint["steps"]
         self.why_not_packed = "" if checkpoint is None else checkpoint["environments"].why_not
-        # Environments before their first step, until that shows whether they can be packed.
+        # The packed environments before their first step, which shows whether packing keeps all their state.
         self.packed: Packed | None = None
         self.whole_rollouts = -1
 
     @property
     def algorithm(self) -> OnPolicyAlgorithm:
-        """What trains."""
+        """The algorithm that trains."""
         assert isinstance(self.model, OnPolicyAlgorithm)
         return self.model
 
@@ -120,12 +120,12 @@ class KeepCheckpoint(BaseCallback):
         self.whole_rollouts = self.algorithm.num_timesteps
 
     def _on_training_end(self) -> None:
-        # A callback may end a training within a rollout, where there is no state to go on from.
+        # A callback may end a training within a rollout, whose state cannot be resumed.
         if self.algorithm.num_timesteps == self.whole_rollouts:
             self.write(self.state() | dict(noise=None))
 
     def state(self) -> dict[str, Any]:
-        """What the training holds, but for its configuration."""
+        """Return the state of the training, without its configuration."""
         model, policy, normalize = self.algorithm, self.algorithm.policy, self.algorithm.get_vec_normalize_env()
         held = vars(model)
         statistics = {} if normalize is None else vars(normalize)
@@ -148,7 +148,7 @@ class KeepCheckpoint(BaseCallback):
         )
 
     def write(self, state: dict[str, Any]) -> None:
-        """Write a state, with all that says whether it can be gone on from."""
+        """Write a state, with configuration and versions, which decide whether it can be resumed."""
         buffer = io.BytesIO()
         about = dict(config=asdict(self.config), plan=tuple(self.plan), versions=installed_versions())
         torch.save(state | about, buffer, pickle_module=cloudpickle)
@@ -173,7 +173,7 @@ class KeepCheckpoint(BaseCallback):
 
 
 def read_checkpoint(folder: Path) -> dict[str, Any]:
-    """The checkpoint of a run folder.
+    """Read the checkpoint of a run folder.
 
     Raises:
         RunError: The checkpoint is missing or damaged.
@@ -195,18 +195,18 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
 
 
 def restore(model: OnPolicyAlgorithm, checkpoint: Mapping[str, Any], seed: int) -> str:
-    """Let a model, made alike, go on from a checkpoint that has learned.
+    """Restore the state of a checkpoint in a new model of the same configuration.
 
     Args:
-        model: As `make_model` gives it.
-        checkpoint: As `read_checkpoint` gives it.
-        seed: Of new episodes, where the environments themselves cannot go on.
+        model: A model that `make_model` made.
+        checkpoint: The result of `read_checkpoint`, of a training that has taken steps.
+        seed: Seed of new episodes, where the environments themselves cannot be restored.
 
     Returns:
-        Why episodes begin anew; "" where they go on.
+        Why episodes begin anew, in a clause; "" where they continue.
 
     Raises:
-        RunError: The checkpoint is that of another policy.
+        RunError: The checkpoint belongs to another policy.
     """
     policy, venv = model.policy, model.get_env()
     assert venv is not None
@@ -235,7 +235,7 @@ def restore(model: OnPolicyAlgorithm, checkpoint: Mapping[str, Any], seed: int) 
 
 
 def _begin_anew(venv: VecEnv, model: OnPolicyAlgorithm, checkpoint: Mapping[str, Any], seed: int) -> None:
-    """Normalisation goes on, episodes begin: `learn` resets environments of which it has no observation."""
+    """Restore normalisation and begin new episodes: `learn` resets environments without a last observation."""
     normalize = model.get_vec_normalize_env()
     if normalize is not None:
         vars(normalize).update(checkpoint["normalize"])
@@ -244,7 +244,7 @@ def _begin_anew(venv: VecEnv, model: OnPolicyAlgorithm, checkpoint: Mapping[str,
 
 
 def restore_files(folder: Path, checkpoint: Mapping[str, Any]) -> None:
-    """Bring curves, evaluations and models of a run folder back to what they were at a checkpoint."""
+    """Restore curves, evaluations and models of a run folder to their contents at a checkpoint."""
     steps, files = checkpoint["steps"], checkpoint["files"]
     for name in _FILES:
         if name in files:
@@ -257,13 +257,13 @@ def restore_files(folder: Path, checkpoint: Mapping[str, Any]) -> None:
 
 
 def random_streams() -> dict[str, Any]:
-    """The states of Python's, NumPy's and PyTorch's generators."""
+    """Return the states of the random generators of Python, NumPy and PyTorch."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return dict(python=random.getstate(), numpy=np.random.get_state(), torch=torch.get_rng_state(), cuda=cuda)
 
 
 def set_random_streams(streams: Mapping[str, Any]) -> None:
-    """Let the generators go on from there."""
+    """Set the states of the random generators."""
     random.setstate(streams["python"])
     np.random.set_state(streams["numpy"])
     torch.set_rng_state(streams["torch"])
@@ -279,7 +279,7 @@ def set_random_streams(streams: Mapping[str, Any]) -> None:
 
 
 def attributes(callback: BaseCallback) -> dict[str, Any]:
-    """What a callback holds: its `state_dict()`, or else all of its attributes that are data and can be pickled."""
+    """Return a callback's `state_dict()`, or else all its attributes that are data and can be pickled."""
     if hasattr(callback, "state_dict"):
         return dict(callback.state_dict())
     held = {}
@@ -290,7 +290,7 @@ def attributes(callback: BaseCallback) -> dict[str, Any]:
             continue
         try:
             held[name] = cloudpickle.loads(cloudpickle.dumps(part))
-        except Exception as error:  # Whatever a user's own object raises.
+        except Exception as error:  # A user's own object may raise anything.
             _log.info(
                 "The attribute %s of the callback %s is not kept in checkpoints: %s",
                 name,
@@ -301,7 +301,7 @@ def attributes(callback: BaseCallback) -> dict[str, Any]:
 
 
 def put_attributes(callback: BaseCallback, held: Mapping[str, Any]) -> None:
-    """Give a callback back what it held."""
+    """Restore the attributes of a callback."""
     if hasattr(callback, "load_state_dict"):
         callback.load_state_dict(held)
     else:
@@ -309,7 +309,7 @@ def put_attributes(callback: BaseCallback, held: Mapping[str, Any]) -> None:
 
 
 def _all(callbacks: Sequence[BaseCallback]) -> Iterator[BaseCallback]:
-    """Callbacks and those within them."""
+    """Yield callbacks and the callbacks within them."""
     for callback in callbacks:
         yield callback
         inner = callback.callbacks if isinstance(callback, CallbackList) else vars(callback).values()
@@ -321,7 +321,7 @@ def _standardizers(policy: torch.nn.Module) -> list[Standardize]:
 
 
 def _noise(policy: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """The noise matrices of gSDE, which are drawn before a rollout's start is told."""
+    """Return the noise matrices of gSDE, which are drawn before callbacks learn of a rollout's start."""
     distribution = policy.action_dist
     if not isinstance(distribution, StateDependentNoiseDistribution):
         return None

@@ -1,4 +1,4 @@
-"""What makes a run: environment, hyperparameters, seed; and the hyperparameters of a file."""
+"""The configuration of a run: environment, hyperparameters and seed; and hyperparameters from a file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import yaml
 
 from ncp_rl.runs import settings
 
-#: Settings of a circuit where nobody has tuned any: rewards are normalised, observations by the policy itself.
+#: Settings of a circuit for environments without tuned ones: rewards are normalised here, observations by the policy.
 GENERAL: dict[str, Any] = dict(
     n_envs=8,
     n_timesteps=200_000,
@@ -24,7 +24,7 @@ GENERAL: dict[str, Any] = dict(
     learning_rate="lin_3e-4",
 )
 
-#: Added to a run's seed for the environments of its evaluations, which must not start as those of training do.
+#: Added to a run's seed for the environments of its evaluations, which must start differently from those of training.
 EVALUATION_SEED = 10_000
 
 
@@ -32,17 +32,17 @@ _VERSIONS_OF = ("ncp-rl", "torch", "numpy", "numba", "gymnasium", "stable-baseli
 
 
 def installed_versions() -> dict[str, str]:
-    """Versions, by package, of what results depend on."""
+    """Return the versions of the packages that results depend on."""
     return {name: version(name) for name in _VERSIONS_OF}
 
 
 class RunError(Exception):
-    """What a user asked for cannot be done; the message says what, why, and what to do."""
+    """Raised where a request concerning a run cannot be fulfilled; the message says why, and what to do."""
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """All that makes a run: kept as config.json in its folder."""
+    """The configuration of a run, which is saved as config.json in its folder."""
 
     env: str
     """Gymnasium id; `module:id` imports the module first."""
@@ -54,28 +54,28 @@ class RunConfig:
     versions: dict[str, str] = field(default_factory=installed_versions)
     python: str = field(default_factory=platform.python_version)
     max_episode_steps: int | None = None
-    """Steps after which episodes of evaluations, recordings and audits are cut; the environment's own limit where None.
-    Training goes on as the environment has it."""
+    """Steps after which episodes of evaluations, recordings and audits are cut; None takes the environment's own limit.
+    Episodes of training always follow the environment's own limit."""
 
     def __post_init__(self) -> None:
-        """Read hyperparameters that are text.
+        """Parse hyperparameters that are text.
 
         Raises:
-            RunError: One of them cannot be read.
+            RunError: A hyperparameter cannot be read.
         """
         object.__setattr__(self, "hyperparams", _plain(self.hyperparams))
 
     @property
     def n_timesteps(self) -> int:
-        """Environment steps of the training in all."""
+        """Number of environment steps of the whole training."""
         return int(self.hyperparams.get("n_timesteps") or 1e5)
 
     def with_n_timesteps(self, n_timesteps: int) -> RunConfig:
-        """The same for so many environment steps in all."""
+        """Return the same configuration for another number of environment steps in all."""
         return replace(self, hyperparams=self.hyperparams | dict(n_timesteps=n_timesteps))
 
     def differences(self, other: RunConfig) -> list[str]:
-        """Where another run has other settings than this one, the length of the training aside, in words."""
+        """Return a clause for each setting of another run that differs, the length of the training aside."""
         mine, others = (_flat(json.loads(to_json(config.with_n_timesteps(1)))) for config in (self, other))
         names = [name for name in {**mine, **others} if name.split(".")[0] not in ("versions", "python")]
         return [
@@ -86,7 +86,7 @@ class RunConfig:
 
 
 def _flat(nested: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """Values by their dotted paths."""
+    """Return the values of nested mappings by their dotted paths."""
     flat: dict[str, Any] = {}
     for name, value in nested.items():
         flat |= _flat(value, f"{before}{name}.") if isinstance(value, Mapping) else {before + name: value}
@@ -94,14 +94,14 @@ def _flat(nested: Mapping[str, Any], before: str = "") -> dict[str, Any]:
 
 
 def read_hyperparams(path: Path, env_id: str) -> dict[str, Any]:
-    """Hyperparameters of `env_id` from a yaml file in rl-zoo's form, or {} where it has none.
+    """Read the hyperparameters of `env_id` from a yaml file in rl-zoo's form; return {} where it has none.
 
-    As in rl-zoo, `default` stands for environments that the file does not name. Entries as `dict(...)` strings are read
-    as rl-zoo reads them, but as literals: nothing of a file is executed. Classes that it names are imported once the
+    As in rl-zoo, `default` applies to environments that the file does not name. Entries as `dict(...)` strings are read
+    as literals, where rl-zoo executes them: nothing of a file is executed. Classes that it names are imported when the
     run is made.
 
     Raises:
-        RunError: The file cannot be read as such.
+        RunError: The file cannot be read, or an entry has another form.
     """
     try:
         entries = yaml.safe_load(path.read_text()) or {}
@@ -123,10 +123,10 @@ def _plain(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_json(config: RunConfig) -> str:
-    """The text of config.json.
+    """Return the text of config.json.
 
     Raises:
-        RunError: Hyperparameters that no such file can hold.
+        RunError: The file cannot hold the hyperparameters.
     """
     try:
         return json.dumps(asdict(config), indent=2) + "\n"

@@ -1,6 +1,6 @@
-"""Environments in the middle of their episodes, kept as bytes: where they can be, a training goes on as if never cut.
+"""Environments in the middle of their episodes as bytes, so that a resumed training continues their episodes.
 
-The bytes are a pickle. As with the models of Stable-Baselines3, load those alone that you trust.
+The bytes are a pickle. As with the models of Stable-Baselines3, load only bytes that you trust.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ import numpy as np
 from gymnasium.utils import EzPickle
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 
-# What a layer of vectorised environments has from how it was made.
+# Attributes of a layer of vectorised environments that follow from how it was made.
 _MADE = ("venv", "class_attributes")
 
 
 class Packed(NamedTuple):
-    """Environments as bytes, or why there are none."""
+    """Environments as bytes, or a clause on why they cannot be packed."""
 
     data: bytes | None
     why_not: str = ""
 
 
 def pack(venv: VecEnv) -> Packed:
-    """All that environments and the layers around them hold, random streams included.
+    """Pack the state of environments and of the layers around them, random streams included.
 
     Args:
         venv: Environments in a `DummyVecEnv`; others cannot be packed.
@@ -38,17 +38,17 @@ def pack(venv: VecEnv) -> Packed:
     buffer = io.BytesIO()
     try:
         _Pickler(buffer).dump(parts)
-    except Exception as error:  # Whatever an environment's own code raises: it says why there are none.
+    except Exception as error:  # An environment's own code may raise anything, which is then the reason.
         return Packed(None, f"they cannot be pickled: {type(error).__name__}: {error}")
     return Packed(buffer.getvalue())
 
 
 def unpack(data: bytes, venv: VecEnv) -> str:
-    """Let environments that were made alike go on as the packed ones; the reason where they cannot, else "".
+    """Restore packed state in environments of the same configuration; return why it is impossible, else "".
 
     Args:
-        data: As `pack` gives it.
-        venv: Environments of the same configuration; left as they are where they cannot go on.
+        data: Bytes that `pack` made.
+        venv: Environments of the same configuration; they do not change where it is impossible.
     """
     try:
         parts = pickle.loads(data)
@@ -61,17 +61,17 @@ def unpack(data: bytes, venv: VecEnv) -> str:
 
 
 def difference_after_step(data: bytes, venv: VecEnv) -> str:
-    """Whether all that environments hold was packed: a copy takes the step that they took since, and ends alike.
+    """Check that packing kept all state: an unpacked copy takes the same step and must end in the same state.
 
-    Some classes leave out of a pickle what they hold, without a word. `gymnasium.utils.EzPickle` does so too, but is
-    seen through.
+    Some classes silently leave state out of a pickle. `gymnasium.utils.EzPickle` does so too, but is
+    bypassed.
 
     Args:
-        data: As `pack` gave it, one step ago.
+        data: Bytes that `pack` made one step ago.
         venv: The environments after that step.
 
     Returns:
-        How the copy differs, or "".
+        A clause on how the copy differs, or "".
     """
     original: Any = _layers(venv)[-1]
     twin: Any = copy.copy(original)
@@ -79,14 +79,14 @@ def difference_after_step(data: bytes, venv: VecEnv) -> str:
         vars(twin).update(pickle.loads(data)[-1])
         twin.step_async(original.actions)
         twin.step_wait()
-    except Exception as error:  # Whatever an environment's own code raises.
+    except Exception as error:  # An environment's own code may raise anything.
         return f"a copy of them fails: {type(error).__name__}: {error}"
     same = all(_equal(getattr(twin, name), getattr(original, name)) for name in ("buf_obs", "buf_rews", "buf_dones"))
     return "" if same else "a copy of them goes on in another way"
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """Keeps what an environment holds, where `EzPickle` would keep how it was made."""
+    """Pickles the state of an environment where `EzPickle` would pickle its arguments."""
 
     def reducer_override(self, obj: Any) -> Any:
         """See `pickle.Pickler.reducer_override`."""
@@ -100,7 +100,7 @@ def _fill(obj: Any, parts: dict[str, Any]) -> None:
 
 
 def _layers(venv: VecEnv) -> list[VecEnv]:
-    """From the outermost to the environments themselves."""
+    """Return the layers of vectorised environments, from the outermost to the environments themselves."""
     layers = [venv]
     while isinstance(layers[-1], VecEnvWrapper):
         layers.append(layers[-1].venv)

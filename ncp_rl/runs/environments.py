@@ -1,4 +1,4 @@
-"""A run's environments: made, seeded, wrapped, stacked and normalised as configured."""
+"""`make_envs`: makes, seeds, wraps, stacks and normalises the environments of a run."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ def make_envs(
     max_episode_steps: int | None = None,
     **make_kwargs: Any,
 ) -> VecEnv:
-    """The run's environments: monitored, seeded, wrapped, stacked and normalised as configured.
+    """Make the environments of a run: monitored, seeded, wrapped, stacked and normalised as configured.
 
-    rl-zoo stacks what is normalised already. Here, stacks are normalised, each place of a stack by its own statistics:
-    so the observation that a recording holds is all that the policy acted on.
+    rl-zoo stacks normalised observations. Here stacks are normalised, each place of a stack by its own statistics,
+    so that a recording holds the whole observation that the policy acted on.
 
     Args:
-        config: The run.
-        n_envs: Environments side by side.
+        config: Configuration of the run.
+        n_envs: Number of environments side by side.
         training: Whether normalisation statistics move and rewards are normalised.
-        training_wrappers: Whether to put on those of the run's wrappers that are for training alone, such as
+        training_wrappers: Whether to apply those of the run's wrappers that are for training only, such as
             `ncp_envs.RandomDisturbances`: their class has an attribute `training_only = True`.
-        max_episode_steps: Steps after which episodes are cut. Where None: for training the environment's own limit,
-            otherwise the run's.
-        **make_kwargs: For `make_vec_env`, such as `env_kwargs`, which come before the run's own, or `wrapper_class`,
-            which is put around the run's own.
+        max_episode_steps: Steps after which episodes are cut. None takes the environment's own limit for training,
+            and the run's limit otherwise.
+        **make_kwargs: Arguments of `make_vec_env`, such as `env_kwargs`, which override the run's own, or
+            `wrapper_class`, which is applied around the run's own.
 
     Raises:
-        RunError: No such environment, it cannot be made, or its spaces are none that a policy serves.
+        RunError: The environment does not exist, cannot be made, or has spaces that no policy serves.
     """
     seed = config.seed if training else config.seed + EVALUATION_SEED
     if max_episode_steps is None and not training:
@@ -54,7 +54,7 @@ def make_envs(
         make_kwargs["env_kwargs"] |= _cut(max_episode_steps)
         venv = make_vec_env(config.env, n_envs=n_envs, seed=seed, **make_kwargs)
         made: Any = venv.get_attr("unwrapped", indices=0)[0]
-        # What Gymnasium itself takes, such as max_episode_steps, is no argument of the class.
+        # Arguments of Gymnasium itself, such as max_episode_steps, are not arguments of the class.
         settings.check_arguments(config.env, type(made), found.get("env_kwargs") or {}, names=False)
         wrap = settings.wrapper("vec_env_wrapper", found.get("vec_env_wrapper"), training=training_wrappers)
         venv = _stacked(config, venv if wrap is None else wrap(venv))
@@ -64,7 +64,7 @@ def make_envs(
     if normalize is None or normalize is False:
         return venv
     kwargs = _what_to_normalize(venv.observation_space) | (dict(normalize) if isinstance(normalize, Mapping) else {})
-    kwargs |= {"gamma": found["gamma"]} if "gamma" in found else {}  # As in rl-zoo, before that of `normalize`.
+    kwargs |= {"gamma": found["gamma"]} if "gamma" in found else {}  # As in rl-zoo, it overrides that of `normalize`.
     kwargs |= dict(training=training)
     if not training:
         kwargs["norm_reward"] = False
@@ -76,7 +76,7 @@ def make_envs(
 
 
 def _cut(max_episode_steps: int | None) -> dict[str, Any]:
-    """The arguments of `gym.make` with which Gymnasium cuts episodes after so many steps."""
+    """Return the arguments of `gym.make` with which Gymnasium cuts episodes after this many steps."""
     if max_episode_steps is None:
         return {}
     if max_episode_steps < 1:
@@ -85,14 +85,14 @@ def _cut(max_episode_steps: int | None) -> dict[str, Any]:
 
 
 def _make_kwargs(found: Mapping[str, Any], given: Mapping[str, Any], training_wrappers: bool) -> dict[str, Any]:
-    """Arguments of `make_vec_env`: those given, before or around those of the hyperparameters."""
+    """Return the arguments of `make_vec_env`, from those given and those of the hyperparameters."""
     own = settings.wrapper("env_wrapper", found.get("env_wrapper"), training=training_wrappers)
     outer = given.get("wrapper_class")
 
     def wrap(env: gym.Env[Any, Any], **kwargs: Any) -> gym.Env[Any, Any]:
         wrapped = env if own is None else own(env)
         wrapped = wrapped if outer is None else outer(wrapped, **kwargs)
-        # Vectorised environments fail on some spaces without naming them.
+        # The spaces are checked here, since vectorised environments fail on some without naming them.
         check_spaces(wrapped.observation_space, wrapped.action_space)
         return wrapped
 
@@ -101,7 +101,7 @@ def _make_kwargs(found: Mapping[str, Any], given: Mapping[str, Any], training_wr
 
 
 def _stacked(config: RunConfig, venv: VecEnv) -> VecEnv:
-    """The environments, whose last observations are stacked as rl-zoo's `frame_stack` says.
+    """Stack the last observations of the environments as rl-zoo's `frame_stack` says.
 
     Raises:
         ValueError: The observation cannot be stacked.
@@ -120,7 +120,7 @@ def _stacked(config: RunConfig, venv: VecEnv) -> VecEnv:
 
 
 def _what_to_normalize(space: spaces.Space[Any]) -> dict[str, Any]:
-    """Vectors; neither images, which SB3 scales by itself, nor the elapsed time, which is in seconds."""
+    """Return VecNormalize's arguments for vectors: SB3 scales images, and elapsed times must stay in seconds."""
     if not isinstance(space, spaces.Dict):
         return dict(norm_obs=_is_vector(space))
     keys = [key for key, part in space.items() if key != ELAPSED_TIME and _is_vector(part)]

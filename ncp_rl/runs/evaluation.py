@@ -1,4 +1,4 @@
-"""Evaluation: returns of whole episodes from seeded environments, also periodically while training goes on."""
+"""Evaluation: returns of whole episodes from seeded environments, also periodically during training."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from stable_baselines3.common.vec_env import VecEnv
 from ncp_rl.readings import BadInputError
 from ncp_rl.runs.config import RunError
 
-#: Steps after which an episode is taken for one that never ends, unless its environment's own limit is larger.
+#: Steps after which an episode is considered endless, unless its environment's own limit is larger.
 MAX_EPISODE_STEPS = 30_000
 
 _RESAMPLES = 2000
 
-# What `EvalCallback` holds of evaluations so far.
+# Attributes of `EvalCallback` that hold evaluations so far.
 _EVALUATED = (
     "n_calls",
     "num_timesteps",
@@ -45,7 +45,7 @@ class Evaluation:
     lengths: tuple[int, ...]
 
     def summary(self) -> dict[str, float]:
-        """Episodes; mean, standard deviation, minimum and maximum return; mean length."""
+        """Return episodes, mean, standard deviation, minimum and maximum return, and mean length."""
         returns = np.array(self.returns)
         return {
             "episodes": len(returns),
@@ -57,7 +57,7 @@ class Evaluation:
         }
 
     def __str__(self) -> str:
-        """The summary in a line."""
+        """Return the summary in a line."""
         s = self.summary()
         return (
             f"return {s['mean_return']:.1f} +- {s['std_return']:.1f} (min {s['min_return']:.1f}, "
@@ -74,15 +74,15 @@ class Interval(NamedTuple):
 
 
 def mean_interval(values: npt.NDArray[np.float64]) -> Interval:
-    """The mean of (E,) episodes' values and its 95 % percentile bootstrap; the same episodes give the same interval."""
+    """Return the mean of (E,) values and its 95 % percentile bootstrap; equal values give equal intervals."""
     resampled = np.random.default_rng(0).choice(values, (_RESAMPLES, len(values))).mean(1)
     return Interval(float(values.mean()), *map(float, np.percentile(resampled, [2.5, 97.5])))
 
 
 class EpisodeBound:
-    """Counts the steps of each environment's episode, and raises where one does not end.
+    """Counts the steps of each environment's episode, and raises an error where one does not end.
 
-    Whoever waits for the end of episodes would otherwise wait for ever, without a word, where a task has none. The
+    Code that waits for the end of episodes would otherwise wait forever, silently, where a task never ends. The
     bound is `MAX_EPISODE_STEPS`, or the limit with which an environment was made where that is larger.
     """
 
@@ -92,10 +92,10 @@ class EpisodeBound:
         self._steps = np.zeros(venv.num_envs, np.int64)
 
     def count(self, ended: npt.NDArray[np.bool_]) -> None:
-        """A step of all N environments.
+        """Count a step of all N environments.
 
         Args:
-            ended: (N,), where it ended an episode.
+            ended: (N,) bool, whether it ended an episode.
 
         Raises:
             RunError: An episode has not ended within the bound.
@@ -104,8 +104,8 @@ class EpisodeBound:
         self._check()
 
     def watch(self, local: Mapping[str, Any], _: Mapping[str, Any]) -> None:
-        """The same as a callback of `evaluate_policy`, which calls it for one environment after the other."""
-        # evaluate_policy waits for what a Monitor, where there is one, calls the end.
+        """Count as a callback of `evaluate_policy`, which calls it for one environment after the other."""
+        # evaluate_policy waits for the end by a Monitor, where there is one.
         ended = local["done"] and ("episode" in local["info"] or not local["is_monitor_wrapped"])
         self._steps[local["i"]] = 0 if ended else self._steps[local["i"]] + 1
         self._check()
@@ -132,9 +132,9 @@ def evaluate(
 
     Args:
         model: The model.
-        venv: Environments as `load_run` gives them.
-        n_episodes: Episodes in all.
-        deterministic: The most likely action instead of a sampled one.
+        venv: Environments, such as `load_run` returns.
+        n_episodes: Number of episodes in all.
+        deterministic: Whether to take the most likely action instead of a sampled one.
         seed: Environment i starts from seed + i; sampled actions follow it too.
 
     Raises:
@@ -158,20 +158,20 @@ def evaluate(
 
 
 class SeededEvaluation(EvalCallback):
-    """Evaluates every model from the same starts, so that better is not luckier; logs what training alone took."""
+    """Evaluates every model from the same starts, so that luck does not decide, and logs the time of training alone."""
 
     def __init__(self, eval_env: VecEnv, folder: Path, *, seed: int, **kwargs: Any) -> None:
-        """Evaluate in `eval_env`, whose environment i starts from seed + i; see upstream for `kwargs`.
+        """Evaluate in `eval_env`, whose environment i starts from seed + i.
 
         Args:
             eval_env: Environments.
-            folder: Of evaluations.npz.
-            seed: Of the environments.
-            **kwargs: For upstream.
+            folder: Folder for evaluations.npz.
+            seed: Seed of the environments.
+            **kwargs: Arguments of upstream's class.
         """
         super().__init__(eval_env, **kwargs)
         self.seed, self.path = seed, folder / "evaluations.npz"
-        # Upstream writes in place: let it write beside the file.
+        # Upstream writes in place; here it writes beside the file, which is then replaced.
         self.log_path = str(folder / "evaluations.partial.npz")
 
     def _on_training_start(self) -> None:
@@ -192,21 +192,21 @@ class SeededEvaluation(EvalCallback):
         return go_on
 
     def _log_success_callback(self, locals_: dict[str, Any], globals_: dict[str, Any]) -> None:
-        """The callback that upstream hands to `evaluate_policy`."""
+        """Run the callback that upstream passes to `evaluate_policy`."""
         self.bound.watch(locals_, globals_)
         super()._log_success_callback(locals_, globals_)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a training that goes on needs of the evaluations so far."""
+        """Return the evaluations so far, for a resumed training."""
         held = {name: copy.copy(vars(self)[name]) for name in _EVALUATED}
         return held | dict(spent=_seconds() - self.training_began)
 
     def load_state_dict(self, held: Mapping[str, Any]) -> None:
-        """Go on from there; the clock goes on too."""
+        """Restore evaluations and clocks."""
         vars(self).update({name: held[name] for name in _EVALUATED})
         self.training_began = _seconds() - held["spent"]
 
 
 def _seconds() -> npt.NDArray[np.float64]:
-    """(2,), of the clock and of the processor."""
+    """Return the seconds of the clock and of the processor, (2,)."""
     return np.array([time.perf_counter(), time.process_time()])

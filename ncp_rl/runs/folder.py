@@ -1,4 +1,4 @@
-"""Run folders: what a training leaves, saved and loaded again."""
+"""Run folders: saving and loading the results of a training."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if sys.platform != "win32":
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write a file such that, whenever the process is killed, the old one or the new one is there, and is whole."""
+    """Write a file so that, whenever the process is killed, the complete old or new file exists."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
     with partial.open("wb") as file:
@@ -43,10 +43,10 @@ def write_file(path: Path, data: bytes) -> None:
 
 @contextmanager
 def training_lock(folder: Path) -> Iterator[None]:
-    """Keep other processes from training in a folder meanwhile; a killed process keeps none from it.
+    """Lock a folder against other processes that train; the lock of a killed process vanishes.
 
     Raises:
-        RunError: Another process trains in it.
+        RunError: Another process is training in it.
     """
     if sys.platform == "win32":
         yield
@@ -65,7 +65,7 @@ def training_lock(folder: Path) -> Iterator[None]:
 def save_model(
     model: OnPolicyAlgorithm, folder: Path, *, name: str = "model.zip", statistics: str = "vecnormalize.pkl"
 ) -> None:
-    """Save the model, and normalisation statistics if it has any, into `folder`; each file is whole or not there."""
+    """Save the model, and normalisation statistics if any, into `folder`; each file is complete or missing."""
     buffer = io.BytesIO()
     model.save(buffer)
     write_file(folder / name, buffer.getvalue())
@@ -75,10 +75,10 @@ def save_model(
 
 
 def read_config(folder: Path) -> RunConfig:
-    """The configuration of a run folder.
+    """Read the configuration of a run folder.
 
     Raises:
-        RunError: The folder holds none, or a damaged one.
+        RunError: The configuration is missing or damaged.
     """
     path = folder / "config.json"
     try:
@@ -99,17 +99,17 @@ def load_run(
     max_episode_steps: int | None = None,
     **make_kwargs: Any,
 ) -> tuple[OnPolicyAlgorithm, VecEnv]:
-    """The model of a run folder and environments to evaluate it in, normalised as it was trained.
+    """Load the model of a run folder, and make environments to evaluate it in, normalised as in its training.
 
     Args:
         folder: The run.
-        which: "best" by periodic evaluation, or "last".
-        n_envs: Environments side by side.
-        device: Of torch.
-        training_wrappers: Whether to put on wrappers that are for training alone: of a policy that was trained under
-            disturbances, it is the undisturbed world that evaluations, recordings and audits begin with.
-        max_episode_steps: Steps after which episodes are cut; the run's own limit where None.
-        **make_kwargs: For `make_vec_env`, as in `make_envs`.
+        which: "best" model by periodic evaluation, or "last".
+        n_envs: Number of environments side by side.
+        device: Device of torch.
+        training_wrappers: Whether to apply wrappers that are for training only. A policy that was trained under
+            disturbances is evaluated, recorded and audited without them by default.
+        max_episode_steps: Steps after which episodes are cut; None takes the run's own limit.
+        **make_kwargs: Arguments of `make_vec_env`, as in `make_envs`.
 
     Raises:
         RunError: Something is missing or damaged.

@@ -1,4 +1,4 @@
-"""Training curves that go on where those of a killed training ended: progress.csv and TensorBoard's events."""
+"""Training curves that continue those of a killed training: progress.csv and TensorBoard's events."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _ITERATIONS = "time/iterations"
 
 
 class ProgressCsv(CSVOutputFormat):
-    """Appends to the lines that a file holds; a new column never leaves half a file behind."""
+    """A CSV log that appends to its file; a new column never leaves half a file behind."""
 
     def __init__(self, path: Path, *, iterations_before: int = 0) -> None:
-        """Go on with the file, or begin it.
+        """Continue the file, or begin it.
 
         Args:
-            path: Of the file.
-            iterations_before: Rollouts of earlier processes, which a training that goes on no longer counts.
+            path: Path of the file.
+            iterations_before: Number of rollouts of earlier processes, which a resumed training does not count.
         """
         path.touch()
         self.path, self.iterations_before = path, iterations_before
@@ -37,13 +37,13 @@ class ProgressCsv(CSVOutputFormat):
         self.file.seek(0, os.SEEK_END)
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
-        """A line; see upstream."""
+        """Write a line; see upstream."""
         if _ITERATIONS in key_values:
             key_values = key_values | {_ITERATIONS: key_values[_ITERATIONS] + self.iterations_before}
         if filter_excluded_keys(key_values, key_excluded, "csv").keys() <= set(self.keys):
             super().write(key_values, key_excluded, step)
             return
-        # Upstream writes all lines anew, in place, where a column is new: let it do so in a copy.
+        # For a new column, upstream rewrites all lines in place; here it does so in a copy.
         copy = self.path.with_name(f"{self.path.name}.partial")
         copy.write_bytes(self.path.read_bytes())
         self.file.close()
@@ -54,16 +54,16 @@ class ProgressCsv(CSVOutputFormat):
 
 
 class Events(TensorBoardOutputFormat):
-    """Events that take the place of those that an earlier process wrote from a step on."""
+    """TensorBoard events that replace those that an earlier process wrote from a step on."""
 
     def __init__(self, folder: Path, *, first_step: int) -> None:
-        """Begin a file beside those of earlier processes, whose events from `first_step` on TensorBoard then hides."""
+        """Begin a file beside those of earlier processes; TensorBoard hides their events from `first_step` on."""
         self.writer = SummaryWriter(str(folder), purge_step=first_step)
         self._is_closed = False
 
 
 def make_logger(folder: Path, *, steps_before: int = 0, iterations_before: int = 0) -> Logger:
-    """The logger of a run, after so many steps and rollouts of earlier processes."""
+    """Make the logger of a run, after this many steps and rollouts of earlier processes."""
     outputs: list[KVWriter] = [
         ProgressCsv(folder / "progress.csv", iterations_before=iterations_before),
         Events(folder, first_step=steps_before + 1),

@@ -1,4 +1,4 @@
-"""A run's policy and what trains it: the one that is named, or the NCP that fits the observation."""
+"""The policy of a run and the algorithm that trains it: those named, or the NCP that fits the observation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ncp_rl.runs.config import RunConfig, RunError
 POLICIES: dict[str, type[NCPPolicy]] = {
     policy.__name__: policy for policy in (NCPPolicy, CnnNCPPolicy, MultiInputNCPPolicy)
 }
-#: SB3's own policies, to compare with, and what trains them.
+#: SB3's own policies for comparison, and the algorithms that train them.
 BASELINES: dict[str, type[OnPolicyAlgorithm]] = {
     "MlpLstmPolicy": RecurrentPPO,
     "CnnLstmPolicy": RecurrentPPO,
@@ -35,7 +35,7 @@ BASELINES: dict[str, type[OnPolicyAlgorithm]] = {
 
 
 def algorithm(config: RunConfig) -> type[OnPolicyAlgorithm]:
-    """What trains a run's policy: RecurrentPPO, or PPO for policies without memory.
+    """Return the algorithm that trains a run's policy: RecurrentPPO, or PPO for policies without memory.
 
     Raises:
         RunError: There is no such policy.
@@ -45,7 +45,7 @@ def algorithm(config: RunConfig) -> type[OnPolicyAlgorithm]:
 
 
 def policy_class(name: str | None) -> type[ActorCriticPolicy] | None:
-    """The policy of a name: of ours, of SB3's, or a dotted path, whose module is imported; None for None.
+    """Return the policy class of a name: one of ncp_rl or SB3, or a dotted path that is imported; None for None.
 
     Raises:
         RunError: There is no such policy.
@@ -71,7 +71,7 @@ def policy_class(name: str | None) -> type[ActorCriticPolicy] | None:
 
 
 def is_circuit(policy: str | None) -> bool:
-    """Whether a name, as in `policy` of the hyperparameters, is that of an NCP; None is the NCP that fits.
+    """Return whether `policy` of the hyperparameters names an NCP; None stands for the NCP that fits.
 
     Raises:
         RunError: There is no such policy.
@@ -81,10 +81,10 @@ def is_circuit(policy: str | None) -> bool:
 
 
 def make_model(config: RunConfig, venv: VecEnv, device: str = "auto") -> OnPolicyAlgorithm:
-    """An untrained model on `venv`.
+    """Make an untrained model on `venv`.
 
     Raises:
-        RunError: Spaces that no policy serves, or hyperparameters that make no model for these spaces.
+        RunError: No policy serves the spaces, or the hyperparameters do not fit them.
     """
     try:
         check_spaces(venv.observation_space, venv.action_space)
@@ -97,7 +97,7 @@ def make_model(config: RunConfig, venv: VecEnv, device: str = "auto") -> OnPolic
 
 
 def _policy_for(config: RunConfig, observation_space: spaces.Space[Any]) -> type[ActorCriticPolicy]:
-    """The policy that is named, or the NCP that fits the observation."""
+    """Return the named policy, or the NCP that fits the observation."""
     named = policy_class(config.hyperparams.get("policy"))
     if named is not None:
         return named
@@ -123,7 +123,7 @@ def _policy_kwargs(config: RunConfig, policy: type[ActorCriticPolicy], venv: Vec
 
 
 def seconds_per_step(venv: VecEnv) -> float | None:
-    """Seconds that a step of the environment lasts, where it tells: `interval`, `dt`, or else its render_fps."""
+    """Return the seconds of an environment's step, by its `interval`, `dt` or render_fps; None where unknown."""
     for name in ("interval", "dt"):
         seconds = venv.get_attr(name, indices=0)[0] if venv.has_attr(name) else None
         if isinstance(seconds, (int, float)) and 0 < seconds < np.inf:
@@ -134,10 +134,10 @@ def seconds_per_step(venv: VecEnv) -> float | None:
 
 
 def _observation_names(config: RunConfig, venv: VecEnv) -> Any:
-    """The environment's names of what is observed, also of stacked observations; None where its wrappers observe more.
+    """Return the environment's names of observed quantities, also of stacked ones; None where wrappers add others.
 
     Raises:
-        ValueError: Names of another form than the observation.
+        ValueError: The names have another form than the observation.
     """
     names = venv.get_attr("observation_names", indices=0)[0]
     if names is None:
@@ -160,5 +160,5 @@ def _observation_names(config: RunConfig, venv: VecEnv) -> Any:
 
 
 def _earlier(names: Sequence[str], n_stack: int) -> list[str]:
-    """Names of the observations before the last one in a stack, oldest first."""
+    """Return names of the observations before the last one in a stack, oldest first."""
     return [f"{name}_before_{age}" for age in range(n_stack - 1, 0, -1) for name in names]

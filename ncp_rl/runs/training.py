@@ -1,4 +1,4 @@
-"""Training: a policy learns, and its run folder is filled."""
+"""Training of a policy, which fills its run folder."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ncp_rl.runs.models import make_model
 
 
 class _Made(NamedTuple):
-    """What a training consists of."""
+    """The parts of a training."""
 
     config: RunConfig
     plan: TrainingPlan
@@ -51,17 +51,17 @@ def train(
     """Train a policy and fill its run folder.
 
     Args:
-        config: What to train; see `RunConfig`. Wrappers for training alone are on in the periodic evaluations too: the
-            best model is the best in the world that it is trained for.
+        config: Configuration of the run; see `RunConfig`. Wrappers for training only are applied in the periodic
+            evaluations too, so the best model is the best one under the conditions of its training.
         folder: New folder for the run.
-        device: Of torch.
-        n_evaluations: Periodic evaluations during training; the best model so far is kept, and the model of each.
-        n_eval_episodes: Episodes of each.
-        n_checkpoints: How often all that `resume` needs is kept, each time in the place of the last.
-        init: A run folder whose best policy is begun with, such as a taught one (`ncp_rl.teach`); its files are
-            unpickled. Its statistics of observations come along where both runs normalise them.
-        progress_bar: Show progress and remaining time.
-        callback: A callback of one's own beside ours.
+        device: Device of torch.
+        n_evaluations: Number of periodic evaluations; the best model so far, and the model of each, are saved.
+        n_eval_episodes: Number of episodes of each evaluation.
+        n_checkpoints: How often the checkpoint for `resume` is written, each time replacing the last one.
+        init: A run folder whose best policy the training starts from, such as a taught one (`ncp_rl.teach`); its files
+            are unpickled. Its statistics of observations are taken over where both runs normalise them.
+        progress_bar: Whether to show progress and remaining time.
+        callback: A further callback.
 
     Returns:
         The trained model, as in `last/`.
@@ -97,29 +97,29 @@ def resume(
     progress_bar: bool = True,
     callback: BaseCallback | None = None,
 ) -> OnPolicyAlgorithm:
-    """Go on with a training that was killed or interrupted, from the last checkpoint in its run folder.
+    """Resume a training that was killed or interrupted, from the last checkpoint in its run folder.
 
-    What came after the checkpoint is lost, and its lines of progress.csv are taken back. All else goes on: the model,
+    Steps after the checkpoint are lost, and their lines of progress.csv removed. Everything else continues: the model,
     its optimizer, schedules, normalisation, random streams, callbacks, curves, evaluations and the best model, and the
     environments in the middle of their episodes. On the same machine and with the same versions, the model comes out
     bit for bit as if the training had never been cut. Environments that cannot be pickled, such as Box2D's, begin new
-    episodes instead; the log and the folder's `resumed.log` say which it was.
+    episodes instead; the log and the folder's `resumed.log` say which case it was.
 
     Args:
-        folder: Of the run. Its files are unpickled: go on with those alone that you trust.
-        n_timesteps: Environment steps in all, where they shall be others than configured; a finished training goes on
-            with more. Schedules and evaluations are those of the new number from here on.
-        device: Of torch.
-        progress_bar: Show progress and remaining time.
-        callback: The callback that `train` was given, if any. A callback is given back its `state_dict()` through
+        folder: Folder of the run. Its files are unpickled: resume only runs that you trust.
+        n_timesteps: Number of environment steps in all, where it is not the configured one; a finished training
+            continues with more steps. Schedules and evaluations follow the new number from here on.
+        device: Device of torch.
+        progress_bar: Whether to show progress and remaining time.
+        callback: The callback that `train` was given, if any. A callback gets back its `state_dict()` through
             `load_state_dict`, or, without these, all of its attributes that are data.
 
     Returns:
         The trained model, as in `last/`.
 
     Raises:
-        RunError: There is no checkpoint, or a damaged one; the training is finished; config.json was changed; another
-            process trains in the folder; and all that `train` raises.
+        RunError: The checkpoint is missing or damaged; the training is finished; config.json was changed; another
+            process is training in the folder; or `train` would raise an error.
     """
     config = read_config(folder)
     with training_lock(folder):
@@ -142,7 +142,7 @@ def resume(
 
 
 def _going_on(config: RunConfig, checkpoint: Mapping[str, Any], folder: Path, n_timesteps: int | None) -> RunConfig:
-    """The configuration to go on with."""
+    """Return the configuration of the resumed training."""
     differences = config.differences(RunConfig(**checkpoint["config"]))
     if differences:
         raise RunError(
@@ -159,7 +159,7 @@ def _going_on(config: RunConfig, checkpoint: Mapping[str, Any], folder: Path, n_
 
 
 def _tell(folder: Path, checkpoint: Mapping[str, Any], why_not: str) -> None:
-    """Log how the training goes on, and keep it in the folder."""
+    """Log how the training is resumed, also in the folder's `resumed.log`."""
     before, now = checkpoint["versions"], installed_versions()
     changed = [f"{name} {before.get(name)} -> {now[name]}" for name in now if before.get(name) != now[name]]
     line = f"At step {checkpoint['steps']:,} the training goes on" + (
@@ -180,7 +180,7 @@ def _made(config: RunConfig, plan: TrainingPlan, device: str) -> Iterator[_Made]
     try:
         model = make_model(config, venv, device)
         if isinstance(model.get_env(), VecTransposeImage):
-            eval_venv = VecTransposeImage(eval_venv)  # As the model has wrapped its own, or EvalCallback warns.
+            eval_venv = VecTransposeImage(eval_venv)  # The model wraps its own so, and EvalCallback warns otherwise.
         yield _Made(config, plan, venv, eval_venv, model, callbacks)
     finally:
         venv.close()
@@ -195,7 +195,7 @@ def _learn(
     callback: BaseCallback | None,
     checkpoint: Mapping[str, Any] | None = None,
 ) -> OnPolicyAlgorithm:
-    """Train to the end, from the beginning or from a checkpoint that `restore` has brought back."""
+    """Train to the end, from the beginning or from a checkpoint that `restore` has restored."""
     config, plan, model = made.config, made.plan, made.model
     evaluation = SeededEvaluation(
         made.eval_venv,
@@ -221,7 +221,7 @@ def _learn(
                 progress_bar=progress_bar,
             )
         finally:
-            # Also where training is interrupted: nothing that was learned is lost.
+            # The model is saved also where training is interrupted, so that nothing learned is lost.
             save_model(model, folder / "last")
             model.logger.close()
         return model
@@ -237,7 +237,7 @@ def _learn(
 
 
 def _begin_with(init: Path, made: _Made) -> None:
-    """Take the best policy of another run, and what its observations were normalised by."""
+    """Take over the best policy of another run, and the statistics of its observations."""
     taught, venv = load_run(init, device=made.model.device.type)
     venv.close()
     try:
@@ -257,7 +257,7 @@ def _callbacks(config: RunConfig) -> list[BaseCallback]:
 
 
 class _KeepModel(BaseCallback):
-    """Saves the model with the statistics that it was evaluated with."""
+    """A callback that saves the model with the statistics that it was evaluated with."""
 
     def __init__(self, folder: Path, *, by_step: bool = False) -> None:
         super().__init__()
@@ -272,14 +272,14 @@ class _KeepModel(BaseCallback):
 
 
 def _left(folder: Path, venv: VecEnv) -> str:
-    """What a training that a bad reading stopped leaves."""
+    """Return a sentence on the files that a training leaves which a bad reading stopped."""
     if isinstance(venv, VecNormalize) and venv.norm_obs:
         return f"The statistics in last/ are spoiled by it; go on from {folder / 'best'} or {folder / 'checkpoints'}."
     return f"The model so far is in {folder / 'last'}."
 
 
 def _before_normalisation(venv: VecEnv, model: OnPolicyAlgorithm) -> str:
-    """A sentence on the bad reading that an environment gave, where normalisation shows it in all of them."""
+    """Return a sentence on the environment's bad reading, where normalisation spreads it to all environments."""
     normalize = unwrap_vec_normalize(venv)
     if normalize is None or not isinstance(model.policy, NCPPolicy):
         return ""

@@ -1,9 +1,9 @@
 """Teach a policy before reinforcement learning, or instead of it: imitation of demonstrations, experts and models.
 
     demonstrations = demonstrate(expert, venv, n_steps=1000)
-    clone(model, demonstrations)                          # from what was shown
+    clone(model, demonstrations)                          # learn what the expert did
     dagger(model, venv, expert)                           # the student drives, the expert says what it would have done
-    fidelity = distil(model, teacher, venv)               # from any trained model, with how near it came
+    fidelity = distil(model, teacher, venv)               # learn from a trained model, and measure how closely
 
 Students are models of `PPO` and `RecurrentPPO` with any of their policies; circuits learn over whole sequences.
 """

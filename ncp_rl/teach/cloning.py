@@ -1,7 +1,7 @@
-"""Behaviour cloning over whole sequences: a policy learns to do what demonstrations show.
+"""Behaviour cloning over whole sequences: a policy learns the actions of demonstrations.
 
-Episodes lie behind each other in lanes; a step of the optimizer sees the same stretch of every lane, and the recurrent
-states are carried from stretch to stretch, without gradient (truncated back-propagation through time).
+Episodes follow each other in lanes; a step of the optimizer uses the same stretch of every lane, and the recurrent
+states are carried from stretch to stretch without gradient (truncated back-propagation through time).
 """
 
 from __future__ import annotations
@@ -28,48 +28,49 @@ from tqdm import tqdm
 from ncp_rl.encoder import KeyFilter, Standardize
 from ncp_rl.teach.demonstrations import Demonstration, Sequences, sequences, take_steps
 
-#: The learning rate ends at this share of what it begins with.
+#: The learning rate falls to this share of its initial value.
 _LAST_RATE = 0.02
-# Observations that a new standardisation is taken from, at most.
+# Largest number of observations that a new standardisation is computed from.
 _N_MOMENTS = 4096
-# Half ranges beyond which squared errors of an action go on as straight lines do.
+# Error of an action, in half ranges, beyond which the squared error becomes linear.
 _HUBER = 0.2
 
 
 @dataclass(frozen=True)
 class Lessons:
-    """How a policy is taught."""
+    """Settings by which a policy is taught."""
 
     n_epochs: int = 30
-    """Passes over the demonstrations."""
+    """Number of passes over the demonstrations."""
     sequence_length: int = 32
-    """Steps through which gradients flow back."""
+    """Number of steps through which gradients flow back."""
     n_sequences: int = 16
-    """Sequences in a step of the optimizer."""
+    """Number of sequences in a step of the optimizer."""
     learning_rate: float = 1e-3
-    """At the beginning; it falls to a fiftieth along a cosine. `ScaledAdam` takes ten times that for a circuit."""
+    """Initial learning rate; it falls to a fiftieth along a cosine. `ScaledAdam` takes ten times that for a circuit."""
     loss: Literal["likelihood", "squared", "huber"] | None = None
-    """Of the demonstrated action: its likelihood, or the error of the action mean in half ranges of the action. None:
-    likelihood for discrete actions, for others "huber": squared, but linear beyond a tenth of the range."""
+    """Loss of the demonstrated action: its likelihood, or the error of the action mean in half ranges of the action.
+    None stands for likelihood for discrete actions and for "huber" for others: squared, but linear beyond a tenth of
+    the range."""
     held_out: float = 0.1
-    """Share of the episodes that are not learned from: the model that is best on them is kept."""
+    """Share of the episodes that are held out: the model that is best on them is kept."""
     patience: int = 10
-    """Epochs without a better one after which teaching ends."""
+    """Number of epochs without improvement after which teaching ends."""
     max_grad_norm: float = 0.5
-    """To which gradients are clipped."""
+    """Norm to which gradients are clipped."""
     readout: float = 0.0
-    """Weight of a second task for the encoder: a linear map of its features is to tell what the expert saw
+    """Weight of a second task for the encoder: a linear map of its features predicts what the expert saw
     (`Demonstration.privileged`), by squared error."""
     feature_pull: float = 0.0
     """Weight of the mean square of the encoder's features around 1/2, where sensory synapses open."""
     seed: int = 0
-    """Of the order of episodes and of what is held out."""
+    """Seed of the order of episodes and of the choice of held-out ones."""
 
     def __post_init__(self) -> None:
-        """Refuse numbers that teach nothing.
+        """Check the settings.
 
         Raises:
-            ValueError: One of them.
+            ValueError: A setting is out of range.
         """
         for name in ("n_epochs", "sequence_length", "n_sequences", "patience"):
             if getattr(self, name) < 1:
@@ -83,20 +84,21 @@ class Lessons:
             raise ValueError(f'loss must be "likelihood", "squared", "huber" or None, got {self.loss!r}.')
 
 
-#: Lessons where none are given.
+#: The default lessons.
 DEFAULT = Lessons()
 
 
 @dataclass(frozen=True)
 class Taught:
-    """What came of it.
+    """The result of teaching.
 
     Attributes:
         loss: (E,), mean loss over the steps of each epoch.
-        held_out_loss: (E,), over the episodes held out after each epoch; the loss where none were.
-        best_epoch: Whose model is kept, counted from 0.
-        error: Of the kept model over the episodes held out: root mean squared error of the action mean, in half ranges
-            of the action; for discrete actions the share of other actions than the expert's.
+        held_out_loss: (E,), mean loss over the held-out episodes after each epoch; the loss itself where none were held
+            out.
+        best_epoch: Epoch whose model is kept, counted from 0.
+        error: Error of the kept model over the held-out episodes: root mean squared error of the action mean, in half
+            ranges of the action; for discrete actions, the share of actions that differ from the expert's.
     """
 
     loss: tuple[float, ...]
@@ -112,32 +114,32 @@ def clone(
     *,
     progress_bar: bool = False,
 ) -> Taught:
-    """Teach a model's actor what demonstrations show; the critic is left as it is, but for an encoder that both share.
+    """Teach a model's actor the actions of demonstrations; the critic changes only by an encoder that both share.
 
-    Where the model's environment normalises observations, demonstrations are normalised alike, by statistics that are
-    taken from them if there are none yet; so is what `Receptors` standardise.
+    Where the model's environment normalises observations, so are demonstrations, by statistics that are
+    computed from them if there are none yet; the same holds for the standardisation of `Receptors`.
 
     Args:
         model: A model of PPO or RecurrentPPO. Its logger, where it has one, gets teach/loss and teach/held_out_loss.
-        demonstrations: What to learn.
-        lessons: How.
-        progress_bar: Show progress.
+        demonstrations: Demonstrations to learn.
+        lessons: Settings of the teaching.
+        progress_bar: Whether to show progress.
 
     Raises:
-        ValueError: There are no demonstrations, too few to hold some out, or they do not fit the model's spaces.
+        ValueError: There are no demonstrations, or too few to hold some out, or they do not fit the model's spaces.
     """
     return Imitation(model, lessons).learn(demonstrations, progress_bar=progress_bar)
 
 
 class Imitation:
-    """A model that is taught, with its optimizer: demonstrations may come in rounds.
+    """A model that is taught, with its optimizer; demonstrations may come in rounds.
 
     Attributes:
-        n_steps: Steps learned from so far, as often as they were.
+        n_steps: Number of steps learned from so far, repeated ones included.
     """
 
     def __init__(self, model: OnPolicyAlgorithm, lessons: Lessons) -> None:
-        """Begin with a new optimizer of the policy's kind: reinforcement learning later starts with its own."""
+        """Make a new optimizer of the policy's kind, since reinforcement learning later starts with its own."""
         self.model, self.lessons = model, lessons
         self.policy, self.normalize = model.policy, model.get_vec_normalize_env()
         self.loss = lessons.loss or ("huber" if isinstance(model.action_space, spaces.Box) else "likelihood")
@@ -153,7 +155,7 @@ class Imitation:
         self.n_steps = 0
 
     def learn(self, demonstrations: Sequence[Demonstration], *, progress_bar: bool = False) -> Taught:
-        """Learn from demonstrations, those of earlier rounds among them; see `clone`."""
+        """Learn from demonstrations, including those of earlier rounds; see `clone`."""
         lessons, policy = self.lessons, self.policy
         check_demonstrations(demonstrations, policy.observation_space, policy.action_space)
         if lessons.readout and any(demonstration.privileged is None for demonstration in demonstrations):
@@ -187,7 +189,7 @@ class Imitation:
         return Taught(tuple(losses), tuple(held_out_losses), int(np.argmin(held_out_losses)), error)
 
     def judge(self, demonstrations: Sequence[Demonstration]) -> tuple[float, float]:
-        """Mean loss and error (see `Taught`) over demonstrations, without learning from them."""
+        """Return mean loss and error (see `Taught`) over demonstrations, without learning from them."""
         losses, errors, n = 0.0, 0.0, 0
         self.policy.set_training_mode(False)
         with torch.no_grad():
@@ -200,7 +202,7 @@ class Imitation:
         return losses / n, mean**0.5 if isinstance(self.model.action_space, spaces.Box) else mean
 
     def _epoch(self, demonstrations: Sequence[Demonstration], rng: np.random.Generator, epoch: int) -> float:
-        """One pass; the mean loss of the action."""
+        """Learn from all demonstrations once, and return the mean loss of the action."""
         lessons, total, n = self.lessons, 0.0, 0
         progress = epoch / lessons.n_epochs
         rate = _LAST_RATE + (1 - _LAST_RATE) * 0.5 * (1 + math.cos(math.pi * progress))
@@ -224,7 +226,7 @@ class Imitation:
     def _walk(
         self, demonstrations: Sequence[Demonstration], order: npt.NDArray[np.int64]
     ) -> Iterator[tuple[Sequences, Distribution, Tensor | None]]:
-        """The policy's distributions along demonstrations, and the features of its encoder where they are asked for."""
+        """Yield the policy's distributions along demonstrations, and its encoder's features where they are needed."""
         policy, lessons, device = self.policy, self.lessons, self.model.device
         states: tuple[Tensor, ...] = ()
         if isinstance(policy, RecurrentActorCriticPolicy):
@@ -245,13 +247,13 @@ class Imitation:
             yield batch, distribution, features[0] if features else None
 
     def _tensor(self, observation: Any) -> Any:
-        """(B, ...) observations as the environment gives them, normalised as the policy takes them."""
+        """Normalise observations (B, ...) of the environment as the policy takes them."""
         if self.normalize is not None:
             observation = self.normalize.normalize_obs(observation)
         return self.policy.obs_to_tensor(observation)[0]
 
     def _losses(self, distribution: Distribution, batch: Sequences) -> Tensor:
-        """(B,), of each step."""
+        """Return the loss of each step, (B,)."""
         action = self._target(batch)
         if self.loss == "likelihood":
             return -distribution.log_prob(action)
@@ -261,14 +263,14 @@ class Imitation:
         return 2 * functional.huber_loss(error, torch.zeros_like(error), "none", _HUBER).flatten(1).sum(1)
 
     def _errors(self, distribution: Distribution, batch: Sequences) -> Tensor:
-        """(B,), squared errors, meaned over actions; 1 where a discrete action is another one."""
+        """Return squared errors averaged over actions, (B,); 1 where a discrete action differs."""
         mode, action = distribution.mode(), self._target(batch)
         if isinstance(self.model.action_space, spaces.Box):
             return ((mode - action) / self.scale).square().flatten(1).mean(1)
         return (mode != action).reshape(len(mode), -1).any(1).float()
 
     def _target(self, batch: Sequences) -> Tensor:
-        """(B, ...) demonstrated actions in the units of the policy's distribution."""
+        """Return demonstrated actions (B, ...) in the units of the policy's distribution."""
         action, space = batch.action, self.model.action_space
         if isinstance(space, spaces.Box):
             action = np.clip(action, space.low, space.high).reshape(len(action), -1)
@@ -277,7 +279,7 @@ class Imitation:
         return tensor.long() if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)) else tensor.float()
 
     def _scale(self, shown: Sequence[Demonstration]) -> Tensor:
-        """(A,), what an error of 1 means in the units of the distribution: half the range of a bounded action."""
+        """Return the unit of errors in the units of the distribution, (A,): half the range of a bounded action."""
         space = self.model.action_space
         if not isinstance(space, spaces.Box) or self.policy.squash_output:
             return torch.ones(1, device=self.model.device)
@@ -289,7 +291,7 @@ class Imitation:
         return torch.as_tensor(scale, dtype=torch.float32, device=self.model.device)
 
     def _encoder_loss(self, features: Tensor, batch: Sequences, real: Tensor) -> Tensor:
-        """What features cost that lie far from 1/2, or do not tell what the expert saw."""
+        """Return the loss of features that lie far from 1/2, or do not predict what the expert saw."""
         loss: Tensor = self.lessons.feature_pull * (features[real] - 0.5).square().mean()
         if not self.lessons.readout:
             return loss
@@ -303,7 +305,7 @@ class Imitation:
         return loss + self.lessons.readout * told
 
     def _take_moments(self, shown: Sequence[Demonstration]) -> None:
-        """Take means and deviations of observations from demonstrations, where the model came without."""
+        """Compute means and deviations of observations from demonstrations, where the model has none."""
         if not self.takes_moments and (self.normalize is None or not self.normalize.norm_obs):
             return
         rows = np.random.default_rng(0).permutation(sum(map(len, shown)))[:_N_MOMENTS]
@@ -334,7 +336,7 @@ class Imitation:
 
 @contextmanager
 def _features_of(policy: ActorCriticPolicy, asked: bool) -> Iterator[list[Tensor]]:
-    """A list that the actor's encoder puts its features into, where they are asked for."""
+    """Yield a list to which the actor's encoder appends its features, where they are needed."""
     found: list[Tensor] = []
     if not asked:
         yield found
@@ -370,7 +372,7 @@ def check_demonstrations(
             raise ValueError(f"{where} must observe {sorted(wanted)}, got {sorted(parts)}.")
         for key, space in wanted.items():
             shape = tuple(space.shape or ())
-            # Images come with their channels first or last; policies turn them.
+            # Images may have their channels first or last, since policies transpose them.
             if parts[key].shape not in ((n, *shape), (n, *shape[1:], *shape[:1])):
                 raise ValueError(
                     f"{where}: observation {key} must be {(n, *shape)} for {n} actions, got {parts[key].shape}."
@@ -394,7 +396,7 @@ def _check_finite(name: str, values: npt.NDArray[Any]) -> None:
 def _split(
     demonstrations: Sequence[Demonstration], lessons: Lessons
 ) -> tuple[list[Demonstration], list[Demonstration]]:
-    """Episodes to learn from and to hold out; who is held out stays so when more demonstrations come behind."""
+    """Split episodes to learn from and to hold out; held-out ones stay so when more demonstrations are appended."""
     n = len(demonstrations)
     if not lessons.held_out:
         return list(demonstrations), []
@@ -403,6 +405,6 @@ def _split(
             f"At least two episodes are needed to hold some of them out, got {n}; give more, or set held_out=0."
         )
     apart = np.random.default_rng(lessons.seed).random(n) < lessons.held_out
-    apart[:2] = False, True  # There is always one of each.
+    apart[:2] = False, True  # There is always one episode of each kind.
     chosen = list(zip(demonstrations, apart.tolist(), strict=True))
     return [d for d, out in chosen if not out], [d for d, out in chosen if out]

@@ -1,7 +1,7 @@
-"""DAgger (Ross, Gordon and Bagnell, AISTATS 2011), and the distillation of a trained model by it.
+"""DAgger (Ross, Gordon and Bagnell, AISTATS 2011), and distillation of a trained model by it.
 
-The student drives, the expert says at every step what it would have done, and the student learns from all that has been
-seen so far: so it learns to come out of the situations that its own mistakes lead into.
+The student drives, the expert says at every step what it would have done, and the student learns from all steps
+so far: so it learns to recover from its own mistakes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ncp_rl.runs import EpisodeBound, Evaluation, mean_interval
 from ncp_rl.teach.cloning import DEFAULT, Imitation, Lessons, Taught
 from ncp_rl.teach.demonstrations import Demonstration, Expert, Privilege, demonstrate, expert_view, frozen_statistics
 
-#: Added to a seed for the environments in which a student's progress is judged.
+#: Added to a seed for the environments in which a student is judged.
 JUDGING_SEED = 500_000
 
 
@@ -29,9 +29,9 @@ class Round:
     """A round of DAgger.
 
     Attributes:
-        expert_share: Of the steps that the expert drove.
-        taught: What learning from all rounds so far came to.
-        returns: (E,), of the student afterwards, over the same episodes in every round; empty where none were asked.
+        expert_share: Share of the steps that the expert drove.
+        taught: Result of learning from all rounds so far.
+        returns: (E,), returns of the student afterwards, over the same episodes in every round; empty without judging.
     """
 
     expert_share: float
@@ -61,20 +61,21 @@ def dagger(
 
     Args:
         model: A model of PPO or RecurrentPPO.
-        venv: N environments to drive in; the model's own, or some like them.
-        expert: Who knows what to do; see `demonstrate`.
-        lessons: How each round learns from all that has been seen.
-        n_rounds: Rounds. In the first the expert drives alone.
-        n_steps: Steps of each environment in a round.
+        venv: N environments to drive in; the model's own, or equal ones.
+        expert: The expert; see `demonstrate`.
+        lessons: Settings of each round's learning.
+        n_rounds: Number of rounds. In the first only the expert drives.
+        n_steps: Number of steps of each environment in a round.
         decay: In round r the expert drives a share `decay ** r` of the steps.
-        last_epochs: Passes of the last round, once all has been seen; those of the lessons where None.
-        privilege: What the expert sees instead of the observation; see `demonstrate`.
-        pushes: See `demonstrate`.
-        demonstrations: To learn from beside those of the rounds.
-        judging_venv: Where the student drives after each round; the best round's model is kept, else the last one's.
-        n_judging_episodes: Of each judgement, from seeds that nothing else uses.
-        seed: Of the rounds.
-        progress_bar: Show progress.
+        last_epochs: Number of passes in the last round; None takes that of the lessons.
+        privilege: Function that returns what the expert sees instead of the observation; see `demonstrate`.
+        pushes: Size of pushes; see `demonstrate`.
+        demonstrations: Further demonstrations to learn from.
+        judging_venv: Environments in which the student is judged after each round, so that the best round's model is
+            kept; None keeps the last one's.
+        n_judging_episodes: Number of episodes of each judgement, from seeds that nothing else uses.
+        seed: Seed of the rounds.
+        progress_bar: Whether to show progress.
 
     Raises:
         ValueError: See `clone` and `demonstrate`.
@@ -114,11 +115,11 @@ def dagger(
 
 @dataclass(frozen=True)
 class Fidelity:
-    """How near a student came to its teacher.
+    """How closely a student follows its teacher.
 
     Attributes:
-        error: Of the student's actions along its own episodes; see `Taught.error`.
-        teacher_returns, student_returns: (E,), over episodes that begin alike.
+        error: Error of the student's actions along its own episodes; see `Taught.error`.
+        teacher_returns, student_returns: (E,), returns over episodes with the same starts.
     """
 
     error: float
@@ -126,7 +127,7 @@ class Fidelity:
     student_returns: tuple[float, ...]
 
     def summary(self) -> dict[str, float]:
-        """The error, mean returns, and the mean difference of the pairs with its 95 % bootstrap interval."""
+        """Return error, mean returns, and the mean difference of the pairs with its 95 % bootstrap interval."""
         difference = np.subtract(self.student_returns, self.teacher_returns)
         mean, low, high = mean_interval(difference)
         return dict(
@@ -139,7 +140,7 @@ class Fidelity:
         )
 
     def __str__(self) -> str:
-        """The summary in a line."""
+        """Return the summary in a line."""
         s = self.summary()
         return (
             f"action error {s['error']:.3f}; return of the student {s['student_return']:.1f}, of the teacher "
@@ -161,20 +162,20 @@ def distil(
     progress_bar: bool = False,
     **arguments: Any,
 ) -> Fidelity:
-    """Make an auditable twin of a trained model: `dagger` with the model as the expert, then episodes of both.
+    """Make an auditable twin of a trained model by `dagger`, and compare both over paired episodes.
 
     Args:
         model: The student.
-        teacher: A trained model of Stable-Baselines3, of any algorithm. Where it has a VecNormalize of its own, it
-            sees observations through that; else as the environment gives them.
+        teacher: A trained model of Stable-Baselines3, of any algorithm. If it has a VecNormalize of its own, it
+            sees observations normalised by that, else as the environment gives them.
         venv: N environments, such as the student's.
-        lessons: See `dagger`.
-        n_rounds: See `dagger`.
-        n_steps: See `dagger`.
-        n_episodes: Pairs of episodes at the end.
-        seed: Of all.
-        progress_bar: Show progress.
-        **arguments: For `dagger`.
+        lessons: As in `dagger`.
+        n_rounds: As in `dagger`.
+        n_steps: As in `dagger`.
+        n_episodes: Number of pairs of episodes at the end.
+        seed: Seed of the rounds and of the episodes.
+        progress_bar: Whether to show progress.
+        **arguments: Further arguments of `dagger`.
 
     Raises:
         ValueError: See `clone` and `demonstrate`.
@@ -198,7 +199,7 @@ def distil(
 
 
 class _Normalized:
-    """A teacher that sees observations as it was trained to, through a VecNormalize of its own if it has one."""
+    """A teacher whose observations are normalised by its own VecNormalize, if it has one, as in its training."""
 
     def __init__(self, teacher: Expert) -> None:
         self.teacher = teacher
@@ -219,15 +220,15 @@ def paired_episodes(
     as_expert: bool = False,
     privilege: Privilege | None = None,
 ) -> Evaluation:
-    """Run episodes that begin alike, whoever acts: episode i starts from seed + i.
+    """Run episodes whose starts do not depend on who acts: episode i starts from seed + i.
 
     Args:
-        who: Acts, by the most likely action.
-        venv: N environments, which are reset.
+        who: The model or controller that acts, by its most likely action.
+        venv: N environments, which are reset first.
         n_episodes: Number of episodes E.
-        seed: See above.
+        seed: Seed of the first episode.
         as_expert: Whether it sees observations as an expert does, before VecNormalize.
-        privilege: What an expert sees instead of the observation.
+        privilege: Function that returns what an expert sees instead of the observation.
 
     Returns:
         Returns, not normalised, and lengths of the E episodes.

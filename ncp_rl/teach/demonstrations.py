@@ -1,4 +1,4 @@
-"""Demonstrations: what was observed and what an expert did, from recordings, Minari datasets and experts at work."""
+"""Demonstrations: observations and an expert's actions, from recordings, Minari datasets and running experts."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from ncp_rl.recording.manifest import read_space
 
 Array = npt.NDArray[Any]
 Observation = Array | dict[str, Array]
-#: What an expert sees of environments beyond the observation; None where it sees the observation.
+#: A function that returns what an expert sees of environments in place of the observation, (N, P).
 Privilege = Callable[[VecEnv], Array]
 
 
 class Expert(Protocol):
-    """Whoever acts by the protocol of Stable-Baselines3: its models, its policies, or a controller of one's own."""
+    """A class that acts by the protocol of Stable-Baselines3: its models, its policies, or a user's controller."""
 
     def predict(
         self,
@@ -35,7 +35,7 @@ class Expert(Protocol):
         episode_start: Array | None = None,
         deterministic: bool = False,
     ) -> tuple[Array, tuple[Array, ...] | None]:
-        """Actions of N environments, and the state to hand over with the next observation."""
+        """Return actions of N environments, and the state for the next observation."""
         ...
 
 
@@ -44,9 +44,9 @@ class Demonstration:
     """T steps of one episode, or of its beginning.
 
     Attributes:
-        observation: (T, ...) as the environment gave it, or a dict of such.
-        action: (T, ...) as the environment takes it: what the expert did, or would have done.
-        privileged: (T, P) what the expert saw, where that was not the observation.
+        observation: (T, ...) observations as the environment gave them, or a dict of such.
+        action: (T, ...) actions of the expert, as the environment takes them, whether or not they were carried out.
+        privileged: (T, P) what the expert saw, or None where that was the observation.
     """
 
     observation: Observation
@@ -59,10 +59,10 @@ class Demonstration:
 
 
 def from_recordings(paths: Sequence[Path | str]) -> list[Demonstration]:
-    """The episodes of recordings, without the steps in which a bad reading was held: neurons stood still in those.
+    """Read the episodes of recordings, without held steps, in which neurons did not move.
 
     Raises:
-        RecordingError: A recording is damaged, or images were observed and none recorded.
+        RecordingError: A recording is damaged, or images were observed and not recorded.
     """
     found = []
     for path in paths:
@@ -80,7 +80,7 @@ def from_recordings(paths: Sequence[Path | str]) -> list[Demonstration]:
 
 
 def from_minari(dataset: Any) -> list[Demonstration]:
-    """The episodes of a Minari dataset, given as such or by its name, which Minari must have on this machine.
+    """Read the episodes of a Minari dataset, given itself or by the name of one on this machine.
 
     Raises:
         ImportError: Minari is missing.
@@ -107,25 +107,26 @@ def demonstrate(
     pushes: float = 0.0,
     progress_bar: bool = False,
 ) -> list[Demonstration]:
-    """Run environments, by the expert or by a student whom it watches, and keep what the expert does or would do.
+    """Run environments by the expert, or by a student, and keep the expert's actions.
 
     Args:
-        expert: The expert. It sees observations as the environment gives them, before VecNormalize.
-        venv: N environments, which are reset.
-        n_steps: Steps of each environment.
-        seed: Environment i starts from seed + i; who drives and who is pushed follow it too.
-        privilege: What the expert sees instead of the observation, such as the true state.
-        student: Who drives where the expert does not; it sees observations as `venv` gives them.
-        expert_share: Chance of a step that the expert drives it, where there is a student.
-        pushes: Every second environment is pushed now and then: for 4 to 20 steps, by up to so many half ranges of the
-            action, a push is added to it. The expert shows how to come back.
-        progress_bar: Show progress.
+        expert: The expert, which sees observations as the environment gives them, before VecNormalize.
+        venv: N environments, which are reset first.
+        n_steps: Number of steps of each environment.
+        seed: Environment i starts from seed + i; the choice of drivers and the pushes follow it too.
+        privilege: Function that returns what the expert sees instead of the observation, such as the true state.
+        student: The model that drives where the expert does not; it sees observations as `venv` gives them.
+        expert_share: Probability that the expert drives a step, where there is a student.
+        pushes: Every second environment is pushed at random times: for 4 to 20 steps, up to this many half ranges of
+            the action are added to it. The expert then shows how to recover.
+        progress_bar: Whether to show progress.
 
     Returns:
-        An episode each; the last of each environment may have been cut off.
+        A demonstration for each episode; the last one of each environment may be cut off.
 
     Raises:
-        ValueError: The expert's actions do not fit the action space, or pushes were asked for without a bounded Box.
+        ValueError: The expert's actions do not fit the action space, or pushes are not 0 and actions are not in a
+            bounded Box.
     """
     n, space, rng = venv.num_envs, venv.action_space, np.random.default_rng(seed)
     push = _Pushes(space, n, pushes, rng) if pushes else None
@@ -157,7 +158,7 @@ def demonstrate(
 
 
 def expert_view(venv: VecEnv, observation: Any, privilege: Privilege | None) -> Any:
-    """What an expert sees: its privilege, else the observation before normalisation."""
+    """Return what an expert sees: its privilege, else the observation before normalisation."""
     if privilege is not None:
         return privilege(venv)
     normalize = unwrap_vec_normalize(venv)
@@ -166,7 +167,7 @@ def expert_view(venv: VecEnv, observation: Any, privilege: Privilege | None) -> 
 
 @contextmanager
 def frozen_statistics(venv: VecEnv) -> Iterator[None]:
-    """Let statistics of a VecNormalize stand still inside the context."""
+    """Keep the statistics of a VecNormalize unchanged inside the context."""
     normalize = unwrap_vec_normalize(venv)
     training = normalize is not None and normalize.training
     if normalize is not None:
@@ -179,7 +180,7 @@ def frozen_statistics(venv: VecEnv) -> Iterator[None]:
 
 
 class _Pushes:
-    """Now and then a constant on top of the actions of every second environment."""
+    """Adds a constant to the actions of every second environment at random times."""
 
     def __init__(self, space: spaces.Space[Any], n: int, size: float, rng: np.random.Generator) -> None:
         if not isinstance(space, spaces.Box) or not space.is_bounded():
@@ -199,10 +200,10 @@ class _Pushes:
 
 
 def _fitting(labels: Any, space: spaces.Space[Any], n: int) -> Array:
-    """An expert's actions as the space has them; a Box's are clipped, as Stable-Baselines3 does.
+    """Convert an expert's actions to the action space; those of a Box are clipped, as in Stable-Baselines3.
 
     Raises:
-        ValueError: They do not fit.
+        ValueError: The actions do not fit the space, or are not finite.
     """
     labels = np.asarray(labels)
     if labels.shape != (n, *(space.shape or ())):
@@ -221,7 +222,7 @@ def _fitting(labels: Any, space: spaces.Space[Any], n: int) -> Array:
 
 
 def _keep(kept: dict[str, Any], name: str, rows: Any, step: int, n_steps: int) -> None:
-    """Write (N, ...) rows, or a dict of such, into (N, T, ...) arrays that the first step makes."""
+    """Write rows (N, ...), or a dict of such, into arrays (N, T, ...), which the first step creates."""
     if isinstance(rows, dict):
         for key, part in rows.items():
             _keep(kept.setdefault(name, {}), key, part, step, n_steps)
@@ -233,7 +234,7 @@ def _keep(kept: dict[str, Any], name: str, rows: Any, step: int, n_steps: int) -
 
 
 def _episodes(kept: dict[str, Any], ends: npt.NDArray[np.bool_]) -> Iterator[Demonstration]:
-    """(N, T) ends cut what was kept into episodes; no copies."""
+    """Cut the arrays into episodes at the ends (N, T), without copies."""
     for env, ended in enumerate(ends):
         bounds = np.unique([0, *(np.flatnonzero(ended) + 1), len(ended)])
         for start, stop in pairwise(bounds.tolist()):
@@ -241,22 +242,22 @@ def _episodes(kept: dict[str, Any], ends: npt.NDArray[np.bool_]) -> Iterator[Dem
 
 
 def _rows(arrays: Any, index: Any) -> Any:
-    """Rows of an array, or of each array of a dict; None of None."""
+    """Return rows of an array, or of each array of a dict; None for None."""
     if isinstance(arrays, dict):
         return {key: _rows(part, index) for key, part in arrays.items()}
     return None if arrays is None else arrays[index]
 
 
 class Sequences(NamedTuple):
-    """N pieces of T steps side by side, of episodes that lie behind each other in each of N lanes.
+    """N pieces of T steps side by side, from episodes that follow each other in each of N lanes.
 
     Attributes:
-        lanes: (N,), which lanes they belong to.
+        lanes: (N,), numbers of the lanes that the pieces belong to.
         observation: (N * T, ...) or a dict of such, sequence by sequence.
         action: (N * T, ...).
-        privileged: (N * T, P), or None.
-        starts: (N * T,) bool, where an episode starts.
-        real: (N * T,) bool; steps behind the end of a lane are not.
+        privileged: (N * T, P), what the expert saw, or None.
+        starts: (N * T,) bool, whether an episode starts.
+        real: (N * T,) bool, False for padding behind the end of a lane.
     """
 
     lanes: npt.NDArray[np.int64]
@@ -270,9 +271,9 @@ class Sequences(NamedTuple):
 def sequences(
     demonstrations: Sequence[Demonstration], n_lanes: int, length: int, order: npt.NDArray[np.int64]
 ) -> Iterator[Sequences]:
-    """Walk through demonstrations in `n_lanes` lanes, `length` steps at a time, so that states can be carried.
+    """Yield demonstrations in `n_lanes` lanes, `length` steps at a time, so that states can be carried.
 
-    Whoever is through with an episode begins with the next one of `order`; once there is none left, a lane ends.
+    A lane that has finished an episode begins the next one of `order`, and ends when there is none left.
     """
     lanes: list[list[int]] = [[] for _ in range(min(n_lanes, len(order)))]
     steps = np.zeros(len(lanes), np.int64)
@@ -288,7 +289,7 @@ def sequences(
 
 
 def _piece(episodes: Sequence[Demonstration], begin: int, length: int) -> tuple[Any, ...]:
-    """Steps `begin` to `begin + length` of episodes behind each other; the last step is repeated behind their end."""
+    """Return steps `begin` to `begin + length` of joined episodes; the last step is repeated behind their end."""
     found, at = [], 0
     for episode in episodes:
         first, last = max(begin - at, 0), min(begin + length - at, len(episode))
@@ -321,7 +322,7 @@ def _padded(rows: Any, n: int) -> Any:
 
 
 def take_steps(demonstrations: Sequence[Demonstration], steps: npt.NDArray[np.int64]) -> Any:
-    """(B, ...) observations, or a dict of such, at ascending `steps` (B,), counted through all demonstrations."""
+    """Return observations (B, ...), or a dict of such, at ascending `steps` (B,), counted over all demonstrations."""
     ends = np.cumsum([len(d) for d in demonstrations])
     found, begin = [], 0
     for demonstration, end in zip(demonstrations, ends.tolist(), strict=True):

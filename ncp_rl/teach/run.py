@@ -1,4 +1,4 @@
-"""A taught policy as a run folder: `evaluate`, `record`, `audit` and `train --init` take it like a trained one."""
+"""`teach_run`: saves a taught policy as a run folder, which is used like that of a trained one."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ def teach_run(
     n_envs: int | None = None,
     device: str = "auto",
 ) -> T:
-    """Make a run's environments and its untrained model, teach it, and keep it as `best/` and `last/`.
+    """Make a run's environments and its untrained model, teach it, and save it as `best/` and `last/`.
 
     Args:
-        config: The run: environment, policy and settings, as for `ncp_rl.runs.train`.
+        config: Configuration of the run: environment, policy and settings, as for `ncp_rl.runs.train`.
         folder: New folder for the run; losses go into its progress.csv and its TensorBoard events.
-        teach: What teaches the model in the environments, such as `lambda model, venv: dagger(model, venv, expert)`.
-        n_envs: Environments side by side; the configuration's number where None.
-        device: Of torch.
+        teach: Function that teaches the model, such as `lambda model, venv: dagger(model, venv, expert)`.
+        n_envs: Number of environments side by side; None takes the configuration's.
+        device: Device of torch.
 
     Returns:
-        What `teach` gives.
+        The result of `teach`.
 
     Raises:
-        RunError: The folder exists, the environments or the model cannot be made, or what is taught does not fit.
+        RunError: The folder exists, the environments or the model cannot be made, or demonstrations do not fit.
     """
     if folder.exists():
         raise RunError(f"The folder {folder} exists and is left as it is; name another one for this run.")

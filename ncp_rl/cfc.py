@@ -104,7 +104,7 @@ class CfCLayer(nn.Module):
 
 
 def _after(mode: Mode, maps: Tensor, elapsed: Tensor | None, w: Tensor | None, amplitude: Tensor | None) -> Tensor:
-    """Potentials (..., n) after a step from the maps (..., K n); see `Mode`."""
+    """Return the potentials (..., n) after a step from the maps (..., K n); see `Mode`."""
     if w is not None and amplitude is not None:
         rate = w.abs() + maps.abs()
         gone = torch.exp(-(rate if elapsed is None else rate * elapsed))

@@ -387,7 +387,7 @@ class Fault(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
 
 
 def sizes(box: spaces.Box, scale: Any = None) -> Array:
-    """Size of each quantity of a Box, in its shape: half its range, or 1 where that says nothing; or `scale`.
+    """Return size of each quantity of a Box, in its shape: half its range, or 1 where that says nothing; or `scale`.
 
     Raises:
         ValueError: The scale does not fit the Box.
@@ -402,13 +402,13 @@ def sizes(box: spaces.Box, scale: Any = None) -> Array:
 
 
 def fitted(values: Array, box: spaces.Box) -> Array:
-    """Values in the Box: within its bounds, rounded where it has whole numbers, of its dtype."""
+    """Return the values in the Box: within its bounds, rounded where it has whole numbers, of its dtype."""
     whole_numbers = np.issubdtype(box.dtype, np.integer)
     return np.clip(np.rint(values) if whole_numbers else values, box.low, box.high).astype(box.dtype)
 
 
 def is_image(box: spaces.Box) -> bool:
-    """Whether the quantities of a Box are pixels."""
+    """Return whether the quantities of a Box are pixels."""
     return box.dtype == np.uint8 and len(box.shape) >= 2
 
 

@@ -287,6 +287,6 @@ def make_no_velocity(upstream: str, **kwargs: Any) -> Variant:
 
 
 def _joints_moved(env: Any) -> tuple[str, ...]:
-    """Names of the joints of MuJoCo's actuators."""
+    """Return the names of the joints of MuJoCo's actuators."""
     model = env.model
     return tuple(model.joint(model.actuator(i).trnid[0]).name for i in range(model.nu))

@@ -78,7 +78,7 @@ class RandomDisturbances(OwnGenerator, RecordConstructorArgs):
 
 
 def read_levels(settings: Iterable[str]) -> dict[str, Levels]:
-    """Levels from text, as a command line has them.
+    """Return the levels from text, as a command line has them.
 
         read_levels(["observation_delay=0..2", "sensor_noise=0.05"])  # {"observation_delay": [0, 2], ...}
 
@@ -100,7 +100,7 @@ def read_levels(settings: Iterable[str]) -> dict[str, Levels]:
 
 
 def known() -> str:
-    """A sentence with the names of all disturbances and the units of their levels."""
+    """Return a sentence with the names of all disturbances and the units of their levels."""
     return f"Disturbances are {'; '.join(f'{name} ({unit})' for name, unit in LEVEL_UNITS.items())}."
 
 

@@ -58,7 +58,7 @@ class Variant(gym.Env[Any, Any]):
 
 
 def step_seconds(env: gym.Env[Any, Any]) -> float | None:
-    """Seconds of a step: `dt`, as Gymnasium's environments call it, or `tau`, as its CartPole does; else None."""
+    """Return the seconds of a step: `dt` in Gymnasium's environments, `tau` in its CartPole, else None."""
     for name in ("dt", "tau"):
         seconds = getattr(env.unwrapped, name, None)
         if seconds is not None:

@@ -169,7 +169,7 @@ def _apply(ltc: LTC, ablation: Ablation, sensory_names: Sequence[str]) -> None:
 
 
 def _motor(wiring: Wiring, ablation: Ablation) -> int | None:
-    """The motor neuron that is clamped, if any."""
+    """Return the motor neuron that is clamped, if any."""
     if not isinstance(ablation, Clamp):
         return None
     neuron = wiring.names.index(ablation.neuron)

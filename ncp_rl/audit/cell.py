@@ -59,7 +59,7 @@ class Cell:
 
     @classmethod
     def of(cls, circuit: Circuit) -> Cell:
-        """The cell of a circuit.
+        """Return the cell of a circuit.
 
         Raises:
             ValueError: The circuit's LTC has an input map; a policy's has none, since its encoder stands before.

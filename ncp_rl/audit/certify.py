@@ -78,7 +78,7 @@ class Certificate:
         )
 
     def holds(self, potentials: Any) -> bool:
-        """Whether potentials (..., U) lie in the range."""
+        """Return whether potentials (..., U) lie in the range."""
         return bool(np.all((potentials >= self.range.low) & (potentials <= self.range.high)))
 
     def to_dict(self) -> dict[str, Any]:

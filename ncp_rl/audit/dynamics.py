@@ -39,7 +39,7 @@ _ROUNDING = 1e-5
 
 
 def tau_bounds(circuit: Circuit) -> Range:
-    """(U,) seconds, least and greatest time constant for any input: all synapses open, and all shut."""
+    """Return (U,) seconds, least and greatest time constant for any input: all synapses open, and all shut."""
     cell = Cell.of(circuit)
     shut, opened = (
         cell.conductance(np.full(len(cell.synapses.w), s), np.full(len(cell.sensory.w), s)) for s in (0.0, 1.0)
@@ -48,7 +48,7 @@ def tau_bounds(circuit: Circuit) -> Range:
 
 
 def disconnected(wiring: Wiring) -> npt.NDArray[np.bool_]:
-    """(U,) whether a neuron is no motor neuron and no path of synapses leads from it to one."""
+    """Return (U,) whether a neuron is no motor neuron and no path of synapses leads from it to one."""
     graph = wiring.graph()
     reaching = set(wiring.names[wiring.motor])
     for motor in wiring.names[wiring.motor]:
@@ -57,7 +57,7 @@ def disconnected(wiring: Wiring) -> npt.NDArray[np.bool_]:
 
 
 def saturation(circuit: Circuit, episodes: Sequence[Episode]) -> Array:
-    """(U,) share of a neuron's outgoing activations s that are saturated, over its synapses and all steps.
+    """Return (U,) share of a neuron's outgoing activations s that are saturated, over its synapses and all steps.
 
     s = sigmoid(sigma (v - mu)) is saturated below `SATURATED` or above 1 - `SATURATED`, where its slope is below 8 % of
     the steepest. A neuron that always saturates acts as a switch, or not at all. NaN without outgoing synapses.

@@ -82,7 +82,7 @@ class Alarm:
     bad_input: str = ""
 
     def __str__(self) -> str:
-        """A line for people."""
+        """Return a line for people."""
         if self.bad_input:
             where = f"episode {self.episode}, step {self.step} ({self.time:.2f} s)"
             return f"{where}: {self.bad_input}; neurons and action are held"
@@ -127,7 +127,7 @@ class Envelope:
     elapsed_time: float
 
     def outlyingness(self, potentials: npt.NDArray[np.floating[Any]]) -> Array:
-        """(..., C) squared share of each watched neuron in the score, from potentials (..., U) of all neurons.
+        """Return (..., C) squared share of each watched neuron in the score, from potentials (..., U) of all neurons.
 
         Box: (v_j - centre_j)^2 / half_j^2; its largest entry is the squared score. Mahalanobis: [P (v - m)]_j^2 /
         P_jj, by how much d^2 would fall if neuron j were left out (the conditional term of Hotelling's T^2 in Mason,
@@ -140,7 +140,7 @@ class Envelope:
         return shares
 
     def scores(self, potentials: npt.NDArray[np.floating[Any]], step: npt.NDArray[np.integer[Any]]) -> Array:
-        """(...) score of potentials (..., U) of all neurons; inf where one of the watched is not finite.
+        """Return (...) score of potentials (..., U) of all neurons; inf where one of the watched is not finite.
 
         Args:
             potentials: (..., U), potentials of all neurons.
@@ -158,11 +158,11 @@ class Envelope:
         return result
 
     def scores_of(self, episode: Episode) -> Array:
-        """(T,) score of each step of an episode."""
+        """Return (T,) score of each step of an episode."""
         return self.scores(episode.potentials, np.arange(len(episode)))
 
     def blame(self, potentials: npt.NDArray[np.floating[Any]]) -> str:
-        """Name of the watched neuron that is furthest out at one step, potentials (U,): largest `outlyingness`."""
+        """Return the watched neuron that is furthest out at a step with potentials (U,), by `outlyingness`."""
         return self.watched.names[int(self.outlyingness(potentials).argmax())]
 
     def to_dict(self) -> dict[str, Any]:
@@ -255,7 +255,7 @@ def episodes_needed(alpha: float) -> int:
 
 
 def conformal_rank(n: int, alpha: float) -> int:
-    """The k = ceil((n + 1) (1 - alpha)) of the threshold, the k-th smallest of n calibration maxima."""
+    """Return the k = ceil((n + 1) (1 - alpha)) of the threshold, the k-th smallest of n calibration maxima."""
     return math.ceil((n + 1) * (1 - alpha) - 1e-9)
 
 

@@ -23,7 +23,7 @@ class Range(NamedTuple):
     high: Array
 
     def hull(self, other: Range) -> Range:
-        """The smallest range around both."""
+        """Return the smallest range around both."""
         return Range(np.minimum(self.low, other.low), np.maximum(self.high, other.high))
 
     def meet(self, other: Range) -> Range:
@@ -50,7 +50,7 @@ class Means:
         self.w = np.concatenate([kind.w for kind in both])
 
     def range(self, potentials: Range, sensory: Range, memory: Range, kept: Array, delta: Array | float) -> Range:
-        """Range (..., U) of (kept v + delta (gleak vleak + sum w s erev)) / (kept + delta (gleak + sum w s + eps)).
+        """Bound (kept v + delta (gleak vleak + sum w s erev)) / (kept + delta (gleak + sum w s + eps)), (..., U).
 
         Args:
             potentials: (..., U) of the presynaptic neurons.
@@ -71,13 +71,13 @@ class Means:
         return Range(low, high)
 
     def _by_neuron(self, values: Array) -> Array:
-        """Values (..., E_s + E) of the synapses as (..., U, fan-in), 0 where a neuron has fewer."""
+        """Return the values (..., E_s + E) of the synapses as (..., U, fan-in), 0 where a neuron has fewer."""
         nothing = np.zeros((*values.shape[:-1], 1))
         return np.concatenate([values, nothing], axis=-1)[..., self.incoming]
 
 
 def reach(means: Means, potentials: Range, sensory: Range, elapsed_time: Array | float) -> Range:
-    """Range (..., U) of the potentials after a step from anywhere in `potentials` under any input in `sensory`.
+    """Return range (..., U) of the potentials after a step from anywhere in `potentials` under any input in `sensory`.
 
     The range is sharp for each neuron and substep. Over several substeps it is an enclosure, since ranges ignore
     correlations.
@@ -89,7 +89,7 @@ def reach(means: Means, potentials: Range, sensory: Range, elapsed_time: Array |
 
 
 def _switched(first: Array, second: Array, values: Array, fixed: Array, pull: Array) -> Array:
-    """Weighted means (..., U, fan-in + 1), by switch point: weights `first` before it and `second` from it on."""
+    """Return weighted means (..., U, fan-in + 1) by switch point: weights are `first` before it, then `second`."""
     weight = _prefix(first) + _suffix(second)
     weighted = _prefix(first * values) + _suffix(second * values)
     means: Array = (weighted + pull[..., None]) / (weight + fixed[..., None])
@@ -105,6 +105,6 @@ def _suffix(values: Array) -> Array:
 
 
 def _openness(synapses: Connections, source: Range) -> tuple[Array, Array]:
-    """Smallest and largest openness (..., E) of each synapse; sigma may have either sign."""
+    """Return the smallest and largest openness (..., E) of each synapse; sigma may have either sign."""
     ends = synapses.openness(source.low), synapses.openness(source.high)
     return np.minimum(*ends), np.maximum(*ends)

@@ -9,12 +9,12 @@ import numpy.typing as npt
 
 
 def finite(value: float) -> float | None:
-    """A number as JSON has it: None where it is not finite."""
+    """Return a number as JSON has it: None where it is not finite."""
     return float(value) if np.isfinite(value) else None
 
 
 def listed(values: npt.ArrayLike) -> list[Any]:
-    """An array of floats as JSON has it, shortened to float32's digits, None where a number is not finite."""
+    """Return an array of floats as JSON has it, shortened to float32's digits, None where a number is not finite."""
     array = np.asarray(values, np.float64)
     if array.ndim > 1:
         return [listed(row) for row in array]

@@ -234,7 +234,7 @@ def failed(info: Mapping[str, Any], terminated: bool) -> bool:
 
 
 def _episodes(model: OnPolicyAlgorithm, venv: VecEnv, seed: int) -> TrialOutcome:
-    """The first episode of every environment."""
+    """Return the first episode of every environment."""
     command = model.policy.wiring.command if isinstance(model.policy, NCPPolicy) else None
     venv.seed(seed)
     observation, state, starts = venv.reset(), None, np.ones(venv.num_envs, bool)

@@ -26,7 +26,7 @@ _VERDICTS = {"type": "array", "items": {"$ref": "#/$defs/verdict"}}
 
 
 def audit_schema(questions: Questions = QUESTIONS) -> dict[str, Any]:
-    """JSON Schema (draft 2020-12) of what `Audit.to_dict` gives where these questions were asked."""
+    """Return the JSON Schema (draft 2020-12) of what `Audit.to_dict` gives where these questions were asked."""
     properties = {
         "format_version": {"const": FORMAT_VERSION},
         "passed": {"type": "boolean", "description": "Whether every verdict passed."},

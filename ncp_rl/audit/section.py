@@ -61,7 +61,7 @@ def number(value: Any) -> str:
 
 
 def named_rows(names: Sequence[str], *columns: Any) -> list[list[Any]]:
-    """Rows of a table from its columns, each as long as `names`."""
+    """Return the rows of a table from its columns, each as long as `names`."""
     return [[name, *values] for name, *values in zip(names, *columns, strict=True)]
 
 

@@ -192,7 +192,7 @@ def _substep(
 
 
 def _derivatives(cell: Cell, potentials: Range, sensory: Range, after: Range, delta: float) -> tuple[Range, Range]:
-    """Ranges of d v'_j / d v_i, (U, U), and d v'_j / d x_s, (U, S), rows j.
+    """Return the ranges of d v'_j / d v_i, (U, U), and d v'_j / d x_s, (U, S), rows j.
 
     d v'_j / d v_i = (delta w sigma s (1 - s) (erev - v'_j) + [i = j] cm_j) / D_j.
     """
@@ -213,7 +213,7 @@ def _derivatives(cell: Cell, potentials: Range, sensory: Range, after: Range, de
 
 
 def _denominator(cell: Cell, potentials: Range, sensory: Range, delta: float) -> Range:
-    """Range (U,) of D = cm + delta (gleak + sum w s + epsilon): conductances rise with each openness."""
+    """Return the range (U,) of D = cm + delta (gleak + sum w s + epsilon): conductances rise with each openness."""
     ends = []
     for pick in (np.minimum, np.maximum):
         conductance = cell.conductance(
@@ -227,7 +227,7 @@ def _denominator(cell: Cell, potentials: Range, sensory: Range, delta: float) ->
 
 
 def _slopes(synapses: Connections, source: Range, after: Range, denominator: Range, delta: float) -> Range:
-    """Range (E,) of delta w sigma s (1 - s) (erev - v') / D."""
+    """Return the range (E,) of delta w sigma s (1 - s) (erev - v') / D."""
     ends = (synapses.openness(source.low), synapses.openness(source.high))
     steep = [s * (1.0 - s) for s in ends]
     crosses = (np.minimum(*ends) < 0.5) & (np.maximum(*ends) > 0.5)
@@ -245,7 +245,7 @@ def _slopes(synapses: Connections, source: Range, after: Range, denominator: Ran
 
 
 def _matrix(synapses: Connections, values: Array, rows: int, columns: int) -> Array:
-    """Values (E,) at [destination, source]."""
+    """Return the values (E,) at [destination, source]."""
     matrix = np.zeros((rows, columns))
     index: tuple[Indices, Indices] = (synapses.destination, synapses.source)
     matrix[index] = values

@@ -116,13 +116,13 @@ def step_response(
 
 
 def _held(circuit: Circuit, inputs: Array, start: Array, seconds: float, n_steps: int) -> Array:
-    """(n_steps, U) potentials under constant inputs (S,)."""
+    """Return (n_steps, U) potentials under constant inputs (S,)."""
     sensory = np.tile(inputs.astype(np.float32), (n_steps, 1))
     return circuit.run(sensory, start.astype(np.float32), np.full(n_steps, seconds, np.float32)).astype(np.float64)
 
 
 def _rise(potentials: Array, time: Array) -> tuple[Array, Array]:
-    """Rise times and overshoots, each (U,), of potentials (T + 1, U) that start at rest."""
+    """Return the rise times and overshoots, each (U,), of potentials (T + 1, U) that start at rest."""
     change = potentials[-1] - potentials[0]
     moved = np.abs(change) >= 1e-4
     gone = (potentials - potentials[0]) / np.where(moved, change, 1.0)  # 0 at rest, 1 at the end.

@@ -30,7 +30,7 @@ class Watched:
 
     @classmethod
     def of(cls, wiring: Wiring) -> Watched:
-        """The command neurons of `wiring`, or all its neurons where it has none."""
+        """Return the command neurons of `wiring`, or all its neurons where it has none."""
         part = wiring.command if wiring.n_command else slice(0, wiring.units)
         return cls("command" if wiring.n_command else "all", np.arange(wiring.units)[part], wiring.names[part])
 

@@ -47,7 +47,7 @@ class BackendEntry:
     of its module, which a test or a user may change."""
 
     def serves(self, dtype: torch.dtype, device: str) -> bool:
-        """Whether the backend computes in `dtype` on devices of the type `device`."""
+        """Return whether the backend computes in `dtype` on devices of the type `device`."""
         return (self.dtypes is None or dtype in self.dtypes) and (self.devices is None or device in self.devices)
 
 

@@ -58,7 +58,7 @@ class Messages:
     log_times: Integers
 
     def __len__(self) -> int:
-        """Number of messages."""
+        """Return the number of messages."""
         return len(self.channels)
 
     @classmethod

@@ -59,7 +59,7 @@ class Episode:
     final_observation: npt.NDArray[Any] | None = None
 
     def __len__(self) -> int:
-        """Number of steps T."""
+        """Return the number of steps T."""
         return len(self.reward)
 
     @property

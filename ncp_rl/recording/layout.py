@@ -85,7 +85,7 @@ class Topic:
         return tuple(field.kind for field in self.fields for _ in range(field.width))
 
     def schema(self) -> dict[str, Any]:
-        """JSON Schema of the messages."""
+        """Return the JSON Schema of the messages."""
         root: dict[str, Any] = _object()
         for field in self.fields:
             *outer, name = field.name.split(".")

@@ -196,7 +196,7 @@ class Recording:
                     rows[channel].append(np.array(topics[channel].parse(text)))
         counts = {channel: len(found) for channel, found in rows.items()}
         expected = {channel: span.n_steps for channel in STEP_CHANNELS} | {EPISODE_CHANNEL: 1}
-        expected[END_CHANNEL] = min(counts[END_CHANNEL], 1)  # It is missing where the recording stopped before.
+        expected[END_CHANNEL] = min(counts[END_CHANNEL], 1)  # An episode that the recording cut off has no end message.
         if counts != expected:
             raise RecordingError(
                 f"Episode {index} must have {expected} messages by channel, got {counts}; call verify to see what "
@@ -410,7 +410,7 @@ class _SpansByEpisode:
         self.n_steps = np.add.reduceat(rows[:, 3], self._starts) if len(rows) else rows[:, 3]
 
     def __len__(self) -> int:
-        """Number of episodes."""
+        """Return the number of episodes."""
         return len(self._starts)
 
     def __getitem__(self, index: int) -> _EpisodeSpan:

@@ -54,7 +54,7 @@ class Demonstration:
     privileged: Array | None = None
 
     def __len__(self) -> int:
-        """Number of steps T."""
+        """Return the number of steps T."""
         return len(self.action)
 
 

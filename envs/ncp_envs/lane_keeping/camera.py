@@ -154,7 +154,7 @@ def _compiled(function: Any) -> Any:
 
 @_compiled
 def soft(inside: float, pixel: float) -> float:
-    """How much of a pixel is covered, whose middle lies `inside` metres within an edge; `pixel` is its size."""
+    """Return how much of a pixel is covered, whose middle lies `inside` metres within an edge; `pixel` is its size."""
     return min(max(inside / pixel + 0.5, 0.0), 1.0)
 
 
@@ -169,7 +169,7 @@ def mix(scene: np.uint64, a: np.uint64, b: np.uint64) -> np.uint64:
 
 @_compiled
 def uniform(scene: np.uint64, a: int, b: int) -> float:
-    """A number in [0, 1) that belongs to a scene and two integers."""
+    """Return a number in [0, 1) that belongs to a scene and two integers."""
     return float(mix(scene, np.uint64(a), np.uint64(b)) >> np.uint64(11)) / 2.0**53
 
 
@@ -177,7 +177,7 @@ def uniform(scene: np.uint64, a: int, b: int) -> float:
 def line_cover(
     scene: np.uint64, line: int, inside: float, pixel: float, station: float, length: float, missing: float
 ) -> float:
-    """How much of a pixel a lane line covers, `inside` metres within it; 0 where this piece of it is missing.
+    """Return how much of a pixel a lane line covers, `inside` metres within it; 0 where this piece of it is missing.
 
     The pixel is `pixel` metres wide across the line and `length` metres long along it.
     """
@@ -200,7 +200,7 @@ def paint_sky(pixels: Images, fall: float, gain: float) -> None:
 
 @_compiled
 def nearest(course: Floats, sample: int, ahead: float, side: float) -> int:
-    """The sample of the centreline that is nearest to a point; beyond the middle of a bend there is none."""
+    """Return the sample of the centreline that is nearest to a point; beyond the middle of a bend there is none."""
     last = course.shape[1] - 1
     for _ in range(MAX_WALK):
         dx, dy = ahead - course[X, sample], side - course[Y, sample]

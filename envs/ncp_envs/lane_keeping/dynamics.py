@@ -106,14 +106,14 @@ def _inlined(function: Any) -> Any:
 
 @_inlined
 def axle_force(slip: float, stiffness: float, limit: float) -> float:
-    """Lateral force of an axle in N, at a slip angle in rad; `limit` is what friction allows, in N."""
+    """Return the lateral force of an axle in N, at a slip angle in rad; `limit` is what friction allows, in N."""
     linear = stiffness * slip
     return linear / math.sqrt(1.0 + (linear / limit) ** 2)
 
 
 @_inlined
 def lateral_forces(v_y: float, r: float, wheel: float, speed: float, vehicle: Vehicle) -> tuple[float, float]:
-    """Forces of both axles in N, with the front wheels at `wheel` rad."""
+    """Return the forces of both axles in N, with the front wheels at `wheel` rad."""
     load = vehicle.friction * vehicle.mass * GRAVITY / (vehicle.front + vehicle.rear)
     slip_f = wheel - (v_y + vehicle.front * r) / speed
     slip_r = -(v_y - vehicle.rear * r) / speed
@@ -125,7 +125,7 @@ def lateral_forces(v_y: float, r: float, wheel: float, speed: float, vehicle: Ve
 
 @_inlined
 def along(values: Floats, station: float) -> float:
-    """A road's curvature or width at a station: linear between knots, from the start again after the last."""
+    """Return a road's curvature or width at a station: linear between knots, from the start again after the last."""
     knot = station / KNOT_SPACING
     knot -= N_KNOTS * math.floor(knot / N_KNOTS)
     left = min(int(knot), N_KNOTS - 1)
@@ -174,7 +174,7 @@ def derivatives(
     kappa: float,
     vehicle: Vehicle,
 ) -> tuple[float, float, float, float, float, float]:
-    """Rates of change of s, e, psi, v_y, r and delta: the equations above."""
+    """Return the rates of change of s, e, psi, v_y, r and delta: the equations above."""
     front, rear = lateral_forces(v_y, r, delta + offset, speed, vehicle)
     sine, cosine = sine_cosine(psi)
     ds = (speed * cosine - v_y * sine) / (1.0 - kappa * e)
@@ -292,7 +292,7 @@ def observe(cars: Floats, car: int, curvature: Floats, observation: npt.NDArray[
 
 @_inlined
 def between(bounds: tuple[float, float], draw: float) -> float:
-    """The uniform `draw` from [0, 1) between bounds."""
+    """Return the uniform `draw` from [0, 1) between bounds."""
     return bounds[0] + (bounds[1] - bounds[0]) * draw
 
 

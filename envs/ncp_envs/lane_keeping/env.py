@@ -100,7 +100,7 @@ class LaneKeepingBase(gym.Env[Observation, Action], ABC):
     def _observation(self) -> Observation: ...
 
     def _inset(self) -> npt.NDArray[np.uint8] | None:
-        """An image for the corner of the view."""
+        """Return an image for the corner of the view."""
         return None
 
     def _info(self) -> dict[str, Any]:

@@ -187,14 +187,14 @@ class BirdsEye:
 
 
 def _beside(line: Floats, offset: Floats) -> Floats:
-    """(P, 2) points `offset` metres (P,) to the left of a line (P, 3) of x, y and heading."""
+    """Return (P, 2) points `offset` metres (P,) to the left of a line (P, 3) of x, y and heading."""
     normal = np.stack([-np.sin(line[:, 2]), np.cos(line[:, 2])], axis=1)
     beside: Floats = line[:, :2] + offset[:, None] * normal
     return beside
 
 
 def _turn(points: Floats, angle: float) -> Floats:
-    """(P, 2) points turned to the left."""
+    """Return (P, 2) points turned to the left."""
     sin, cos = np.sin(angle), np.cos(angle)
     turned: Floats = points @ np.array([[cos, sin], [-sin, cos]])
     return turned

@@ -91,7 +91,7 @@ def lay(draws: Floats, curvature: Floats, heading: Floats, width: Floats) -> Non
 
 
 def at(values: Floats, stations: Floats) -> Floats:
-    """Curvature or width of N roads, each at M stations of its own: (N, N_KNOTS) and (N, M) -> (N, M)."""
+    """Return the curvature or width of N roads, each at M stations of its own: (N, N_KNOTS) and (N, M) -> (N, M)."""
     knots = np.mod(stations, LENGTH) / KNOT_SPACING
     left = np.minimum(knots.astype(np.int64), N_KNOTS - 1)
     start, end = np.take_along_axis(values, left, 1), np.take_along_axis(values, (left + 1) % N_KNOTS, 1)
@@ -100,7 +100,7 @@ def at(values: Floats, stations: Floats) -> Floats:
 
 
 def headings_at(curvatures: Floats, headings: Floats, stations: Floats) -> Floats:
-    """Heading of N roads, each at M stations of its own, exactly.
+    """Return the heading of N roads, each at M stations of its own, exactly.
 
     Args:
         curvatures: (N, N_KNOTS) float64, 1/m.
@@ -121,7 +121,7 @@ def headings_at(curvatures: Floats, headings: Floats, stations: Floats) -> Float
 
 
 def course(curvatures: Floats, headings: Floats, stations: Floats) -> tuple[Floats, Floats, Floats]:
-    """Centrelines of N roads at M stations each, evenly spaced, against the first: it lies at 0, 0, along x.
+    """Return the centrelines of N roads at M stations each, evenly spaced, against the first: it lies at 0, 0, along x.
 
     The midpoint rule between stations errs by at most (step * curvature)^2 / 24 of the way.
 

@@ -87,7 +87,7 @@ class LaneKeepingVecEnv(VecEnv):
         self.vector.close()
 
     def get_images(self) -> Sequence[npt.NDArray[np.uint8] | None]:
-        """A frame for each car."""
+        """Return a frame for each car."""
         return self.vector.render() or [None] * self.num_envs
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:

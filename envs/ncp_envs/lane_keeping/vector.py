@@ -136,7 +136,7 @@ class LaneKeepingVectorBase(VectorEnv[npt.NDArray[Any], npt.NDArray[Any], npt.ND
         """Return the space of one car's observation."""
 
     def render(self) -> tuple[npt.NDArray[np.uint8], ...] | None:
-        """A frame for each car."""
+        """Return a frame for each car."""
         if self.render_mode is None:
             return None
         return tuple(BirdsEye(self.simulation, i).frame() for i in range(self.num_envs))
@@ -182,7 +182,7 @@ class LaneKeepingVectorEnv(LaneKeepingVectorBase):
     action_names = ("steering",)
 
     def observations(self) -> npt.NDArray[Any]:
-        """Errors and curvatures, (N, 6) float32."""
+        """Return the errors and curvatures, (N, 6) float32."""
         return self.simulation.observations.copy()
 
     def _space(self) -> spaces.Box:
@@ -228,5 +228,5 @@ class LaneKeepingCameraVectorEnv(LaneKeepingVectorBase):
 
 
 def _where(mask: Bools, infos: dict[str, Any]) -> dict[str, Any]:
-    """Infos of the cars in `mask` alone, zeros for the others."""
+    """Return the infos of the cars in `mask` alone, zeros for the others."""
     return {name: mask if name.startswith("_") else values * mask for name, values in infos.items()}

@@ -42,9 +42,7 @@ _MAPS = {"default": ("ff1", "ff2", "time_a", "time_b"), "no_gate": ("ff1", "ff2"
 _WIRED = ("ff1", "ff2")
 
 _SETTINGS = ("mode", "elapsed_time")
-_NO_CONDUCTANCES = (
-    "The neurons are CfC: their potentials are no weighted mean of what reaches them, by conductances, as LTC neurons'"
-)
+_NO_CONDUCTANCES = "CfC neurons have no conductances, so their potentials are not weighted means of their inputs"
 
 
 class _StepTiming(NamedTuple):
@@ -215,11 +213,11 @@ class CfC(Fingerprinted):
     # A product of matrices adds up in another order for other sizes.
     scan_keeps_bits: ClassVar[bool] = False
     unanswered: ClassVar[Mapping[str, str]] = {
-        "explain": f"{_NO_CONDUCTANCES} are, so that no contributions add up to an action.",
-        "certificate": f"{_NO_CONDUCTANCES} are, from which the certified ranges follow.",
-        "sensitivity": f"{_NO_CONDUCTANCES} are, from which the bound on how far actions move follows.",
-        "dynamics": "The neurons are CfC: they have no time constants, and no synapses that saturate.",
-        "ablation": "The neurons are CfC: each reads all of its layer, so that none can be clamped, no synapse cut.",
+        "explain": f"{_NO_CONDUCTANCES}: no contributions add up to an action.",
+        "certificate": f"{_NO_CONDUCTANCES}, from which certified ranges would follow.",
+        "sensitivity": f"{_NO_CONDUCTANCES}, from which a bound on the actions' moves would follow.",
+        "dynamics": "CfC neurons have no time constants, and no synapses that saturate.",
+        "ablation": "Each CfC neuron reads all neurons of its layer, so that none can be clamped and no synapse cut.",
     }
 
     def __init__(

@@ -428,11 +428,11 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         if bad is None:
             return
         first = bad.first
-        text = f"{first.sentence()} Nothing can be learned from it: mend the environment."
+        text = f"{first.sentence()} A policy cannot learn from it; correct the environment."
         if len(bad.rows) > 1 and bad.rows.all() and first.key != ELAPSED_TIME:
             text += (
-                " All environments give such a reading; where VecNormalize normalises, a single one spoils its "
-                "statistics for all, so look beneath it (VecCheckNan)."
+                " All environments give such a reading. A single one spoils the statistics of VecNormalize for all "
+                "environments; find it by VecCheckNan beneath VecNormalize."
             )
         raise BadInputError(text)
 

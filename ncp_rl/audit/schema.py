@@ -59,12 +59,12 @@ def _subject(questions: Questions) -> dict[str, Any]:
                 "n_synapses": {"type": "integer"},
             }
         ),
-        "manifest": {"type": "object", "description": "As the recording holds it."},
+        "manifest": {"type": "object", "description": "The manifest of the recording."},
         "verdicts": _VERDICTS,
         "skipped": {
             "type": "object",
             "additionalProperties": {"type": "string"},
-            "description": "What was not asked, and why.",
+            "description": "Questions that were not asked, and the reasons.",
         },
     }
     for question in on_recordings(questions):

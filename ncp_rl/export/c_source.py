@@ -169,7 +169,8 @@ _ACTS = {
 
 def _seconds_comment(timed: bool) -> str:
     if timed:
-        return "Where nobody measures time. The policy was trained with the seconds that its environment told."
+        return "For use where time is not measured. The policy was trained with the seconds that its environment
+        reported."
     return "The step that the policy was trained with. Others may be given: the neurons' equations are in seconds."
 
 

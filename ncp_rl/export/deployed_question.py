@@ -32,9 +32,10 @@ class DeployedQuestion(RecordingQuestion[ExportCheck]):
                 "sha256": {
                     "type": "array",
                     "items": {"type": "string"},
-                    "description": "Of the exported policy, and of the recorded one.",
+                    "description": "SHA-256 of the exported policy, and of the recorded one.",
                 },
-                "max_difference": {"type": "number", "description": "Absolute up to 1 and relative beyond."},
+                "max_difference": {"type": "number", "description": "Largest difference, absolute up to 1 and relative
+                beyond."},
             },
             "required": ["form", "sha256", "max_difference"],
             "additionalProperties": False,

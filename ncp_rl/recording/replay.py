@@ -79,8 +79,8 @@ class Replay:
         if self.same_platform:
             return "on the platform of the recording, where every bit must come back"
         return (
-            f"on another platform than the recording's, where edits pass too that change no step by more than "
-            f"{self.tolerance:.0e}: replay it on its own platform to see every bit, or check its signature"
+            f"on another platform than the recording's, where edits also pass if they change each step by at most "
+            f"{self.tolerance:.0e}: replay it on its own platform to compare every bit, or check its signature"
         )
 
     def __str__(self) -> str:

@@ -93,7 +93,7 @@ class Verification:
     def __str__(self) -> str:
         """Return the verdict in a line."""
         signed = {
-            "none": "not signed: whoever rewrites the whole file can chain it anew",
+            "none": "not signed: anyone who rewrites the whole file can compute a new chain",
             "unchecked": f"signed by {self.public_key}, a key that was not checked",
             "valid": "signature valid",
             "missing": "NOT SIGNED",

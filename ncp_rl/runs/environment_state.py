@@ -82,7 +82,7 @@ def difference_after_step(data: bytes, venv: VecEnv) -> str:
     except Exception as error:  # An environment's own code may raise anything.
         return f"a copy of them fails: {type(error).__name__}: {error}"
     same = all(_equal(getattr(twin, name), getattr(original, name)) for name in ("buf_obs", "buf_rews", "buf_dones"))
-    return "" if same else "a copy of them goes on in another way"
+    return "" if same else "an unpickled copy of them takes the next step differently"
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]

@@ -274,7 +274,7 @@ class _KeepModel(BaseCallback):
 def _left(folder: Path, venv: VecEnv) -> str:
     """Return a sentence on the files that a training leaves which a bad reading stopped."""
     if isinstance(venv, VecNormalize) and venv.norm_obs:
-        return f"The statistics in last/ are spoiled by it; go on from {folder / 'best'} or {folder / 'checkpoints'}."
+        return f"It has spoiled the statistics in last/; continue from {folder / 'best'} or {folder / 'checkpoints'}."
     return f"The model so far is in {folder / 'last'}."
 
 

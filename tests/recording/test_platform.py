@@ -87,7 +87,7 @@ def test_an_honest_recording_of_another_processor_is_true(name: str, elsewhere: 
         c.what for c in found.comparisons
     }
     assert max(c.max_difference for c in found.comparisons) < 1e-6
-    assert "another platform" in str(found) and "edits pass too" in found.to_dict()["worth"]
+    assert "another platform" in str(found) and "edits also pass" in found.to_dict()["worth"]
 
 
 def test_differences_would_grow_if_steps_did_not_begin_with_what_was_recorded(elsewhere: Elsewhere) -> None:

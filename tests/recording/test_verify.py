@@ -79,7 +79,7 @@ def test_untouched_files_are_intact(files: Files) -> None:
     plain, signed = check(files, files.plain), check(files, files.signed, files.public)
     assert (plain.status, plain.passed, plain.signature, plain.n_messages) == ("intact", True, "none", 3 * 800 + 8)
     assert (signed.status, signed.passed, signed.signature) == ("intact", True, "valid")
-    assert "whoever rewrites the whole file can chain it anew" in str(plain)
+    assert "anyone who rewrites the whole file can compute a new chain" in str(plain)
     assert check(files, files.signed).signature == "unchecked"
     json.dumps(signed.to_dict(), allow_nan=False)
 

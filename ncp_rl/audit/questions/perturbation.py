@@ -77,7 +77,7 @@ class PerturbationQuestion(RunsQuestion[Sweep]):
     def lacks(self, evidence: Runs, plan: Plan) -> str | None:
         """Return what is missing: run folders, whose environments run again, or disturbances."""
         if not evidence.folders:
-            return "Not asked: no run folder was given, and a recording alone cannot tell."
+            return "Not asked: no run folder was given, and disturbances need environments to run."
         return None if plan.disturbances else "Not asked: no disturbance was named."
 
     def ask(self, evidence: Runs, plan: Plan) -> Sweep:

@@ -38,9 +38,9 @@ class TreesQuestion(RecordingQuestion[TreeAudit]):
     def lacks(self, evidence: Evidence, plan: Plan) -> str | None:
         """Return what is missing: observed quantities that rules can name, or a second episode."""
         if not evidence.episodes[0].observation_names:
-            return "Trees are rules on observed quantities, and images alone are observed."
+            return "Trees need observed quantities that rules can name, and only images are observed."
         enough = len(evidence.episodes) > 1
-        return None if enough else "Trees need two episodes, one to grow on and one to be scored on."
+        return None if enough else "Trees need at least two episodes, one to grow on and one to be scored on."
 
     def ask(self, evidence: Evidence, plan: Plan) -> TreeAudit:
         """Grow and score a tree per watched neuron."""

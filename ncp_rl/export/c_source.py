@@ -169,8 +169,7 @@ _ACTS = {
 
 def _seconds_comment(timed: bool) -> str:
     if timed:
-        return "For use where time is not measured. The policy was trained with the seconds that its environment
-        reported."
+        return "Where time is not measured. The policy was trained with the seconds that its environment gave."
     return "The step that the policy was trained with. Others may be given: the neurons' equations are in seconds."
 
 

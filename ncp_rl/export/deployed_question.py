@@ -34,8 +34,7 @@ class DeployedQuestion(RecordingQuestion[ExportCheck]):
                     "items": {"type": "string"},
                     "description": "SHA-256 of the exported policy, and of the recorded one.",
                 },
-                "max_difference": {"type": "number", "description": "Largest difference, absolute up to 1 and relative
-                beyond."},
+                "max_difference": {"type": "number", "description": "Largest, absolute up to 1 and relative beyond."},
             },
             "required": ["form", "sha256", "max_difference"],
             "additionalProperties": False,

@@ -137,8 +137,7 @@ def missing_cross_tools() -> str:
     """Return a sentence on what is missing to build and run for a Cortex-M4F; empty where nothing is."""
     tools = {"arm-none-eabi-gcc": "gcc-arm-none-eabi libnewlib-arm-none-eabi", "qemu-system-arm": "qemu-system-arm"}
     missing = [package for tool, package in tools.items() if shutil.which(tool) is None]
-    return f"Tools to build and run for a Cortex-M4F are missing; run `apt-get install {' '.join(missing)}`" if missing
-    else ""
+    return f"Tools for a Cortex-M4F are missing; run `apt-get install {' '.join(missing)}`" if missing else ""
 
 
 def build_cortex_m4(folder: Path, out: Path) -> tuple[Program, Size]:

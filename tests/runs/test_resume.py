@@ -126,8 +126,8 @@ def test_it_ends_as_if_it_had_never_been_cut(name: str, killed: Path, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("name", "why"), [("Box2D", "cannot be pickled: TypeError"), ("forgetful", "an unpickled copy of them takes the next
-    step differently")]
+    ("name", "why"),
+    [("Box2D", "cannot be pickled: TypeError"), ("forgetful", "copy of them takes the next step differently")],
 )
 def test_environments_that_cannot_go_on_begin_anew_and_it_says_so(
     name: str, why: str, killed: Path, caplog: pytest.LogCaptureFixture

@@ -25,7 +25,8 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureC
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
-from ncp_rl.cell import MotorMap, RecurrentCell
+from ncp_rl.action_outputs import n_action_outputs, start_motor_map
+from ncp_rl.cell import RecurrentCell
 from ncp_rl.cores import CELLS, CellName, cell_builder, cell_class, run_cell, run_lstm
 from ncp_rl.encoder import (
     ELAPSED_TIME,
@@ -48,9 +49,6 @@ DEFAULT_WIRING = AutoNCP(units=32, command_share=0.6, recurrence=1.0)
 
 Critic = Literal["cell", "ltc", "cfc", "lstm", "mlp", "shared"]
 LSTMStates = tuple[Tensor, Tensor]
-
-# Potentials lie from about -1 to 1; logits that differ by 6 make an action nearly certain.
-_LOGIT_GAIN = 3.0
 
 # Hints for the arguments of SB3's LSTM policies.
 _LSTM_ARGUMENTS = {
@@ -202,7 +200,7 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         if isinstance(critic, str) and CELLS.get(critic, self._cell_class) is not self._cell_class:
             self._build_critic = cell_builder(CELLS[critic], elapsed_time=elapsed_time)
         self.privileged_keys = tuple(privileged_keys)
-        n_outputs = _n_action_outputs(action_space)
+        n_outputs = n_action_outputs(action_space)
         self.action_names = tuple(action_names or (f"action_{i}" for i in range(n_outputs)))
         if len(self.action_names) != n_outputs:
             raise ValueError(f"action_names must name the {n_outputs} action outputs, got {self.action_names}.")
@@ -263,7 +261,7 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         """Build the heads, which upstream sizes here, between encoder and cores; the circuit's size must be known."""
         if self.privileged_keys:
             self.features_extractor = self.pi_features_extractor = self._encoder(frozenset(self.privileged_keys))
-        n_outputs = _n_action_outputs(self.action_space)
+        n_outputs = n_action_outputs(self.action_space)
         n_motor = self.n_motor or n_outputs
         if self.motor_map == "affine" and n_motor != n_outputs:
             raise ValueError(
@@ -297,9 +295,9 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         if self.motor_map == "affine":
             # The circuit's own motor map gives the action, so that a circuit holds the whole way from senses to action.
             self.action_net = self.lstm_actor.motor_map
-            _start_motor_map(self.lstm_actor.motor_map, self.action_space)
+            start_motor_map(self.lstm_actor.motor_map, self.action_space)
         else:
-            dense = nn.Linear(self.wiring.n_motor, _n_action_outputs(self.action_space))
+            dense = nn.Linear(self.wiring.n_motor, n_action_outputs(self.action_space))
             self.action_net = nn.Sequential(self.lstm_actor.motor_map, dense)
 
     @property
@@ -626,36 +624,6 @@ def _critic_arch(net_arch: list[int] | dict[str, list[int]] | None) -> dict[str,
     return dict(pi=[], vf=net_arch.get("vf", []) if isinstance(net_arch, dict) else [])
 
 
-def _n_action_outputs(action_space: spaces.Space[Any]) -> int:
-    """Count the parameters of a distribution over actions: means of a Box, logits of discrete spaces.
-
-    Raises:
-        ValueError: RecurrentPPO does not serve the action space.
-    """
-    if isinstance(action_space, spaces.Box):
-        return int(np.prod(action_space.shape))
-    if isinstance(action_space, spaces.Discrete):
-        return int(action_space.n)
-    if isinstance(action_space, spaces.MultiDiscrete):
-        return int(np.sum(action_space.nvec))
-    if isinstance(action_space, spaces.MultiBinary):
-        return int(np.prod(action_space.shape))
-    raise ValueError(f"Actions must be Box, Discrete, MultiDiscrete or MultiBinary, got {action_space}.")
-
-
 def _n_sensory(encoder: BaseFeaturesExtractor) -> int:
     """Count the sensory inputs that an encoder feeds; the elapsed time is not one of them."""
     return encoder.features_dim - (isinstance(encoder, KeyFilter) and encoder.timed)
-
-
-def _start_motor_map(motor_map: nn.Module, action_space: spaces.Space[Any]) -> None:
-    """Map potentials from -1 to 1 to the range of bounded actions, or to logits from -3 to 3."""
-    assert isinstance(motor_map, MotorMap)
-    if not isinstance(action_space, spaces.Box):
-        with torch.no_grad():
-            motor_map.weight.fill_(_LOGIT_GAIN)
-    if isinstance(action_space, spaces.Box) and action_space.is_bounded():
-        low, high = (torch.from_numpy(bound).float().flatten() for bound in (action_space.low, action_space.high))
-        with torch.no_grad():
-            motor_map.weight.copy_((high - low) / 2)
-            motor_map.bias.copy_((high + low) / 2)

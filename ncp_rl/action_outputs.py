@@ -1,0 +1,50 @@
+"""The outputs of a policy's motor neurons: how many an action space needs, and the range that they start with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import nn
+
+from ncp_rl.cell import MotorMap
+
+# Potentials lie from about -1 to 1; logits that differ by 6 make an action nearly certain.
+_LOGIT_GAIN = 3.0
+
+
+def n_action_outputs(action_space: spaces.Space[Any]) -> int:
+    """Count the parameters of a distribution over actions: means of a Box, logits of discrete spaces.
+
+    Raises:
+        ValueError: RecurrentPPO does not serve the action space.
+    """
+    if isinstance(action_space, spaces.Box):
+        return int(np.prod(action_space.shape))
+    if isinstance(action_space, spaces.Discrete):
+        return int(action_space.n)
+    if isinstance(action_space, spaces.MultiDiscrete):
+        return int(np.sum(action_space.nvec))
+    if isinstance(action_space, spaces.MultiBinary):
+        return int(np.prod(action_space.shape))
+    raise ValueError(f"Actions must be Box, Discrete, MultiDiscrete or MultiBinary, got {action_space}.")
+
+
+def start_motor_map(motor_map: nn.Module, action_space: spaces.Space[Any]) -> None:
+    """Map potentials from -1 to 1 to the range of bounded actions, or to logits from -3 to 3.
+
+    Args:
+        motor_map: A `MotorMap`, changed in place; that of unbounded actions stays the identity.
+        action_space: The policy's action space.
+    """
+    assert isinstance(motor_map, MotorMap)
+    if not isinstance(action_space, spaces.Box):
+        with torch.no_grad():
+            motor_map.weight.fill_(_LOGIT_GAIN)
+    elif action_space.is_bounded():
+        low, high = (torch.from_numpy(bound).float().flatten() for bound in (action_space.low, action_space.high))
+        with torch.no_grad():
+            motor_map.weight.copy_((high - low) / 2)
+            motor_map.bias.copy_((high + low) / 2)

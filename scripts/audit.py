@@ -18,9 +18,7 @@ import torch
 import tyro
 from ncp_envs.disturbance import DISTURBANCES, LEVEL_UNITS, LEVELS, Fault
 
-from ncp_rl.audit import QUESTIONS, Plan, PlannedFault, audit_sources, failures
-from ncp_rl.audit.audit import Questions
-from ncp_rl.audit.report import write_report
+from ncp_rl.audit import QUESTIONS, Plan, PlannedFault, Questions, audit_sources, failures, write_report
 from ncp_rl.export import DeployedQuestion, ExportError
 from ncp_rl.recording import RecordingError, read_public_key
 from ncp_rl.runs import RunError

@@ -19,7 +19,7 @@ import ncp_envs  # noqa: F401  (registers ncp/ environments)
 import torch
 import tyro
 
-from ncp_rl.audit.envelope import fit_box, fit_conformal
+from ncp_rl.audit import fit_box, fit_conformal
 from ncp_rl.export import (
     ExportError,
     monitor_to_c,

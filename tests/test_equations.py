@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 from ncp_rl import LTC, AutoNCP, equations
+from ncp_rl.audit import audit_dynamics
 from ncp_rl.audit.cell import Cell
-from ncp_rl.audit.dynamics import audit_dynamics, tau_bounds
+from ncp_rl.audit.dynamics import tau_bounds
 from ncp_rl.kernels import EPSILON
 from tests.audit.circuits import circuit as random_circuit
 from tests.audit.episodes import built, run_episode

@@ -18,12 +18,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 from ncp_rl import AutoNCP, CnnNCPPolicy, MultiInputNCPPolicy, NCPPolicy
-from ncp_rl.audit.audit import Audit, audit_recording
-from ncp_rl.audit.envelope import fit_box
-from ncp_rl.audit.monitor import MonitoredModel, watch
-from ncp_rl.audit.plan import Plan
-from ncp_rl.audit.report import write_report
-from ncp_rl.audit.sensitivity import observation_moves
+from ncp_rl.audit import Audit, MonitoredModel, Plan, audit_recording, fit_box, observation_moves, watch, write_report
 from ncp_rl.readings import BadInputError
 from ncp_rl.recording import Recording, RecordingError, record_rollouts, replay, verify
 from ncp_rl.runs import RunConfig, RunError, evaluate, make_envs, make_model, train

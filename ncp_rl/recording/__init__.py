@@ -4,7 +4,7 @@ from ncp_rl.recording.chain import generate_key, read_private_key, read_public_k
 from ncp_rl.recording.compare import Comparison, Divergence
 from ncp_rl.recording.datasets import to_pandas, write_minari, write_parquet
 from ncp_rl.recording.episode import Episode
-from ncp_rl.recording.errors import RecordingError
+from ncp_rl.recording.errors import MemoryLimitError, RecordingError
 from ncp_rl.recording.reader import RecordedImage, Recording
 from ncp_rl.recording.recorder import NeuronRecorder, record_rollouts
 from ncp_rl.recording.records import MAX_MEMORY
@@ -17,6 +17,7 @@ __all__ = [
     "Comparison",
     "Divergence",
     "Episode",
+    "MemoryLimitError",
     "NeuronRecorder",
     "NeuronTrace",
     "RecordedImage",

@@ -13,6 +13,7 @@ A file is complete or missing, whenever the process is killed. Models are files 
 them, and resume.pt is a pickle too: load only files that you trust.
 """
 
+from ncp_rl.runs.checkpoint import CHECKPOINT
 from ncp_rl.runs.config import EVALUATION_SEED, GENERAL, RunConfig, RunError, read_hyperparams
 from ncp_rl.runs.environments import make_envs
 from ncp_rl.runs.evaluation import MAX_EPISODE_STEPS, EpisodeBound, Evaluation, Interval, evaluate, mean_interval
@@ -22,6 +23,7 @@ from ncp_rl.runs.training import resume, train
 
 __all__ = [
     "BASELINES",
+    "CHECKPOINT",
     "EVALUATION_SEED",
     "GENERAL",
     "MAX_EPISODE_STEPS",

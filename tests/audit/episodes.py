@@ -17,7 +17,7 @@ from ncp_rl import LTC, AutoNCP, NCPPolicy
 from ncp_rl.circuit import Circuit
 from ncp_rl.kernels import EPSILON
 from ncp_rl.ltc import inverse_softplus
-from ncp_rl.recording.episode import Episode
+from ncp_rl.recording import Episode
 from ncp_rl.wiring import Recipe, Wiring
 
 Observations = npt.NDArray[np.float32]

@@ -5,7 +5,7 @@ import torch
 from sb3_contrib import RecurrentPPO
 
 from ncp_rl import AutoNCP, FullyConnected, NCPPolicy, Random
-from ncp_rl.audit.ablate import Clamp, Cut, ablate, ablated, effects, every_neuron, every_synapse
+from ncp_rl.audit import Clamp, Cut, ablate, ablated, effects, every_neuron, every_synapse
 from ncp_rl.circuit import Circuit
 from tests.audit.circuits import circuit, episode
 from tests.audit.test_explain import one_neuron

@@ -9,10 +9,7 @@ import numpy as np
 import pytest
 from ncp_envs.disturbance import DISTURBANCES, Fault
 
-from ncp_rl.audit.audit import Audit
-from ncp_rl.audit.fail_on import failures
-from ncp_rl.audit.orchestrate import audit_sources
-from ncp_rl.audit.plan import Plan, PlannedFault
+from ncp_rl.audit import Audit, Plan, PlannedFault, audit_sources, failures
 from ncp_rl.audit.schema import audit_schema
 from ncp_rl.audit.trees import MIN_R2
 from ncp_rl.recording import Recording, RecordingError

@@ -13,9 +13,7 @@ import numpy as np
 import pytest
 from ncp_envs.disturbance import DISTURBANCES
 
-from ncp_rl.audit import QUESTIONS, Audit, Plan, audit_sources
-from ncp_rl.audit.ablate import Clamp, ablate
-from ncp_rl.audit.step_response import step_response
+from ncp_rl.audit import QUESTIONS, Audit, Clamp, Plan, ablate, audit_sources, step_response
 from ncp_rl.cores import CELLS
 from ncp_rl.runs import RunConfig, train
 from tests.audit.test_audit import ENV, SCHEMA, SCRIPT

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from ncp_rl import AutoNCP, FullyConnected, Random
-from ncp_rl.audit.certify import Certificate, attack_actions, certify
+from ncp_rl.audit import Certificate, attack_actions, certify
 from ncp_rl.circuit import Circuit
 from tests.audit.circuits import circuit
 from tests.audit.test_explain import one_neuron

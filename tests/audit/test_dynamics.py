@@ -11,15 +11,8 @@ import numpy as np
 import pytest
 
 from ncp_rl import FullyConnected
-from ncp_rl.audit.dynamics import (
-    action_slopes,
-    audit_dynamics,
-    disconnected,
-    principal_components,
-    saturation,
-    tau_bounds,
-)
-from ncp_rl.audit.step_response import step_response
+from ncp_rl.audit import audit_dynamics, step_response
+from ncp_rl.audit.dynamics import action_slopes, disconnected, principal_components, saturation, tau_bounds
 from ncp_rl.circuit import Circuit
 from ncp_rl.recording import Episode
 from tests.audit.episodes import built, episode, pendulum, roll_out, run_episode, small_model

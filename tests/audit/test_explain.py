@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ncp_rl import LTC, AutoNCP, FullyConnected, Random
-from ncp_rl.audit.explain import explain
+from ncp_rl.audit import explain
 from ncp_rl.circuit import Circuit
 from ncp_rl.kernels import EPSILON
 from tests.audit.circuits import circuit, episode, recorded

@@ -10,9 +10,8 @@ import ncp_envs  # noqa: F401  (registers ncp/ environments)
 import numpy as np
 import pytest
 
-from ncp_rl.audit import Audit, Plan, audit_recording, audit_sources
+from ncp_rl.audit import Audit, Plan, audit_recording, audit_sources, write_report
 from ncp_rl.audit.questions.gaze import NOISE
-from ncp_rl.audit.report import write_report
 from ncp_rl.audit.schema import audit_schema
 from ncp_rl.recording import Recording
 from ncp_rl.runs import RunConfig, train

@@ -17,9 +17,22 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from ncp_rl import AutoNCP, FullyConnected, MultiInputNCPPolicy
-from ncp_rl.audit.envelope import Alarm, Envelope, calibrate, episodes_needed, fit_box, fit_conformal, fit_mahalanobis
+from ncp_rl.audit import (
+    Alarm,
+    Envelope,
+    LiveMonitor,
+    MonitoredModel,
+    audit_monitor,
+    calibrate,
+    detect,
+    episodes_needed,
+    false_alarms,
+    fit_box,
+    fit_conformal,
+    fit_mahalanobis,
+    watch,
+)
 from ncp_rl.audit.episode_split import split_episodes
-from ncp_rl.audit.monitor import LiveMonitor, MonitoredModel, audit_monitor, detect, false_alarms, watch
 from ncp_rl.circuit import Circuit
 from ncp_rl.encoder import ELAPSED_TIME
 from ncp_rl.recording import Episode, Recording, record_rollouts

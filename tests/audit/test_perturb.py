@@ -7,8 +7,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from ncp_rl.audit.ablate import Clamp
-from ncp_rl.audit.perturb import Perturbation, Point, Trial, failed, perturb, roll_out
+from ncp_rl.audit import Clamp, Perturbation, perturb
+from ncp_rl.audit.perturb import Point, Trial, failed, roll_out
 from ncp_rl.runs import Interval, RunConfig, RunError, train
 
 ENV = "ncp_envs:ncp/PendulumNoVel-v1"

@@ -12,18 +12,31 @@ import numpy as np
 import pytest
 import torch
 
-from ncp_rl.audit.audit import Audit, audit_recording
-from ncp_rl.audit.fail_on import failures
-from ncp_rl.audit.orchestrate import audit_sources
-from ncp_rl.audit.plan import Plan
+from ncp_rl.audit import (
+    QUESTIONS,
+    Audit,
+    Evidence,
+    Grid,
+    Heading,
+    Paragraph,
+    Part,
+    Plan,
+    Plot,
+    Question,
+    RecordingQuestion,
+    Runs,
+    RunsQuestion,
+    Schema,
+    Table,
+    Verdict,
+    audit_recording,
+    audit_sources,
+    failures,
+    write_report,
+)
 from ncp_rl.audit.plots import line
-from ncp_rl.audit.question import Evidence, Question, RecordingQuestion, Runs, RunsQuestion, Schema
-from ncp_rl.audit.questions import QUESTIONS
 from ncp_rl.audit.questions.explain import ExplainQuestion
-from ncp_rl.audit.report import write_report
 from ncp_rl.audit.schema import audit_schema
-from ncp_rl.audit.section import Grid, Heading, Paragraph, Part, Plot, Table
-from ncp_rl.audit.verdict import Verdict
 from ncp_rl.circuit import Circuit
 from ncp_rl.recording import Recording, record_rollouts
 from tests.audit.circuits import circuit

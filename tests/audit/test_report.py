@@ -18,17 +18,13 @@ from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.env_util import make_vec_env
 
 from ncp_rl import AutoNCP, NCPPolicy, equations
-from ncp_rl.audit.audit import Audit, Subject, audit_recording
-from ncp_rl.audit.explain import Explanation
+from ncp_rl.audit import Asked, Audit, Explanation, Perturbation, Plan, Subject, audit_recording, write_report
 from ncp_rl.audit.intervals import Range
-from ncp_rl.audit.perturb import Perturbation, Point
-from ncp_rl.audit.plan import Plan
-from ncp_rl.audit.question import Asked
+from ncp_rl.audit.perturb import Point
 from ncp_rl.audit.questions.certificate import Certified
 from ncp_rl.audit.questions.explain import ExplainQuestion
 from ncp_rl.audit.questions.monitor import MonitorQuestion
 from ncp_rl.audit.questions.perturbation import PerturbationQuestion, Sweep
-from ncp_rl.audit.report import write_report
 from ncp_rl.circuit import Circuit
 from ncp_rl.kernels import EPSILON
 from ncp_rl.recording import Recording, record_rollouts

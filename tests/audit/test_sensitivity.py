@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from ncp_rl import AutoNCP, FullyConnected
-from ncp_rl.audit.sensitivity import sensitivity
+from ncp_rl.audit import sensitivity
 from tests.audit.circuits import circuit, episode, recorded
 from tests.audit.test_explain import arrays, one_neuron
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ncp_rl.audit.trees import audit_trees, modularity_score, mutual_information_gap, named_quantities
+from ncp_rl.audit import audit_trees
+from ncp_rl.audit.trees import modularity_score, mutual_information_gap, named_quantities
 from ncp_rl.circuit import Circuit
 from ncp_rl.recording import Episode
 from tests.audit.episodes import built, episode, pendulum, roll_out, small_model

@@ -18,7 +18,7 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize
 
 from ncp_rl import NCPPolicy, Receptors
-from ncp_rl.audit.envelope import Envelope
+from ncp_rl.audit import Envelope
 from ncp_rl.audit.watched import Watched
 from ncp_rl.circuit import Circuit
 from ncp_rl.export import ExportError, monitor_to_c, to_c

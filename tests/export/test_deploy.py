@@ -16,8 +16,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from ncp_rl import AutoNCP, NCPPolicy
-from ncp_rl.audit.audit import audit_recording
-from ncp_rl.audit.envelope import fit_box
+from ncp_rl.audit import audit_recording, fit_box
 from ncp_rl.export import (
     Controller,
     ControllerError,

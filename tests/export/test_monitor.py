@@ -14,8 +14,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from ncp_rl.audit.envelope import Envelope, fit_box, fit_conformal, fit_mahalanobis
-from ncp_rl.audit.monitor import LiveMonitor
+from ncp_rl.audit import Envelope, LiveMonitor, fit_box, fit_conformal, fit_mahalanobis
 from ncp_rl.export import ExportError, Monitor, monitor_to_c, monitor_to_json, monitor_to_onnx
 from ncp_rl.export.toolchain import FLAGS
 from ncp_rl.recording import Episode, Recording, record_rollouts

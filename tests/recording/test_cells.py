@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from ncp_rl import CfC
-from ncp_rl.audit.dynamics import audit_dynamics, tau_bounds
+from ncp_rl.audit import audit_dynamics
+from ncp_rl.audit.dynamics import tau_bounds
 from ncp_rl.recording import (
     NeuronRecorder,
     Recording,

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from ncp_rl.recording import RecordingError
 from ncp_rl.recording.encode import MESSAGE_HEADER, RowEncoder, message_text
-from ncp_rl.recording.errors import RecordingError
 from ncp_rl.recording.layout import Field, Layout, Observed, Topic
 
 FLOAT32 = Topic("/values", (Field("outer.a", size=3), Field("outer.b"), Field("c", "float64", 2)))

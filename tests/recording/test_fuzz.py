@@ -14,9 +14,7 @@ import safetensors.numpy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ncp_rl.audit.explain import explain
-from ncp_rl.audit.orchestrate import audit_sources
-from ncp_rl.audit.report import write_report
+from ncp_rl.audit import audit_sources, explain, write_report
 from ncp_rl.recording import Recording, RecordingError, record_rollouts, replay, verify
 from ncp_rl.recording.encode import MESSAGE_HEADER, message_record
 from tests.random_env import box

@@ -19,9 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mcap.records import Chunk, Metadata
 
-from ncp_rl.recording import Recording, RecordingError, record_rollouts, replay, verify
+from ncp_rl.recording import MemoryLimitError, Recording, RecordingError, record_rollouts, replay, verify
 from ncp_rl.recording.container import MAGIC, _bytes
-from ncp_rl.recording.errors import MemoryLimitError
 from ncp_rl.recording.layout import Layout
 from ncp_rl.recording.manifest import read_space
 from ncp_rl.recording.records import walk_records

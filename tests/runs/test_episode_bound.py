@@ -15,9 +15,8 @@ import tyro
 from gymnasium.wrappers import TimeLimit
 from stable_baselines3.common.env_util import make_vec_env
 
-from ncp_rl.audit.orchestrate import audit_sources
-from ncp_rl.audit.perturb import Trial, perturb, roll_out
-from ncp_rl.audit.plan import Plan
+from ncp_rl.audit import Plan, audit_sources, perturb
+from ncp_rl.audit.perturb import Trial, roll_out
 from ncp_rl.recording import Recording, record_rollouts, replay
 from ncp_rl.runs import (
     EpisodeBound,

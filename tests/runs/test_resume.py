@@ -23,8 +23,8 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecNormalize
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ncp_rl.runs import RunError, load_run, resume, train
-from ncp_rl.runs.checkpoint import CHECKPOINT, read_checkpoint
+from ncp_rl.runs import CHECKPOINT, RunError, load_run, resume, train
+from ncp_rl.runs.checkpoint import read_checkpoint
 from ncp_rl.runs.folder import training_lock, write_file
 from scripts import train as train_script
 from tests.runs.killed_training import CASES, HOW, Counting

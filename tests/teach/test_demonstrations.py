@@ -12,8 +12,7 @@ from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
-from ncp_rl.recording import Recording, record_rollouts
-from ncp_rl.recording.datasets import write_minari
+from ncp_rl.recording import Recording, record_rollouts, write_minari
 from ncp_rl.teach import Demonstration, demonstrate, from_minari, from_recordings
 from ncp_rl.teach.demonstrations import sequences
 from tests.random_env import RandomEnv, box

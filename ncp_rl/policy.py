@@ -229,7 +229,7 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         self._place_cores()
         self.value_net = nn.Sequential(self.value_net, SignedSquare())  # type: ignore[assignment]
         self._standardizers = [module for module in self.modules() if isinstance(module, Standardize)]
-        self.learned_since_rollout = self._senses_fixed = False
+        self.learned_since_rollout = self._standardization_frozen = False
         # Upstream has given its own cores' parameters to the optimizer, which is therefore made anew.
         scale = dict(lr_scale=self._cell_class.lr_scale) if issubclass(self.optimizer_class, ScaledAdam) else {}
         optimizer_kwargs = dict(lr=lr_schedule(1)) | scale | self.optimizer_kwargs
@@ -460,7 +460,7 @@ class NCPPolicy(RecurrentActorCriticPolicy):
     @contextmanager
     def _watching(self) -> Iterator[None]:
         """Let `Standardize` collect the inputs of a rollout of the training, and move before the next one."""
-        if self._senses_fixed or exporting():
+        if self._standardization_frozen or exporting():
             yield
             return
         for module in self._standardizers:
@@ -523,11 +523,11 @@ class NCPPolicy(RecurrentActorCriticPolicy):
 @contextmanager
 def frozen_standardization(policy: NCPPolicy) -> Iterator[None]:
     """Keep `policy.forward` from moving `Standardize`, as it would in a rollout of the training."""
-    policy._senses_fixed = True
+    policy._standardization_frozen = True
     try:
         yield
     finally:
-        policy._senses_fixed = False
+        policy._standardization_frozen = False
 
 
 @contextmanager

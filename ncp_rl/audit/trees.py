@@ -21,7 +21,7 @@ With z_i the response (potential) of neuron i and P_i the decision path (leaf) o
 - **Mutual information gap**: mean over i of (I(z_a; P_i) - I(z_b; P_i)) / H(P_i), where a and b are the two neurons
   that tell most about P_i (Chen et al., NeurIPS 2018). It is 1 where one neuron carries each logic, 0 where two neurons
   tell equally much.
-- **Modularity**: mean over i of 1 - sum_{k != a} I(z_i; P_k)^2 / ((C - 1) I(z_i; P_a)^2), where P_a is the logic of
+- **Modularity**: mean over i of 1 - sum_{k != a} I(z_i; P_k)^2 / ((C - 1) I(z_i; P_a)^2), where P_a is the logic
   about which z_i tells most (Ridgeway and Mozer, NeurIPS 2018). It is 1 where each neuron tells about one logic, 0
   where it tells equally about all.
 

@@ -71,7 +71,7 @@ def test_a_policy_is_ablated_inside_the_context_alone() -> None:
 
 
 def test_errors() -> None:
-    with pytest.raises(ValueError, match="There is no neuron 'inter_99'; there are motor_0"):
+    with pytest.raises(ValueError, match="There is no neuron 'inter_99'; the names are motor_0"):
         ablate(circuit(), Clamp("inter_99", 0.0))
     with pytest.raises(ValueError, match="There is no synapse from sense_0 to motor_0"):
         ablate(circuit(), Cut("sense_0", "motor_0"))

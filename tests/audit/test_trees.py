@@ -113,7 +113,7 @@ def test_images_have_no_named_quantities() -> None:
         observation=np.zeros((3, 100), np.uint8),
         observation_names=tuple(f"pixel_{i}" for i in range(100)),
     )
-    with pytest.raises(ValueError, match=r"100 observed quantities .* source=\"sensory\""):
+    with pytest.raises(ValueError, match=r"at most 64 observed quantities, got 100; .* source=\"sensory\""):
         audit_trees(CIRCUIT, [image, image])
     assert audit_trees(CIRCUIT, [image, image], source="sensory").n_held_out == 1
     with pytest.raises(ValueError, match="one to be scored on, got 1"):

@@ -56,10 +56,10 @@ path = Path(sys.argv[1])
 try:
     record_rollouts(model, venv, path, n_episodes=300, progress_bar=False)
 except RecordingError as error:
-    assert "cannot be written on" in str(error) and "can be read" in str(error), error
+    assert "cannot be continued" in str(error) and "can be read" in str(error), error
     verification = verify(path)
     assert verification.status == "unfinished" and verification.n_messages > 100, verification
-    assert "no whole record" not in verification.detail
+    assert "are part of a record" not in verification.detail
     assert sum(len(episode) for episode in Recording.open(path)) > 30
     print("told")
 """

@@ -26,7 +26,8 @@ from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
 from ncp_rl.cell import MotorMap, RecurrentCell
-from ncp_rl.cores import CELLS, CellName, cell_builder, cell_class, run_cell, run_lstm
+from ncp_rl.choices import CellName, Critic
+from ncp_rl.cores import CELLS, cell_builder, cell_class, run_cell, run_lstm
 from ncp_rl.encoder import (
     ELAPSED_TIME,
     KeyFilter,
@@ -46,7 +47,6 @@ from ncp_rl.wiring import AutoNCP, Recipe, Wiring, read_recipe
 #: More command neurons than in ncps, densely wired among themselves: such circuits learn to remember sooner.
 DEFAULT_WIRING = AutoNCP(units=32, command_share=0.6, recurrence=1.0)
 
-Critic = Literal["cell", "ltc", "cfc", "lstm", "mlp", "shared"]
 LSTMStates = tuple[Tensor, Tensor]
 
 # Potentials lie from -1 to 1 or so; logits that differ by 6 make an action as good as certain.

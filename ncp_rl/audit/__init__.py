@@ -4,6 +4,10 @@
 is a function. `ncp_rl.audit.report.write_report` shows an audit, `ncp_rl.audit.question` says how a question is added.
 """
 
+from ncp_rl.extras import require
+
+require("audit", "sklearn", "scipy", "networkx", "jinja2", "plotly", "mcap", "PIL", "tqdm", by="ncp_rl.audit")
+
 from ncp_rl.audit.ablate import Clamp, Cut, ablate, ablated, effects, every_neuron, every_synapse
 from ncp_rl.audit.audit import Audit, Subject, audit_recording, audit_runs
 from ncp_rl.audit.certify import Certificate, attack_actions, certify

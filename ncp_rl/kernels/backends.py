@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol, cast
 import torch
 from torch import Tensor
 
+from ncp_rl.extras import require
 from ncp_rl.kernels.contract import Gradients, Operands
 
 #: What `ltc_scan` may be asked for, for type checkers: "auto" and the names of `BACKENDS`.
@@ -58,13 +59,8 @@ def _load_numba() -> FusedBackend:
 
 @functools.cache
 def _load_triton() -> FusedBackend:
-    try:
-        return cast(FusedBackend, importlib.import_module("ncp_rl.kernels.triton.backend"))
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "The scan on CUDA needs triton, which is not installed; "
-            "run `pip install 'ncp-rl[triton]'`, or use the slower backend=\"reference\"."
-        ) from error
+    require("triton", "triton", by="The scan on CUDA", otherwise=', or take the slower backend="reference".')
+    return cast(FusedBackend, importlib.import_module("ncp_rl.kernels.triton.backend"))
 
 
 #: By name. "auto" is the first fused one that serves the operands, the reference where none does.

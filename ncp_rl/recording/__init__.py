@@ -1,5 +1,9 @@
 """Recordings: rollouts with every neuron's state, in files that can be trusted."""
 
+from ncp_rl.extras import require
+
+require("record", "mcap", "zstandard", "safetensors", "cryptography", "PIL", "tqdm", by="ncp_rl.recording")
+
 from ncp_rl.recording.chain import generate_key, read_private_key, read_public_key
 from ncp_rl.recording.compare import Comparison, Divergence
 from ncp_rl.recording.episode import Episode

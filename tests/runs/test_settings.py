@@ -21,6 +21,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecCheckNan, VecFrameStack, VecNormalize, unwrap_vec_normalize
 
 from ncp_rl import MultiInputNCPPolicy, NCPPolicy
+from ncp_rl.cli import evaluate as evaluate_script
+from ncp_rl.cli import train as train_script
 from ncp_rl.policy import DEFAULT_WIRING
 from ncp_rl.recording import record_rollouts, replay
 from ncp_rl.runs import (
@@ -34,8 +36,6 @@ from ncp_rl.runs import (
     read_hyperparams,
     train,
 )
-from scripts import evaluate as evaluate_script
-from scripts import train as train_script
 from tests.random_env import box
 
 PENDULUM = "ncp/PendulumNoVel-v1"
@@ -353,13 +353,13 @@ def test_a_run_is_evaluated_undisturbed_and_on_request_disturbed(run: Path, caps
         assert evaluate_script.main(evaluate_script.Args(run, episodes=1, device="cpu", disturb=disturb)) == 0
         printed.append(capsys.readouterr().out)
     assert printed[0] == printed[1] != printed[2]
-    assert evaluate_script.main(evaluate_script.Args(run, disturb=("fog=1",))) == 1
+    assert evaluate_script.main(evaluate_script.Args(run, disturb=("fog=1",))) == 2
     assert "There is no disturbance 'fog'" in capsys.readouterr().err
 
 
 def test_train_refuses_disturbances_that_there_are_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for disturb, message in (("fog=1", "no disturbance 'fog'"), ("sensor_dropout=0..2", "sensor_dropout cannot have")):
-        assert train_script.main(train_script.Args(disturb=(disturb,), out=tmp_path / "run")) == 1
+        assert train_script.main(train_script.Args(disturb=(disturb,), out=tmp_path / "run")) == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 

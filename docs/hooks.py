@@ -1,8 +1,9 @@
 """What mkdocs does with these pages beyond its settings: formulas, help texts, and files that lie outside docs/.
 
 Formulas are TeX in `math` fences, as GitHub shows them; here they become MathML when the site is built, which browsers
-show without a script. A `help` fence names a command, whose help takes its place. Pictures of results/, examples and the pages at the top of the repository are copied into the
-site, so that a link such as ../results/driver.png works on both.
+show without a script. A `help` fence names a command, whose help takes its place. Pictures of results/, examples and
+the pages at the top of the repository are copied into the site, so that a link such as ../results/driver.png works on
+both.
 """
 
 from __future__ import annotations

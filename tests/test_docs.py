@@ -1,8 +1,9 @@
-"""Pages say what is true: their code runs from top to bottom, their commands too, and the site builds without a warning.
+"""Pages say what is true: their code runs from top to bottom, their commands too, and the site builds without warning.
 
 A page's fenced blocks share a folder and a namespace. That folder holds what `Getting started` has made before: the run
-folder runs/pendulum (trained for 2,048 steps here) and the recording flight.mcap. A block with a title is a file, and is
-written, not run; one with `data-norun` is not run, and the attribute says why: its Python is compiled, its commands are parsed.
+folder runs/pendulum (trained for 2,048 steps here) and the recording flight.mcap. A block with a title is a file: it is
+written, not run. One with `data-norun` is not run, and the attribute says why: its Python is compiled, its commands are
+parsed.
 """
 
 from __future__ import annotations
@@ -122,7 +123,9 @@ def run_command(words: list[str], block: Block, capsys: pytest.CaptureFixture[st
         assert (ROOT / arguments[0]).exists(), f"{where}: there is no such script"
         assert block.norun is not None, f"{where}: say by data-norun why it is not run"
     elif program != "ncp-rl":
-        assert program in OTHERS or (program == "python" and arguments[:1] == ["-m"]), f"{where}: not known to the tests"
+        assert program in OTHERS or (program == "python" and arguments[:1] == ["-m"]), (
+            f"{where}: not known to the tests"
+        )
     elif arguments[0].startswith("--") or "--help" in arguments:
         parsed(arguments, where)
     elif block.norun is None and (shutil.which("gcc") or "--deployed" not in arguments):

@@ -60,7 +60,7 @@ CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 LABELS = {"ncp": "NCP, 19 neurons", "lstm-19": "LSTM, 19", "lstm-64": "LSTM, 64", "feed-forward": "feed-forward, 64"}
 DISTURBANCES = ("light", "shadow", "noise", "missing_markings")
-#: The level at which drivers are compared, over as many roads as undisturbed; others, over fewer.
+#: The level at which drivers are compared, over as many roads as undisturbed, and those of the curves, over fewer.
 LEVEL, LEVELS = 0.5, (0.25, 0.75, 1.0)
 N_ROADS, N_ROADS_ELSEWHERE, N_STEPS = 100, 40, 1000
 #: Disturbances of the cars that are learned from, an equal share of the cars each.
@@ -106,7 +106,9 @@ class Args:
     contenders: tuple[str, ...] = ("ncp",)
     """ncp, lstm-19, lstm-64, feed-forward."""
     seeds: tuple[int, ...] = (0,)
-    """Of the networks, the wiring and the lessons."""
+    """Seeds of the networks, the wiring and the lessons."""
+    levels: tuple[float, ...] = LEVELS
+    """Levels of the disturbances besides 0.5, over fewer roads, for the curves; none leaves them out."""
     table: Path = ROOT / "results" / "driver.csv"
     """Read, and extended by each driver."""
     runs: Path = Path("runs") / "driver"
@@ -130,7 +132,7 @@ def main(args: Args) -> int:
             if (contender, seed) in done:
                 continue
             try:
-                found = measured(contender, seed, args.runs / f"{contender}__{seed}", args.progress_bar)
+                found = measured(contender, seed, args.runs / f"{contender}__{seed}", args.levels, args.progress_bar)
             except RunError as error:
                 print(f"error: {error}", file=sys.stderr)
                 return 1
@@ -145,7 +147,7 @@ def main(args: Args) -> int:
     return 0
 
 
-def measured(contender: str, seed: int, folder: Path, progress_bar: bool) -> list[Row]:
+def measured(contender: str, seed: int, folder: Path, levels: Sequence[float], progress_bar: bool) -> list[Row]:
     """Teach a driver, and let it drive."""
     began, models = time.process_time(), list[OnPolicyAlgorithm]()
 
@@ -159,7 +161,7 @@ def measured(contender: str, seed: int, folder: Path, progress_bar: bool) -> lis
     (model,) = models
     head, core = count_parameters(model)
     found = []
-    for disturbance, level, n_roads in plan():
+    for disturbance, level, n_roads in plan(levels):
         roads = LaneKeepingVecEnv(50, ENV, **FRAME, **({} if disturbance == "none" else {disturbance: level}))
         drives = paired_episodes(model, roads, n_roads, seed=FRESH_SEED)
         n_crashed = sum(length < N_STEPS for length in drives.lengths)
@@ -220,12 +222,12 @@ def mixed(n_cars: int) -> dict[str, list[float]]:
     return {name: [group.get(name, 0.0) for group in groups] for name in DISTURBANCES}
 
 
-def plan() -> Iterator[tuple[str, float, int]]:
+def plan(levels: Sequence[float]) -> Iterator[tuple[str, float, int]]:
     """Disturbance, level and number of roads of each measurement."""
     yield "none", 0.0, N_ROADS
     for name in DISTURBANCES:
         yield name, LEVEL, N_ROADS
-        for level in LEVELS:
+        for level in levels:
             yield name, level, N_ROADS_ELSEWHERE
 
 

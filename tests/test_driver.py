@@ -40,14 +40,15 @@ def test_all_cars_have_a_share_of_the_mix() -> None:
     assert {len(of_cars) for of_cars in levels.values()} == {driver.N_CARS}
     undisturbed = sum(not any(of_cars[i] for of_cars in levels.values()) for i in range(driver.N_CARS))
     assert undisturbed == driver.N_CARS // 4
-    worlds = list(driver.plan())
+    worlds = list(driver.plan(driver.LEVELS))
     assert worlds[0] == ("none", 0.0, 100) and ("noise", 0.5, 100) in worlds and len(worlds) == 17
+    assert len(list(driver.plan([]))) == 5
 
 
 def test_the_report_says_what_the_table_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = tmp_path / "driver.csv"
     assert driver.main(driver.Args(table=table, report=True)) == 1
-    rows = [row(name, d, level) for name in ("ncp", "lstm-19") for d, level, _ in driver.plan()]
+    rows = [row(name, d, level) for name in ("ncp", "lstm-19") for d, level, _ in driver.plan(driver.LEVELS)]
     append_rows(table, [*rows, row("feed-forward", "none", 0.0, n_crashed=3)])
     assert driver.main(driver.Args(table=table, report=True)) == 0
     printed = capsys.readouterr().out

@@ -33,7 +33,10 @@ class Connections(NamedTuple):
 
     def total(self, values: Array, n: int) -> Array:
         """Sum (..., n) of values (..., E) over the synapses that end in each of n neurons."""
-        sums: Array = values @ (self.destination[:, None] == np.arange(n))
+        sums = np.zeros((*values.shape[:-1], n))
+        ends, first = np.unique(self.destination, return_index=True)
+        if len(ends):
+            sums[..., ends] = np.add.reduceat(values, first, axis=-1)
         return sums
 
 

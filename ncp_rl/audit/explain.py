@@ -11,6 +11,10 @@ linear in its own past once the openings s_ij are known. Unrolled over the subst
 
 c_ij is what synapse i -> j contributed, m_j in (0, 1) what was remembered. No sampling, gradient or approximation.
 
+Policies compute in float32, so a recorded potential differs from that sum by what rounding did. How much that can be at
+most follows from the same numbers (`Explanation.rounding`): a running error analysis (Higham, "Accuracy and Stability
+of Numerical Algorithms", 2002, section 3.3) of the substeps. A potential that is further away was not computed so.
+
 Further back (`Explanation.history`) an opening is itself a function of the source's potential. It is written as
 s(v) = s(0) + v (s(v) - s(0)) / v: what v adds to the opening at rest is credited to the parts of v in proportion. For
 a function of a sum this is the Aumann-Shapley value (Aumann and Shapley, "Values of Non-Atomic Games", 1974; as
@@ -24,13 +28,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ncp_rl.audit.cell import Array, Cell
+from ncp_rl.audit.cell import Array, Cell, Connections
 from ncp_rl.audit.measurable import check_measurable
 from ncp_rl.circuit import Circuit
 from ncp_rl.recording import Episode
 
 # Below this potential a secant is taken as the tangent: their difference is smaller than float64 resolves.
 _TINY = 1e-7
+
+# Unit roundoff of float32, and how many of them each part of a substep may cost: the argument of a sigmoid, relative to
+# its terms (folded constants, a product, a sum); the sigmoid, relative to itself (a polynomial and a division, 5e-7 at
+# most); a potential's numerator and denominator, relative to their terms, besides one for each synapse.
+_UNIT = 2.0**-24
+_ARGUMENT, _SIGMOID, _SUMS = 4.0, 10.0, 8.0
 
 
 @dataclass(frozen=True)
@@ -95,6 +105,7 @@ class Explanation:
         leak: (T, U), of the leak.
         memory: (T, U), of the potential of the step before.
         retention: (T, U), m: the share of the potential of the step before that was kept.
+        rounding: (T, U), by how much a solver in float32 can be away from the sum of the contributions at most.
     """
 
     circuit: Circuit
@@ -105,6 +116,7 @@ class Explanation:
     leak: Array
     memory: Array
     retention: Array
+    rounding: Array
 
     def potentials(self) -> Array:
         """(T, U), the sum of all contributions."""
@@ -112,9 +124,16 @@ class Explanation:
         return self.memory + self.leak + between + self.cell.sensory.total(self.sensory, self.cell.units)
 
     def residual(self) -> float:
-        """Largest difference of a recorded potential to the sum of its contributions; relative where it is above 1."""
-        recorded = self.episode.potentials
-        return float((np.abs(self.potentials() - recorded) / np.maximum(np.abs(recorded), 1.0)).max(initial=0.0))
+        """Largest difference of a recorded potential to the sum of its contributions."""
+        return float(self._differences().max(initial=0.0))
+
+    def share_of_rounding(self) -> float:
+        """Largest difference as a share of `rounding` there; above 1 the potential is no sum of these contributions."""
+        return float((self._differences() / self.rounding).max(initial=0.0))
+
+    def _differences(self) -> Array:
+        differences: Array = np.abs(self.potentials() - self.episode.potentials)
+        return differences
 
     def of_neuron(self, neuron: int) -> Drivers:
         """What the potential of `neuron` was made of."""
@@ -241,12 +260,13 @@ def explain(circuit: Circuit, episode: Episode) -> Explanation:
     cell, previous = Cell.of(circuit), _previous(episode)
     synaptic = np.zeros((len(episode), len(cell.synapses.source)))
     sensory = np.zeros((len(episode), len(cell.sensory.source)))
-    leak, retention = np.zeros_like(previous), np.ones_like(previous)
+    leak, retention, rounding = np.zeros_like(previous), np.ones_like(previous), np.zeros_like(previous)
     for substep in _substeps(cell, previous, *_operands(episode, slice(None))):
         kept = substep.kept
         synaptic = synaptic * kept[:, cell.synapses.destination] + substep.synaptic
         sensory = sensory * kept[:, cell.sensory.destination] + substep.sensory
         leak, retention = leak * kept + substep.leak, retention * kept
+        rounding = _rounded(cell, substep, rounding)
     return Explanation(
         circuit=circuit,
         episode=episode,
@@ -256,6 +276,7 @@ def explain(circuit: Circuit, episode: Episode) -> Explanation:
         leak=leak,
         memory=retention * previous,
         retention=retention,
+        rounding=rounding,
     )
 
 
@@ -264,11 +285,15 @@ class _Substep:
     """One substep of T steps side by side: potentials (T, U) that it starts from, and the parts of what it gives."""
 
     start: Array
+    inputs: Array  # (T, S)
+    opened: Array  # (T, E)
+    sensory_opened: Array  # (T, E_s)
     kept: Array  # (T, U), cm / D
     share: Array  # (T, U), delta / D
     synaptic: Array  # (T, E)
     sensory: Array  # (T, E_s)
     leak: Array  # (T, U)
+    end: Array  # (T, U), the potentials that it gives
 
 
 def _substeps(cell: Cell, start: Array, inputs: Array, elapsed_time: Array) -> Iterator[_Substep]:
@@ -282,9 +307,42 @@ def _substeps(cell: Cell, start: Array, inputs: Array, elapsed_time: Array) -> I
         synaptic = share[:, cell.synapses.destination] * cell.synapses.w * opened * cell.synapses.erev
         sensory = share[:, cell.sensory.destination] * cell.sensory.w * sensory_open * cell.sensory.erev
         leak = share * cell.gleak * cell.vleak
-        yield _Substep(potentials, kept, share, synaptic, sensory, leak)
         currents = cell.synapses.total(synaptic, cell.units) + cell.sensory.total(sensory, cell.units)
-        potentials = kept * potentials + currents + leak
+        end = kept * potentials + currents + leak
+        yield _Substep(potentials, inputs, opened, sensory_open, kept, share, synaptic, sensory, leak, end)
+        potentials = end
+
+
+def _rounded(cell: Cell, substep: _Substep, before: Array) -> Array:
+    """Bound (T, U) of what float32 makes of a substep that starts from potentials within `before` (T, U)."""
+    end, units = substep.end, cell.units
+    moved, narrowed = substep.kept * before, np.zeros_like(before)
+    sizes = np.abs(substep.kept * substep.start) + np.abs(substep.leak) + np.abs(end)
+    n_terms = np.full(units, _SUMS)
+    for synapses, values, apart, opened, parts in (
+        (cell.synapses, substep.start, before, substep.opened, substep.synaptic),
+        (cell.sensory, substep.inputs, np.zeros_like(substep.inputs), substep.sensory_opened, substep.sensory),
+    ):
+        conductance = synapses.w * _opened_apart(synapses, values, apart, opened)  # (T, E)
+        from_end = np.abs(synapses.erev - end[:, synapses.destination])
+        moved = moved + substep.share * synapses.total(conductance * from_end, units)
+        narrowed = narrowed + substep.share * synapses.total(conductance, units)
+        sizes = sizes + synapses.total(np.abs(parts), units)
+        n_terms = n_terms + np.bincount(synapses.destination, minlength=units)
+    # `moved` is the error of the numerator less `end` times that of the denominator. The denominator that divides them
+    # may itself be smaller by `narrowed`, but holds at least cm.
+    bound: Array = moved / np.maximum(1.0 - narrowed, substep.kept) + n_terms * _UNIT * sizes
+    return bound
+
+
+def _opened_apart(synapses: Connections, values: Array, apart: Array, opened: Array) -> Array:
+    """Bound (T, E) of how far float32 opens synapses from `opened` (T, E), for values (T, I) known within `apart`."""
+    source, sizes = synapses.source, np.abs(values)[:, synapses.source] + np.abs(synapses.mu)
+    argument = np.abs(synapses.sigma) * (apart[:, source] + _ARGUMENT * _UNIT * sizes)
+    # The slope of a sigmoid grows by e^x at most over a distance of x, and is nowhere above 1/4.
+    slope = np.minimum(opened * (1.0 - opened) * np.exp(np.minimum(argument, 1.0)), 0.25)
+    bound: Array = np.where(argument < 1.0, slope, 0.25) * argument + _SIGMOID * _UNIT * opened
+    return bound
 
 
 def _secants(cell: Cell, substep: _Substep) -> tuple[Array, Array]:

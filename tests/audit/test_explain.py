@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from ncp_rl import LTC, AutoNCP, FullyConnected, Random
-from ncp_rl.audit.explain import explain
+from ncp_rl.audit.explain import Explanation, explain
+from ncp_rl.audit.questions.explain import ExplainQuestion
 from ncp_rl.circuit import Circuit
 from ncp_rl.kernels import EPSILON
+from ncp_rl.ltc import inverse_softplus
 from tests.audit.circuits import circuit, episode, recorded
 from tests.audit.episodes import built
 
@@ -65,6 +67,50 @@ def test_contributions_add_up_to_the_potentials(recipe: AutoNCP, seed: int) -> N
             explanation.of_action(action).total(), explanation.episode.action_mean[:, action], atol=5e-6
         )
     np.testing.assert_allclose(explanation.of_neuron(5).total(), explanation.potentials()[:, 5], atol=1e-12)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("steepness", [0.1, 1.0, 10.0, 100.0])
+def test_rounding_is_bounded_however_steep_the_synapses(recipe: AutoNCP, steepness: float) -> None:
+    """What kernels and a plain solver give in float32 lies within the bound, and an edited potential does not."""
+    net = circuit(recipe, seed=2)
+    with torch.no_grad():
+        for sigma in (net.ltc.sigma, net.ltc.sensory_sigma):
+            sigma.copy_(inverse_softplus(net.ltc.packed().params[0][1].max() * steepness * torch.rand_like(sigma)))
+    taken = episode(net, seed=3)
+    explanation = explain(net, taken)
+    assert (explanation.rounding > 0.0).all() and explanation.share_of_rounding() < 1.0
+    np.testing.assert_array_less(np.abs(plain_steps(explanation) - explanation.potentials()), explanation.rounding)
+    for sign in (-1, 1):
+        edited = taken.potentials.copy()
+        edited[-1, 3] += np.float32(sign * 3.0 * explanation.rounding[-1, 3])
+        (verdict,) = ExplainQuestion().verdicts((explain(net, replace(taken, potentials=edited)),))
+        assert not verdict.passed and verdict.figures["share_of_rounding"] > 1.0
+
+
+def plain_steps(explanation: Explanation) -> Any:
+    """(T, U), each step of an episode by NumPy in float32, sums in the order of the synapses."""
+    cell, taken = explanation.cell, explanation.episode
+    v = np.concatenate([taken.start[None], taken.potentials[:-1]])
+    delta = (taken.elapsed_time / np.float32(cell.ode_unfolds))[:, None]
+
+    def single(values: Any) -> Any:
+        return np.asarray(values, np.float32)
+
+    for _ in range(cell.ode_unfolds):
+        numerator, denominator = (np.broadcast_to(single(row), v.shape).copy() for row in (cell.gleak, cell.gleak))
+        numerator *= single(cell.vleak)
+        denominator += np.float32(EPSILON)
+        for synapses, values in ((cell.synapses, v), (cell.sensory, taken.sensory)):
+            for e in range(len(synapses.source)):
+                x = single(synapses.sigma[e]) * (values[:, synapses.source[e]] - single(synapses.mu[e]))
+                with np.errstate(over="ignore"):
+                    conductance = single(synapses.w[e]) / (np.float32(1.0) + np.exp(-x))
+                numerator[:, synapses.destination[e]] += conductance * single(synapses.erev[e])
+                denominator[:, synapses.destination[e]] += conductance
+        v = (single(cell.cm) * v + delta * numerator) / (single(cell.cm) + delta * denominator)
+        assert v.dtype == np.float32
+    return v
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -9,13 +9,15 @@ import jsonschema
 import ncp_envs  # noqa: F401  (registers ncp/ environments)
 import numpy as np
 import pytest
+import torch
 
 from ncp_rl.audit import Audit, Plan, audit_recording, audit_sources
-from ncp_rl.audit.questions.gaze import NOISE
+from ncp_rl.audit.questions.gaze import NOISE, Gaze
 from ncp_rl.audit.report import write_report
 from ncp_rl.audit.schema import audit_schema
 from ncp_rl.recording import Recording
 from ncp_rl.runs import RunConfig, train
+from ncp_rl.vision import visual_back_prop
 from tests.audit.test_report import Tab, chromium, tab  # noqa: F401  (fixtures)
 
 #: Few short episodes, for which the monitor would want more.
@@ -43,7 +45,7 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> tuple[Audit, Path]:
 def test_maps_and_their_similarity_under_noise_are_told(audited: tuple[Audit, Path]) -> None:
     audit, out = audited
     answer = audit.subjects[0].answers["gaze"]
-    assert answer.maps.shape == (8, 16, 80) and answer.images.shape == (8, 16, 80, 3)
+    assert answer.pictures.shape == (8, 16, 80, 3)
     assert answer.steps.tolist() == [0, 1, 3, 4, 6, 7, 9, 11]
     assert (np.diff(answer.similarity) < 0.02).all() and 0.9 < answer.similarity[0] <= 1.0
     written = json.loads((out / "audit.json").read_text())
@@ -60,6 +62,27 @@ def test_the_report_shows_them(tab: Tab, audited: tuple[Audit, Path], tmp_path: 
     assert images.first.evaluate("image => [image.naturalWidth, image.naturalHeight]") == [80, 16]
     assert images.first.evaluate("image => image.getBoundingClientRect().width") > 150
     assert page.locator("nav a[href='#gaze']").inner_text() == "Gaze"
+    # In the player, at every instant, beside what was rendered.
+    environment, gaze = (page.locator(f".picture[data-kind={kind}]") for kind in ("environment", "gaze"))
+    seen = set()
+    for step in range(12):
+        page.locator("#slider").fill(str(step))
+        assert gaze.locator("figcaption").inner_text() == f"what it looks at, {0.05 * (step + 1):.2f} s"
+        seen.add(gaze.locator("img").get_attribute("src"))
+    assert len(seen) == 12 and environment.is_visible()
+    assert gaze.locator("img").evaluate("image => [image.naturalWidth, image.naturalHeight]") == [80, 16]
+
+
+def test_a_drawing_is_light_where_the_map_is_and_dark_elsewhere(audited: tuple[Audit, Path]) -> None:
+    subject = audited[0].subjects[0]
+    gaze: Gaze = subject.answers["gaze"]
+    images = np.asarray(subject.recording.observations(subject.episodes[1]))
+    for given in (images, np.moveaxis(images, -1, 1)):
+        drawn = gaze.draw(given)
+        maps = visual_back_prop(gaze.head, torch.from_numpy(np.moveaxis(images, -1, 1) / np.float32(255))).numpy()
+        np.testing.assert_allclose(drawn[maps > 0.999].mean(0), [255, 190, 60], atol=1)
+        dark = maps < 1e-3
+        np.testing.assert_allclose(drawn[dark][:, 0], 0.55 * images[dark].mean(-1), atol=1.5)
 
 
 def test_where_there_is_no_answer_it_says_why(audited: tuple[Audit, Path], tmp_path: Path) -> None:

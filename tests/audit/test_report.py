@@ -266,11 +266,11 @@ def test_slider_buttons_and_keys_move_through_time(tab: Tab, report: Path, audit
     assert clock(page).startswith("step 9 ")
     page.locator("#slider").fill("20")
     assert clock(page).startswith("step 20 ")
-    picture = page.locator(".picture img").get_attribute("src")
+    picture = page.locator(".picture[data-kind=environment] img").get_attribute("src")
     page.locator("#slider").focus()
     page.keyboard.press("ArrowRight")
     assert clock(page).startswith("step 21 ")
-    assert page.locator(".picture img").get_attribute("src") != picture
+    assert page.locator(".picture[data-kind=environment] img").get_attribute("src") != picture
     page.keyboard.press(" ")
     wait_until(page, "state.t === 29 && !playing")
     assert page.locator("#play").inner_text() == "Play"

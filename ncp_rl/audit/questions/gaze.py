@@ -28,23 +28,33 @@ from ncp_rl.vision import ConvHead, structural_similarity, visual_back_prop
 NOISE = (4.0, 8.0, 16.0, 32.0, 64.0)
 #: Images that the similarity is of, and those that the report shows.
 N_MEASURED, N_SHOWN = 64, 8
+# Colour of what is looked at.
+_LIGHT = np.array([255, 190, 60], np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gaze:
-    """What a head looks at along an episode.
+    """What a head looks at.
 
     Attributes:
-        steps: (K,), steps of the images that are shown.
-        images: (K, H, W, C) uint8, as observed.
-        maps: (K, H, W), from 0 to 1.
+        head: The head.
+        steps: (K,), steps of the first episode that the section shows.
+        pictures: (K, H, W, 3) uint8, what was looked at in them, see `draw`.
         similarity: (L,), mean structural similarity of maps with and without noise, for each of `NOISE`.
     """
 
+    head: ConvHead
     steps: npt.NDArray[np.int64]
-    images: npt.NDArray[np.uint8]
-    maps: npt.NDArray[np.float32]
+    pictures: npt.NDArray[np.uint8]
     similarity: npt.NDArray[np.float64]
+
+    def draw(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """Draw where the head looks in observed images, (B, H, W, C) or (B, C, H, W), over them.
+
+        Returns:
+            (B, H, W, 3): the image in dark grey, and above it the map in light.
+        """
+        return _drawn(self.head, images)
 
 
 class GazeQuestion(RecordingQuestion[Gaze]):
@@ -70,7 +80,7 @@ class GazeQuestion(RecordingQuestion[Gaze]):
     navigation = "Gaze"
     lead = (
         "Bright: where the features of the convolutional head come from (VisualBackProp), over the observed image, at "
-        "instants of the first episode."
+        "instants of the first episode; the player shows it at every instant."
     )
 
     def concerns(self, evidence: Evidence) -> bool:
@@ -102,11 +112,7 @@ class GazeQuestion(RecordingQuestion[Gaze]):
             seen = visual_back_prop(head, _tensor(head, np.clip(noisy + 0.5, 0, 255).astype(np.uint8)))
             similarity.append(float(structural_similarity(clean, seen).mean()))
         steps = _spread(len(images), N_SHOWN)
-        shown = images[steps]
-        maps = visual_back_prop(head, _tensor(head, shown)).numpy()
-        if shown.shape[1:3] != maps.shape[1:]:
-            shown = np.moveaxis(shown, 1, -1)  # Channels came first.
-        return Gaze(steps=steps, images=shown, maps=maps, similarity=np.array(similarity))
+        return Gaze(head=head, steps=steps, pictures=_drawn(head, images[steps]), similarity=np.array(similarity))
 
     def entries(self, answer: Gaze) -> dict[str, Any]:
         """How alike maps stay under noise."""
@@ -116,10 +122,10 @@ class GazeQuestion(RecordingQuestion[Gaze]):
         """The images under their maps, and the similarity over noise."""
         pictures = Markup("").join(
             Markup('<figure><img alt="what was looked at in step {0}" src="data:image/png;base64,{1}">').format(
-                step, _png(image, seen)
+                step, _png(picture)
             )
             + Markup("<figcaption>step {}</figcaption></figure>").format(step)
-            for step, image, seen in zip(answer.steps.tolist(), answer.images, answer.maps, strict=True)
+            for step, picture in zip(answer.steps.tolist(), answer.pictures, strict=True)
         )
         yield Markup('<div class="grid gaze">{}</div>').format(pictures)
         yield Paragraph("How alike the maps stay where noise is added to every pixel: 1 is the same map.")
@@ -155,11 +161,16 @@ def _tensor(head: ConvHead, images: npt.NDArray[np.uint8]) -> Tensor:
     return found
 
 
-def _png(image: npt.NDArray[np.uint8], seen: npt.NDArray[np.float32]) -> str:
-    """The image, darkened, with the map in light above it, as base64 of a PNG."""
-    grey = image.astype(np.float64).mean(-1, keepdims=True)
-    light = np.array([255.0, 190.0, 60.0])
-    blend = 0.55 * grey * np.ones(3) + seen[..., None] * (light - 0.55 * grey)
+def _drawn(head: ConvHead, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """`Gaze.draw`."""
+    maps = visual_back_prop(head, _tensor(head, images)).numpy()
+    channels_last = images if images.shape[1:3] == maps.shape[1:] else np.moveaxis(images, 1, -1)
+    grey, light = 0.55 * channels_last.astype(np.float32).mean(-1, keepdims=True), maps[..., None]
+    drawn: npt.NDArray[np.uint8] = np.clip(grey + light * (_LIGHT - grey), 0, 255).astype(np.uint8)
+    return drawn
+
+
+def _png(picture: npt.NDArray[np.uint8]) -> str:
     file = io.BytesIO()
-    Image.fromarray(np.clip(blend, 0, 255).astype(np.uint8)).save(file, "PNG")
+    Image.fromarray(picture).save(file, "PNG")
     return base64.b64encode(file.getvalue()).decode()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import gzip
 import io
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from ncp_rl.audit.dynamics import Dynamics
 from ncp_rl.audit.explain import Explanation
 from ncp_rl.audit.intervals import Range
 from ncp_rl.audit.questions.certificate import Certified
+from ncp_rl.audit.questions.gaze import Gaze
 from ncp_rl.audit.trees import NeuronTree, TreeAudit
 from ncp_rl.kernels import EPSILON
 from ncp_rl.recording import Episode
@@ -27,16 +30,25 @@ from ncp_rl.recording import Episode
 # Longest side of an embedded picture, and WebP's quality.
 _PIXELS = 240
 _QUALITY = 60
-# More pictures than these take long to make, and nobody looks at them.
-_MAX_PICTURES = 2000
+# More than so many pixels of one kind of picture take long to make, and nobody looks at them.
+_MAX_PIXELS = 2000 * 240 * 120
+# Maps of what a camera policy looks at that are computed at once.
+_BATCH = 256
+
+#: (Number of an episode, stride) -> a picture (H, W, 3) of every `stride`th step, from step 0 on.
+Source = Callable[[int, int], Iterator[npt.NDArray[np.uint8]]]
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """WebP files in base64, one every `stride` steps from step 0 on; none where none were recorded."""
+    """WebP files in base64, one every `stride` steps from step 0 on."""
 
     stride: int
     files: tuple[str, ...]
+
+    def size(self) -> int:
+        """Characters that the page needs for them."""
+        return sum(len(file) + 3 for file in self.files)
 
 
 def describe(subject: Subject, shown: Sequence[int]) -> dict[str, Any]:
@@ -88,34 +100,60 @@ def compress(raw: bytes) -> str:
     return base64.b64encode(gzip.compress(raw, 6, mtime=0)).decode()
 
 
-def pictures(subject: Subject, shown: Sequence[int], room: int) -> dict[int, Pictures]:
-    """Pictures of the episodes shown, in at most `room` characters: as many steps as fit get one, evenly spread."""
-    first = next(_frames(subject, shown[0]), None) if shown else None
+def pictures(subject: Subject, shown: Sequence[int], room: int) -> dict[int, dict[str, Pictures]]:
+    """Pictures of the episodes shown by kind, in at most `room` characters, of as many steps as fit, evenly spread.
+
+    "environment" is what was rendered or else observed; "gaze" is what a camera policy looked at, where that was asked,
+    and may take half of the room.
+    """
+    found: dict[int, dict[str, Pictures]] = {i: {} for i in shown}
+    gaze: Gaze | None = subject.answers.get("gaze")
+    if gaze is not None:
+        looked = _fitting(subject, shown, room // 2, partial(_gazes, subject, gaze))
+        room -= sum(pictures.size() for pictures in looked.values())
+        for i, pictures in looked.items():
+            found[i]["gaze"] = pictures
+    for i, pictures in _fitting(subject, shown, room, partial(_frames, subject)).items():
+        found[i]["environment"] = pictures
+    return found
+
+
+def _fitting(subject: Subject, shown: Sequence[int], room: int, source: Source) -> dict[int, Pictures]:
+    """Pictures of one kind; no entry of an episode that has none."""
+    first = next(source(shown[0], 1), None) if shown else None
     if first is None:
         return {}
-    steps = sum(len(subject.episodes[i]) for i in shown)
+    steps, (file, n_pixels) = sum(len(subject.episodes[i]) for i in shown), _webp(first)
     # The first picture tells the size of the others but roughly; a second pass thins out what is still too much.
-    stride = math.ceil(max(steps * 1.1 * len(_webp(first)) / max(room, 1), steps / _MAX_PICTURES))
-    found = {i: [_webp(frame) for t, frame in enumerate(_frames(subject, i)) if t % stride == 0] for i in shown}
-    while sum(len(file) + 3 for files in found.values() for file in files) > room and any(found.values()):
-        stride, found = stride * 2, {i: files[::2] if len(files) > 1 else [] for i, files in found.items()}
-    return {i: Pictures(stride, tuple(files)) for i, files in found.items() if files}
+    stride = math.ceil(max(steps * 1.1 * len(file) / max(room, 1), steps * n_pixels / _MAX_PIXELS))
+    found = {i: Pictures(stride, tuple(_webp(picture)[0] for picture in source(i, stride))) for i in shown}
+    while sum(pictures.size() for pictures in found.values()) > room and any(p.files for p in found.values()):
+        found = {i: Pictures(2 * p.stride, p.files[::2] if len(p.files) > 1 else ()) for i, p in found.items()}
+    return {i: pictures for i, pictures in found.items() if pictures.files}
 
 
-def _frames(subject: Subject, episode: int) -> Iterator[npt.NDArray[np.uint8]]:
-    """What was rendered at each step, or else the first kind of picture that was observed."""
-    kind = None
-    for image in subject.recording.images(subject.episodes[episode].index):
-        kind = kind or image.name
-        if image.name == kind:
-            yield image.pixels
+def _frames(subject: Subject, episode: int, stride: int) -> Iterator[npt.NDArray[np.uint8]]:
+    """What was rendered, or else the first kind of picture that was observed."""
+    images = subject.recording.images(subject.episodes[episode].index)
+    first = next(images, None)
+    if first is not None:
+        frames = (image.pixels for image in itertools.chain([first], images) if image.name == first.name)
+        yield from itertools.islice(frames, 0, None, stride)
 
 
-def _webp(pixels: npt.NDArray[np.uint8]) -> str:
+def _gazes(subject: Subject, gaze: Gaze, episode: int, stride: int) -> Iterator[npt.NDArray[np.uint8]]:
+    """What was looked at."""
+    images = np.asarray(subject.recording.observations(subject.episodes[episode]))[::stride]
+    for first in range(0, len(images), _BATCH):
+        yield from gaze.draw(images[first : first + _BATCH])
+
+
+def _webp(pixels: npt.NDArray[np.uint8]) -> tuple[str, int]:
+    """A picture as WebP in base64, and the number of its pixels."""
     image, file = Image.fromarray(pixels), io.BytesIO()
     image.thumbnail((_PIXELS, _PIXELS))
     image.save(file, "WEBP", quality=_QUALITY, method=2)
-    return base64.b64encode(file.getvalue()).decode()
+    return base64.b64encode(file.getvalue()).decode(), image.width * image.height
 
 
 def _bounds(subject: Subject) -> dict[str, Array]:

@@ -49,7 +49,7 @@ class Episode {
     this.time = Float64Array.from(this.elapsed, (dt) => (seconds += dt));
     this.end = seconds || 1;
     const pictures = document.getElementById(`pictures-${r}-${e}`);
-    this.pictures = pictures ? JSON.parse(pictures.textContent) : null;
+    this.pictures = pictures ? JSON.parse(pictures.textContent) : {};
   }
 
   row(name, t) {

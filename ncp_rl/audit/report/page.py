@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -116,8 +117,8 @@ def _pictures(audit: Audit, shown: Sequence[Sequence[int]], room: int) -> Iterat
     for r, (subject, own) in enumerate(zip(audit.subjects, shown, strict=True)):
         found = data.pictures(subject, own, room // len(audit.subjects))
         for e, i in enumerate(own):
-            if i in found:
-                yield f"pictures-{r}-{e}", {"stride": found[i].stride, "files": list(found[i].files)}
+            if found.get(i):
+                yield f"pictures-{r}-{e}", {kind: asdict(pictures) for kind, pictures in found[i].items()}
 
 
 def _sections(audit: Audit) -> Iterator[_Section]:

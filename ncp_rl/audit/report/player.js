@@ -201,7 +201,7 @@ class Pane {
     this.paintNodes();
     this.paintSynapses();
     this.paintTraces();
-    this.paintPicture();
+    this.paintPictures();
     this.paintNeuron();
   }
 
@@ -253,17 +253,21 @@ class Pane {
     }
   }
 
-  paintPicture() {
-    const { pictures } = this.episode, figure = this.find(".picture");
-    figure.hidden = !pictures;
-    if (!pictures) return;
-    const i = Math.min(Math.floor(this.t / pictures.stride), pictures.files.length - 1);
-    const seconds = this.episode.time[i * pictures.stride];
-    if (this.shown === pictures.files[i]) return;
-    this.shown = pictures.files[i];
-    figure.querySelector("img").src = `data:image/webp;base64,${this.shown}`;
-    figure.querySelector("img").alt = `The environment at ${fixed(seconds)} s`;
-    figure.querySelector("figcaption").textContent = `environment, ${fixed(seconds)} s`;
+  paintPictures() {
+    for (const figure of this.root.querySelectorAll(".picture")) {
+      const pictures = this.episode.pictures[figure.dataset.kind];
+      figure.hidden = !pictures;
+      if (pictures) this.paintPicture(figure, pictures);
+    }
+  }
+
+  paintPicture(figure, { stride, files }) {
+    const i = Math.min(Math.floor(this.t / stride), files.length - 1), image = figure.querySelector("img");
+    const source = `data:image/webp;base64,${files[i]}`, title = figure.dataset.title;
+    if (image.getAttribute("src") === source) return;
+    image.src = source;
+    image.alt = `${title} at ${fixed(this.episode.time[i * stride])} s`;
+    figure.querySelector("figcaption").textContent = `${title}, ${fixed(this.episode.time[i * stride])} s`;
   }
 
   paintNeuron() {

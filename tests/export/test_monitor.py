@@ -160,7 +160,7 @@ def test_what_is_no_monitor_of_this_circuit_is_refused(recording: Recording, tmp
     described = json.loads(path.read_text())
     for name, value in (("centre", [1.0]), ("precision", "x"), ("score", "guess"), ("profile", []), ("format", "")):
         path.write_text(json.dumps(described | {name: value}))
-        with pytest.raises(ExportError, match="cannot be read: .*ncp-rl monitor fit"):
+        with pytest.raises(ExportError, match=r"cannot be read: .*ncp-rl monitor fit"):
             read_monitor(path, recording.circuit.wiring)
     with pytest.raises(ExportError, match="cannot be read"):
         read_monitor(tmp_path / "none.json", recording.circuit.wiring)

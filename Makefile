@@ -25,8 +25,8 @@ $(READY): pyproject.toml constraints.txt
 .PHONY: train
 train: RUN := runs/pendulum__$(shell date +%s)
 train: setup  ## Train an NCP on ncp/PendulumNoVel-v1, evaluate, record and audit it.
-	$(BIN)/python scripts/train.py --out $(RUN) $(ARGS)
-	$(BIN)/python scripts/audit.py $(RUN) --out $(RUN)/audit --processes 2
+	$(BIN)/ncp-rl train --out $(RUN) $(ARGS)
+	$(BIN)/ncp-rl audit $(RUN) --out $(RUN)/audit --processes 2
 
 .PHONY: driver
 driver: RUN := runs/driver__$(shell date +%s)
@@ -77,7 +77,7 @@ wheel: setup  ## Build the wheel into dist/.
 
 .PHONY: bench
 bench: setup  ## Time the scan and the training loop against nn.LSTM, ncps and SB3's policies.
-	$(BIN)/python scripts/bench.py
+	$(BIN)/ncp-rl bench --parts scan step loop recording memory cars deployed
 
 .PHONY: clean
 clean:  ## Remove environments and caches; runs stay.

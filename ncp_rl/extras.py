@@ -26,7 +26,7 @@ def require(extra: str, *modules: str, by: str, otherwise: str = "") -> None:
     Raises:
         MissingExtraError: Some are not installed; the message names all of these.
     """
-    missing = [module for module in modules if not _is_installed(module)]
+    missing = [module for module in modules if not is_installed(module)]
     if missing:
         verb = "is" if len(missing) == 1 else "are"
         command = f'pip install "ncp-rl[{extra}]"'
@@ -35,7 +35,8 @@ def require(extra: str, *modules: str, by: str, otherwise: str = "") -> None:
         )
 
 
-def _is_installed(module: str) -> bool:
+def is_installed(module: str) -> bool:
+    """Whether a top-level module can be found; it is not imported."""
     try:
         return find_spec(module) is not None
     except (ModuleNotFoundError, ValueError):  # ValueError: sys.modules holds None, which blocks an import.

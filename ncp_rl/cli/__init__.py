@@ -34,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given == ["--version"]:
         print(f"ncp-rl {__version__}")
         return 0
-    sys.path.append("")  # module:id is found in the current folder too, as under `python -m`.
+    if "" not in sys.path:
+        sys.path.append("")  # module:id is found in the current folder too, as under `python -m`.
     try:
         return _run(given)
     except KeyboardInterrupt:

@@ -68,7 +68,7 @@ class Args:
     controller.c, or controller.json or controller.onnx."""
     fail_on: tuple[str, ...] | None = None
     """Exit with status 1 where one of these verdicts fails, or a figure is beyond a limit: "perturbation.loss>0.3".
-    Default: the questions whose answer must pass (`must_pass`), such as chain, replay and explain."""
+    Default: chain, replay, explain, certificate, sensitivity, monitor and dynamics."""
     threads: int = 1
     """Threads of torch; small circuits are fastest with one."""
     progress_bar: bool = True

@@ -11,7 +11,6 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -30,13 +29,14 @@ from torch import Tensor, nn
 
 from ncp_rl import LTC, NCP, AutoNCP, NCPPolicy
 from ncp_rl.cli.stopwatch import Group, Run, Timing, measure
+from ncp_rl.extras import is_installed
 from ncp_rl.kernels.backends import choose
 from ncp_rl.kernels.contract import Operands
 from ncp_rl.kernels.numba import backend as numba_backend
 from ncp_rl.kernels.numba.forward import forward_kernel
 from ncp_rl.policy import DEFAULT_WIRING
 
-HAS_NCPS = find_spec("ncps") is not None
+HAS_NCPS = is_installed("ncps")
 SHAPES = ((32, 16, 16, 128), (64, 32, 64, 128))
 N_MOTOR = 4
 LOOP_ENV = "ncp/PendulumNoVel-v1"

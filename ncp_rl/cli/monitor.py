@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Literal
 from tyro.conf import Positional
 
 from ncp_rl.cli.status import FINE, reports_errors, verdict
+from ncp_rl.extras import require
 
 if TYPE_CHECKING:
     from ncp_rl.audit import Alarm
@@ -81,6 +82,7 @@ Args = Fit | Check | Run
 @reports_errors(ValueError)
 def main(args: Args) -> int:
     """Fit, check or run."""
+    require("export", "sklearn", "scipy", "networkx", "jinja2", "plotly", "mcap", by="ncp-rl monitor")
     if isinstance(args, Fit):
         return fit(args)
     return check(args) if isinstance(args, Check) else run(args)

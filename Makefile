@@ -1,4 +1,4 @@
-# make train, make test: each sets up .venv first where needed. Needs Python 3.10 or newer and make.
+# make train, make test, make docs: each sets up .venv first where needed. Needs Python 3.10 or newer and make.
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 
 .PHONY: help
 help:  ## Show the commands.
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 .PHONY: setup
 setup: $(READY)  ## Create .venv with every dependency, pinned by constraints.txt.
@@ -25,8 +25,8 @@ $(READY): pyproject.toml constraints.txt
 .PHONY: train
 train: RUN := runs/pendulum__$(shell date +%s)
 train: setup  ## Train an NCP on ncp/PendulumNoVel-v1, evaluate, record and audit it.
-	$(BIN)/python scripts/train.py --out $(RUN) $(ARGS)
-	$(BIN)/python scripts/audit.py $(RUN) --out $(RUN)/audit --processes 2
+	$(BIN)/ncp-rl train --out $(RUN) $(ARGS)
+	$(BIN)/ncp-rl audit $(RUN) --out $(RUN)/audit --processes 2
 
 .PHONY: driver
 driver: RUN := runs/driver__$(shell date +%s)
@@ -36,17 +36,49 @@ driver: setup  ## Teach 19 neurons to keep a lane by camera, drive fresh roads, 
 	$(BIN)/python scripts/audit.py $(RUN)/ncp__0 --images --out $(RUN)/audit --processes 2
 
 .PHONY: test
-test: setup  ## Check style, types, imports and behaviour.
+test: setup  ## Check style, types, imports, behaviour and pages.
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -n auto
 
+# The report's tests open its page in a real browser; exported C code is compiled, checked, and run as on a chip.
+TOOLS := gcc g++ cppcheck gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm
+
+.PHONY: tools
+tools:  ## Install what the tests call beside Python: Chromium, C compilers, QEMU (Debian, as root).
+	@command -v chromium >/dev/null \
+		|| { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y chromium; }
+	@dpkg-query --show $(TOOLS) >/dev/null 2>&1 \
+		|| { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $(TOOLS); }
+
+.PHONY: test-lowest
+test-lowest:  ## Run the tests with the lowest versions that pyproject.toml allows, in .venv-lowest.
+	$(PYTHON) -m venv $(VENV)-lowest
+	$(VENV)-lowest/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(VENV)-lowest/bin/uv pip install --python $(VENV)-lowest/bin/python --resolution lowest-direct --editable '.[dev]'
+	$(VENV)-lowest/bin/python -m pytest -n auto -W default
+
+.PHONY: test-newest
+test-newest:  ## Run the tests with the newest version of everything, in .venv-newest.
+	$(PYTHON) -m venv $(VENV)-newest
+	$(VENV)-newest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --editable '.[dev]'
+	$(VENV)-newest/bin/python -m pytest -n auto -W default
+
+.PHONY: docs
+docs: setup  ## Build the pages as a site into build/site, without a warning.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "open build/site/index.html"
+
+.PHONY: wheel
+wheel: setup  ## Build the wheel into dist/.
+	$(BIN)/python -m hatchling build --target wheel
+
 .PHONY: bench
 bench: setup  ## Time the scan and the training loop against nn.LSTM, ncps and SB3's policies.
-	$(BIN)/python scripts/bench.py
+	$(BIN)/ncp-rl bench --parts scan step loop recording memory cars deployed
 
 .PHONY: clean
-clean:  ## Remove .venv and caches; runs stay.
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build dist
+clean:  ## Remove environments and caches; runs stay.
+	rm -rf $(VENV) $(VENV)-lowest $(VENV)-newest .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build dist

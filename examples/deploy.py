@@ -1,6 +1,6 @@
 """Drive an environment with an exported controller, and show its neurons while it acts.
 
-    python scripts/export.py numpy runs/mine --out controller      # or c, or onnx
+    ncp-rl export runs/mine --out controller --to numpy      # or c, or onnx
     python examples/deploy.py controller ncp_envs:ncp/PendulumNoVel-v1
 
 The controller runs from the folder alone: of ncp_rl nothing is imported. Your robot takes the environment's place.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
@@ -15,7 +15,6 @@ from ncp_rl.cfc import CfC
 from ncp_rl.kernels import Backend
 from ncp_rl.ltc import LTC, LTCInit
 
-CellName = Literal["ltc", "cfc"]
 States = tuple[Tensor, Tensor]
 
 #: The cells by the names under which policies and recordings know them.

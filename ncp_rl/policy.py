@@ -27,7 +27,8 @@ from torch import Tensor, nn
 
 from ncp_rl.action_outputs import n_action_outputs, start_motor_map
 from ncp_rl.cell import RecurrentCell
-from ncp_rl.cores import CELLS, CellName, cell_builder, cell_class, run_cell, run_lstm
+from ncp_rl.choices import CellName, Critic
+from ncp_rl.cores import CELLS, cell_builder, cell_class, run_cell, run_lstm
 from ncp_rl.encoder import (
     ELAPSED_TIME,
     KeyFilter,
@@ -47,7 +48,6 @@ from ncp_rl.wiring import AutoNCP, Recipe, Wiring, read_recipe
 #: The default has more command neurons than ncps, densely wired among themselves: it learns to remember sooner.
 DEFAULT_WIRING = AutoNCP(units=32, command_share=0.6, recurrence=1.0)
 
-Critic = Literal["cell", "ltc", "cfc", "lstm", "mlp", "shared"]
 LSTMStates = tuple[Tensor, Tensor]
 
 # Hints for the arguments of SB3's LSTM policies.

@@ -17,14 +17,14 @@ from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import matplotlib.pyplot as plt
-import networkx as nx
 import numpy as np
 import numpy.typing as npt
 
+from ncp_rl.extras import require
 from ncp_rl.synapses import SynapseList, synapse_list
 
 if TYPE_CHECKING:
+    import networkx as nx
     from matplotlib.axes import Axes
 
 #: Polarity of a synapse: +1 excitatory, -1 inhibitory, 0 no synapse.
@@ -171,7 +171,14 @@ class Wiring:
         return cls(wiring.adjacency_matrix, wiring.sensory_adjacency_matrix, wiring.output_dim, n_command)
 
     def graph(self) -> nx.DiGraph:
-        """Return a directed graph: nodes by name with attribute `layer`, edges with attribute `polarity` (+1, -1)."""
+        """Return a directed graph: nodes by name with attribute `layer`, edges with attribute `polarity` (+1, -1).
+
+        Raises:
+            ncp_rl.extras.MissingExtraError: NetworkX is not installed.
+        """
+        require("plot", "networkx", by="Wiring.graph()")
+        import networkx as nx
+
         graph = nx.DiGraph()
         graph.add_nodes_from(self.sensory_names, layer="sensory")
         for layer in ("inter", "command", "motor"):
@@ -182,7 +189,15 @@ class Wiring:
         return graph
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Draw the layers from left (sensory) to right (motor); solid edges excite, dashed ones inhibit."""
+        """Draw the layers from left (sensory) to right (motor); solid edges excite, dashed ones inhibit.
+
+        Raises:
+            ncp_rl.extras.MissingExtraError: Matplotlib or NetworkX is not installed.
+        """
+        require("plot", "matplotlib", "networkx", by="Wiring.plot()")
+        import matplotlib.pyplot as plt
+        import networkx as nx
+
         ax = plt.gca() if ax is None else ax
         graph = self.graph()
         layers = [layer for layer in _LAYER_COLORS if layer in set(nx.get_node_attributes(graph, "layer").values())]

@@ -1,5 +1,6 @@
 """Audit run folders and recordings: is it true, why, what never, what if. A verdict a line, audit.json and report.html.
 
+Examples:
     python scripts/audit.py runs/mine
     python scripts/audit.py runs/ncp runs/lstm --disturbances sensor_noise action_delay --processes 2
     python scripts/audit.py flight.mcap --fail-on chain replay "certificate.width>2" --public-key key.pub.pem
@@ -7,133 +8,8 @@
 Runs are recorded first, and perturbed; recordings answer for themselves.
 """
 
-from __future__ import annotations
-
-import sys
-import time
-from dataclasses import dataclass
-from pathlib import Path
-
-import torch
-import tyro
-from ncp_envs.disturbance import DISTURBANCES, LEVEL_UNITS, LEVELS, Fault
-
-from ncp_rl.audit import QUESTIONS, Plan, PlannedFault, Questions, audit_sources, failures, write_report
-from ncp_rl.export import DeployedQuestion, ExportError
-from ncp_rl.recording import RecordingError, read_public_key
-from ncp_rl.runs import RunError
-
-#: Name -> level of the faults that the monitor must find.
-FAULTS = {"sensor_bias": 0.2, "sensor_dropout": 0.5, "sensor_noise": 0.2, "action_gain_error": 0.5}
-
-
-@dataclass(frozen=True)
-class Args:
-    """What to audit."""
-
-    sources: tyro.conf.Positional[tuple[Path, ...]]
-    """Run folders of scripts/train.py, and recordings (.mcap)."""
-    out: Path | None = None
-    """New folder for audit.json, report.html and the recordings of runs. Default: audits/NAME__TIME."""
-    episodes: int = 20
-    """Episodes to record of each run."""
-    seed: int = 30_000
-    """Of recorded and perturbed episodes."""
-    max_episode_steps: int | None = None
-    """Cut the episodes of runs after so many steps. Default: as each run was trained with."""
-    images: bool = False
-    """Record what the environments of runs render, and show it in the report."""
-    alpha: float = 0.1
-    """False-alarm rate per episode that the monitor promises."""
-    epsilon: float = 0.01
-    """Share of its range by which each observation moves, for the bound on how far the action can move."""
-    disturbances: tuple[str, ...] = tuple(DISTURBANCES)
-    """Disturbances to sweep for runs; none leaves the sweep out."""
-    perturb_episodes: int = 10
-    """Episodes of each level."""
-    faults: tuple[str, ...] = tuple(FAULTS)
-    """Faults that begin in mid-episode, for the monitor to find in runs."""
-    onset: int = 100
-    """Step at which faults begin."""
-    max_loss: float = 0.5
-    """Share of the return that a disturbance may cost before its verdict fails."""
-    processes: int = 1
-    """Trials of the sweep at a time."""
-    public_key: Path | None = None
-    """PEM file of the key that must have signed the recordings given."""
-    deployed: Path | None = None
-    """Export of the one source's policy (scripts/export.py), which must do what was recorded: a folder with
-    controller.c, or controller.json or controller.onnx."""
-    fail_on: tuple[str, ...] = tuple(question.name for question in QUESTIONS if question.must_pass)
-    """Exit with status 1 where one of these verdicts fails, or a figure is beyond a limit: "perturbation.loss>0.3"."""
-    threads: int = 1
-    """Threads of torch; small circuits are fastest with one."""
-    progress_bar: bool = True
-    """Show progress and remaining time."""
-
-
-def main(args: Args) -> int:
-    """Audit, print the verdicts, and where audit.json lies."""
-    torch.set_num_threads(args.threads)
-    try:
-        out = args.out or Path("audits") / f"{args.sources[0].stem}__{time.time():.0f}"
-        key = None if args.public_key is None else read_public_key(args.public_key)
-        audit = audit_sources(
-            args.sources, out, plan(args), public_key=key, questions=questions(args), progress_bar=args.progress_bar
-        )
-        report = write_report(audit, out / "report.html")
-        failed = failures(audit, (*args.fail_on, *(["deployed"] if args.deployed else [])))
-    except (ExportError, RunError, RecordingError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print("\n".join(audit.lines()))
-    print(f"audit: {out / 'audit.json'}\nreport: {report}")
-    for failure in failed:
-        print(f"failed: {failure}", file=sys.stderr)
-    return 1 if failed else 0
-
-
-def questions(args: Args) -> Questions:
-    """All of them, and whether the export does what was recorded where there is one.
-
-    Raises:
-        ValueError: There are several sources, of which an export can be but one.
-    """
-    if args.deployed is None:
-        return QUESTIONS
-    if len(args.sources) > 1:
-        raise ValueError(f"--deployed names the export of one policy, got {len(args.sources)} sources; audit it alone.")
-    return (*QUESTIONS, DeployedQuestion(args.deployed))
-
-
-def plan(args: Args) -> Plan:
-    """What the arguments ask for.
-
-    Raises:
-        ValueError: A disturbance or fault that there is not.
-    """
-    for name, known in [(name, DISTURBANCES) for name in args.disturbances] + [(name, FAULTS) for name in args.faults]:
-        if name not in known:
-            raise ValueError(f"There is no {name!r}; there are {', '.join(known)}.")
-    return Plan(
-        n_episodes=args.episodes,
-        alpha=args.alpha,
-        epsilon=args.epsilon,
-        seed=args.seed,
-        max_episode_steps=args.max_episode_steps,
-        images=args.images,
-        faults={
-            name: PlannedFault(Fault, dict(disturbance=name, level=FAULTS[name], onset=args.onset), args.onset)
-            for name in args.faults
-        },
-        disturbances={name: (DISTURBANCES[name], LEVELS[name]) for name in args.disturbances},
-        level_units=LEVEL_UNITS,
-        n_perturb_episodes=args.perturb_episodes,
-        n_processes=args.processes,
-        max_loss=args.max_loss,
-    )
-
+from ncp_rl.cli.audit import Args, main
+from ncp_rl.cli.tree import door
 
 if __name__ == "__main__":
-    sys.path.append("")  # module:id is found in the current folder too, as under `python -m`.
-    sys.exit(main(tyro.cli(Args, description=__doc__)))
+    door(Args, main, __doc__)

@@ -77,10 +77,9 @@ def test_evaluate_films_every_episode(run: Path, tmp_path: Path) -> None:
     assert len(films) == 2 and all(b"ftyp" in film.read_bytes()[:16] for film in films)
 
 
-def test_your_own_environment_as_the_readme_has_it(tmp_path: Path) -> None:
-    section = (ROOT / "README.md").read_text().partition("### Your own environment")[2]
-    (tmp_path / "my_module.py").write_text(section.partition("```python\n")[2].partition("```")[0])
-    assert "python scripts/train.py --env my_module:MyEnv-v0" in section
+def test_your_own_environment_as_its_page_has_it(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "your-environment.md").read_text()
+    (tmp_path / "my_module.py").write_text(page.partition('```python title="my_module.py"\n')[2].partition("```")[0])
     result = train(
         tmp_path, "--env", "my_module:MyEnv-v0", "--recipe", "FullyConnected", "--units", "8", "--out", "run"
     )

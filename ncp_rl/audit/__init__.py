@@ -5,6 +5,10 @@ question alone is a function. `write_report` writes an audit as a web page, `ncp
 question.
 """
 
+from ncp_rl.extras import require
+
+require("audit", "sklearn", "scipy", "networkx", "jinja2", "plotly", "mcap", "PIL", "tqdm", by="ncp_rl.audit")
+
 from ncp_rl.audit.ablate import Clamp, Cut, Effect, ablate, ablated, effects, every_neuron, every_synapse
 from ncp_rl.audit.audit import Audit, Questions, Subject, audit_recording, audit_runs
 from ncp_rl.audit.certify import Certificate, attack_actions, certify

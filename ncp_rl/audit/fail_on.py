@@ -1,4 +1,4 @@
-"""`failures`: conditions on an audit's verdicts and figures, as `--fail-on` of scripts/audit.py takes them."""
+"""`failures`: conditions on an audit's verdicts and figures, as `--fail-on` of ncp-rl audit takes them."""
 
 from __future__ import annotations
 

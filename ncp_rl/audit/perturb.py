@@ -105,7 +105,7 @@ class Perturbation:
     def verdict(self, policy: str, *, max_loss: float = 0.5) -> Verdict:
         """Return the verdict, which passes where no level costs more than `max_loss` of the nominal |return|.
 
-        Where disturbances cost more, the sentence names the option of scripts/train.py that trains under them, each up
+        Where disturbances cost more, the sentence names the option of ncp-rl train that trains under them, each up
         to its lowest level that costs so much.
         """
         own = [point for point in self.points if point.policy == policy]
@@ -124,7 +124,7 @@ class Perturbation:
             names = dict.fromkeys(point.condition for point in costly)
             lowest = {name: min(point.level for point in costly if point.condition == name) for name in names}
             levels = " ".join(f"{name}=0..{level:g}" for name, level in lowest.items())
-            sentence += f" Training under them may help: scripts/train.py --disturb {levels}"
+            sentence += f" Training under them may help: ncp-rl train --disturb {levels}"
         passed = loss <= max_loss and self.level_zero_is_nominal is not False
         return Verdict("perturbation", passed, sentence, {"loss": loss, "failure_rate": worst.failure_rate.mean})
 

@@ -89,7 +89,7 @@ class Question(ABC, Generic[EvidenceT, AnswerT]):
         lead: Paragraph under the title; where empty, there is none.
         anchor: Id of the element of the page to which its verdicts link; where empty, its own section, or else the
             manifest.
-        must_pass: Whether scripts/audit.py exits with status 1 where a verdict fails, unless `--fail-on` sets other
+        must_pass: Whether ncp-rl audit exits with status 1 where a verdict fails, unless `--fail-on` sets other
             conditions.
     """
 

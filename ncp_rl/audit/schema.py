@@ -39,7 +39,7 @@ def audit_schema(questions: Questions = QUESTIONS) -> dict[str, Any]:
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": f"audit.json of ncp_rl, format version {FORMAT_VERSION}",
-        "description": "What scripts/audit.py writes. A change that breaks readers raises format_version.",
+        "description": "What ncp-rl audit writes. A change that breaks readers raises format_version.",
         **_closed(properties),
         "$defs": {"verdict": _VERDICT, "subject": _closed(_subject(questions))},
     }

@@ -273,7 +273,7 @@ def _observations(controller: Controller, recording: Recording, episode: Episode
     if found is None:
         raise ExportError(
             "The controller observes images, which the recording does not hold; record with images=True "
-            "(scripts/record.py record --images)."
+            "(ncp-rl record --images)."
         )
     wanted = [part["key"] for part in controller.description["observation"]]
     columns = {key: _part(found, key) for key in wanted}

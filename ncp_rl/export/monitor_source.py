@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ncp_rl.audit.envelope import Envelope
+from ncp_rl.audit.cell import Array
+from ncp_rl.audit.envelope import Envelope, Score
+from ncp_rl.audit.watched import Watched
 from ncp_rl.export.c_source import TEMPLATES, TableRow, comment
 from ncp_rl.export.controller import MONITOR_FORMAT
 from ncp_rl.export.numpy_source import json_text
 from ncp_rl.export.onnx_graph import write_graph
-from ncp_rl.export.spec import write_new
+from ncp_rl.export.spec import ExportError, write_new
+from ncp_rl.wiring import Wiring
 
 
 def monitor_to_json(envelope: Envelope, path: Path | str) -> Path:
-    """Write an envelope for `ncp_rl.export.controller.Monitor`, which needs NumPy alone.
+    """Write an envelope for `ncp_rl.export.controller.Monitor`, which needs NumPy alone, and for `read_monitor`.
 
     Args:
         envelope: Envelope fitted by a function of `ncp_rl.audit.envelope`.
@@ -44,7 +49,8 @@ def monitor_to_onnx(envelope: Envelope, path: Path | str) -> Path:
         path: New file, .onnx.
 
     Raises:
-        ExportError: The file exists, or the package onnx is missing.
+        ExportError: The file exists.
+        ncp_rl.extras.MissingExtraError: The package onnx is not installed.
     """
     example = torch.zeros(2, int(envelope.watched.index.max()) + 1), torch.zeros(2, dtype=torch.int64)
     inputs, outputs = ["potentials", "step"], ["score", "outside", "neuron"]
@@ -107,7 +113,70 @@ def _described(envelope: Envelope) -> dict[str, Any]:
         # JSON has no infinity, a threshold that never raises an alarm.
         "threshold": envelope.threshold if np.isfinite(envelope.threshold) else None,
         "alpha": envelope.alpha,
+        # What `read_monitor` needs beside.
+        "layer": envelope.watched.layer,
+        "low": envelope.low.tolist(),
+        "high": envelope.high.tolist(),
+        "n_fit": envelope.n_fit,
+        "calibration": envelope.calibration.tolist(),
+        "elapsed_time": envelope.elapsed_time,
     }
+
+
+def read_monitor(path: Path | str, wiring: Wiring) -> Envelope:
+    """The envelope of a file that `monitor_to_json` wrote, for `ncp_rl.audit.watch` and `MonitoredModel`.
+
+    Args:
+        path: The file.
+        wiring: Of the circuit that is to be watched.
+
+    Raises:
+        ExportError: The file is no such monitor, or it watches neurons of another circuit.
+    """
+    try:
+        described = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(described, dict) or described.get("format") != MONITOR_FORMAT:
+            raise ValueError(f"it must be a JSON object of format {MONITOR_FORMAT!r}")
+        index = np.array(described["index"], np.int64)
+        watched = Watched(str(described["layer"]), index, tuple(map(str, described["names"])))
+        numbers = {name: _numbers(described, name, (len(index),)) for name in ("centre", "low", "high")}
+        numbers["precision"] = _numbers(described, "precision", (len(index), len(index)))
+        numbers |= {name: _numbers(described, name, (-1,)) for name in ("profile", "calibration")}
+        if described["score"] not in get_args(Score) or not len(numbers["profile"]):
+            raise ValueError(f"score must be one of {get_args(Score)}, and profile must have an entry")
+        threshold, alpha = described["threshold"], described["alpha"]
+        envelope = Envelope(
+            watched=watched,
+            score=described["score"],
+            threshold=np.inf if threshold is None else float(threshold),
+            alpha=None if alpha is None else float(alpha),
+            n_fit=int(described["n_fit"]),
+            n_calibration=len(numbers["calibration"]),
+            elapsed_time=float(described["elapsed_time"]),
+            **numbers,
+        )
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ExportError(f"The monitor {path} cannot be read: {error}. Fit it again: ncp-rl monitor fit.") from error
+    own = Watched.of(wiring)
+    if watched.names != own.names or not np.array_equal(watched.index, own.index):
+        raise ExportError(
+            f"The monitor {path} watches {len(watched.names)} neurons, {_few(watched.names)}, and the circuit has "
+            f"{len(own.names)} to watch, {_few(own.names)}; fit a monitor for this circuit."
+        )
+    return envelope
+
+
+def _numbers(described: dict[str, Any], name: str, shape: tuple[int, ...]) -> Array:
+    """An entry as finite numbers of a shape, in which -1 stands for any length."""
+    found = np.array(described[name], np.float64)
+    fits = found.ndim == len(shape) and all(want in (-1, has) for want, has in zip(shape, found.shape, strict=True))
+    if not fits or not np.isfinite(found).all():
+        raise ValueError(f"{name} must be finite numbers of shape {shape}, got {found.shape}")
+    return found
+
+
+def _few(names: Sequence[str]) -> str:
+    return f"{names[0]} to {names[-1]}" if names else "none"
 
 
 def _names(envelope: Envelope) -> dict[str, Any]:

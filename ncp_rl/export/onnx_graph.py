@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from ncp_rl.encoder import ELAPSED_TIME
 from ncp_rl.export.controller import METADATA, input_name
 from ncp_rl.export.spec import ExportError, InputPart, Source, Spec, find_source
+from ncp_rl.extras import require
 
 # Version of the graph's operators, which ONNX Runtime reads since its version 1.14.
 _OPSET = 18
@@ -51,7 +52,8 @@ def to_onnx(
         The path.
 
     Raises:
-        ExportError: The policy is not an NCP or has wrong parameters, the file exists, or the package onnx is missing.
+        ExportError: No NCP policy, a broken one, or the file exists.
+        ncp_rl.extras.MissingExtraError: The package onnx is not installed.
         ncp_rl.runs.RunError: The run folder is damaged.
     """
     found = find_source(source, env)
@@ -81,7 +83,8 @@ def write_graph(
         description: JSON of the metadata entry `ncp_rl`.
 
     Raises:
-        ExportError: The file exists, or the package onnx is missing.
+        ExportError: The file exists.
+        ncp_rl.extras.MissingExtraError: The package onnx is not installed.
     """
     onnx = _onnx()
     if path.exists():
@@ -111,12 +114,9 @@ def write_graph(
 
 
 def _onnx() -> Any:
-    try:
-        import onnx
-    except ImportError as error:
-        raise ExportError(
-            'The package onnx is needed to write ONNX files; run `pip install "ncp-rl[export]"`.'
-        ) from error
+    require("export", "onnx", by="Writing ONNX")
+    import onnx
+
     return onnx
 
 

@@ -26,6 +26,7 @@ from torch import nn
 from ncp_rl.audit.certify import Certificate, certify
 from ncp_rl.circuit import Circuit
 from ncp_rl.encoder import ELAPSED_TIME, KeyFilter, MultiInputReceptors, Receptors, Standardize, observed_names
+from ncp_rl.errors import NCPError
 from ncp_rl.ltc import LTC
 from ncp_rl.policy import NCPPolicy
 from ncp_rl.recording.manifest import policy_digest
@@ -49,7 +50,7 @@ _KINDS: dict[type, Kind] = {
 }
 
 
-class ExportError(Exception):
+class ExportError(NCPError):
     """Raised where a controller cannot be exported, or an export cannot be used; the message says what to do."""
 
 

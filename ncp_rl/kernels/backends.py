@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol, cast
 import torch
 from torch import Tensor
 
+from ncp_rl.extras import require
 from ncp_rl.kernels.contract import Gradients, Operands
 
 #: Values of `ltc_scan`'s argument `backend`, for type checkers: "auto" and the names of `BACKENDS`.
@@ -58,13 +59,8 @@ def _load_numba() -> FusedBackend:
 
 @functools.cache
 def _load_triton() -> FusedBackend:
-    try:
-        return cast(FusedBackend, importlib.import_module("ncp_rl.kernels.triton.backend"))
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "The backend for CUDA needs the package triton, which is not installed; "
-            "run `pip install 'ncp-rl[triton]'`, or use the slower backend=\"reference\"."
-        ) from error
+    require("triton", "triton", by="The scan on CUDA", otherwise=', or take the slower backend="reference".')
+    return cast(FusedBackend, importlib.import_module("ncp_rl.kernels.triton.backend"))
 
 
 #: The backends by name. "auto" is the first fused backend that serves the operands, or else the reference.

@@ -114,7 +114,7 @@ def _sizes_of(synapses: Synapses, inputs: Tensor) -> _Sizes:
 
 def _measure(synapses: Synapses, n_inputs: int) -> _Sizes:
     pointer, source, sensory_pointer, sensory_source = synapses
-    for name, tensor in zip(synapses._fields, synapses, strict=True):
+    for name, tensor in zip(Synapses._fields, synapses, strict=True):
         if tensor.dim() != 1 or tensor.dtype is not torch.int32 or tensor.device != pointer.device:
             raise ValueError(
                 f"synapses.{name} must be one row of torch.int32 on {pointer.device}, got {tuple(tensor.shape)} of "

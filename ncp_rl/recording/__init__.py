@@ -1,5 +1,9 @@
 """Recordings: rollouts with every neuron's state, in files whose integrity can be verified."""
 
+from ncp_rl.extras import require
+
+require("record", "mcap", "zstandard", "safetensors", "cryptography", "PIL", "tqdm", by="ncp_rl.recording")
+
 from ncp_rl.recording.chain import generate_key, read_private_key, read_public_key
 from ncp_rl.recording.compare import Comparison, Divergence
 from ncp_rl.recording.datasets import to_pandas, write_minari, write_parquet

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
+from ncp_rl.extras import require
 from ncp_rl.recording.episode import Episode
 from ncp_rl.recording.errors import RecordingError
 from ncp_rl.recording.files import new_file
@@ -26,7 +27,8 @@ def to_pandas(recording: Recording) -> pd.DataFrame:
     """Return a data frame with a row per step, episodes one after the other, and named columns.
 
     Raises:
-        RecordingError: The recording is damaged, or pandas is missing.
+        RecordingError: The recording is damaged.
+        ncp_rl.extras.MissingExtraError: pandas is not installed.
     """
     pandas = _import("pandas", "export")
     frames = [pandas.DataFrame(_columns(recording, episode)) for episode in recording]
@@ -41,7 +43,8 @@ def write_parquet(recording: Recording, path: Path | str) -> Path:
         The path.
 
     Raises:
-        RecordingError: The file exists or cannot be written, the recording is damaged or empty, or pyarrow is missing.
+        RecordingError: The file exists or cannot be written, or the recording is damaged or empty.
+        ncp_rl.extras.MissingExtraError: pyarrow is not installed.
     """
     arrow, parquet, path = _import("pyarrow", "export"), _import("pyarrow.parquet", "export"), Path(path)
     tables = (arrow.table(_columns(recording, episode)) for episode in recording)
@@ -70,7 +73,8 @@ def write_minari(recording: Recording, dataset_id: str, **description: Any) -> A
         The `minari.MinariDataset`.
 
     Raises:
-        RecordingError: Images were observed, which messages lack; the recording is damaged, or Minari is missing.
+        RecordingError: Observed images, which the messages lack; or the recording is damaged.
+        ncp_rl.extras.MissingExtraError: Minari is not installed.
     """
     minari = _import("minari", "minari")
     space, action_space = (read_space(recording.manifest.get(f"{name}_space")) for name in ("observation", "action"))
@@ -145,7 +149,5 @@ def _columns(recording: Recording, episode: Episode) -> dict[str, Array]:
 
 
 def _import(name: str, extra: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise RecordingError(f"A package is not installed ({error}); run `pip install 'ncp-rl[{extra}]'`.") from error
+    require(extra, name.partition(".")[0], by="This form of a recording")
+    return importlib.import_module(name)

@@ -1,7 +1,9 @@
 """`RecordingError`, the one exception of this package."""
 
+from ncp_rl.errors import NCPError
 
-class RecordingError(Exception):
+
+class RecordingError(NCPError):
     """Raised where a recording cannot be made or read; the message says what was expected, what came, what to do."""
 
 

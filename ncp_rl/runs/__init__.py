@@ -15,11 +15,12 @@ them, and resume.pt is a pickle too: load only files that you trust.
 
 from ncp_rl.runs.checkpoint import CHECKPOINT
 from ncp_rl.runs.config import EVALUATION_SEED, GENERAL, RunConfig, RunError, read_hyperparams
-from ncp_rl.runs.environments import make_envs
+from ncp_rl.runs.environments import has_training_wrappers, make_envs
 from ncp_rl.runs.evaluation import MAX_EPISODE_STEPS, EpisodeBound, Evaluation, Interval, evaluate, mean_interval
 from ncp_rl.runs.folder import load_run, read_config, save_model
 from ncp_rl.runs.models import BASELINES, POLICIES, algorithm, is_circuit, make_model, policy_class, seconds_per_step
 from ncp_rl.runs.training import resume, train
+from ncp_rl.runs.tuned import general_settings, tuned_file, with_given
 
 __all__ = [
     "BASELINES",
@@ -35,6 +36,8 @@ __all__ = [
     "RunError",
     "algorithm",
     "evaluate",
+    "general_settings",
+    "has_training_wrappers",
     "is_circuit",
     "load_run",
     "make_envs",
@@ -47,4 +50,6 @@ __all__ = [
     "save_model",
     "seconds_per_step",
     "train",
+    "tuned_file",
+    "with_given",
 ]

@@ -10,8 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from ncp_rl.errors import NCPError
+from ncp_rl.extras import require
 from ncp_rl.runs import settings
 
 #: Settings of a circuit for environments without tuned ones: rewards are normalised here, observations by the policy.
@@ -36,7 +36,7 @@ def installed_versions() -> dict[str, str]:
     return {name: version(name) for name in _VERSIONS_OF}
 
 
-class RunError(Exception):
+class RunError(NCPError):
     """Raised where a request concerning a run cannot be fulfilled; the message says why, and what to do."""
 
 
@@ -101,8 +101,12 @@ def read_hyperparams(path: Path, env_id: str) -> dict[str, Any]:
     run is made.
 
     Raises:
-        RunError: The file cannot be read, or an entry has another form.
+        RunError: The file cannot be read as such.
+        ncp_rl.extras.MissingExtraError: PyYAML is not installed.
     """
+    require("cli", "yaml", by="A file of hyperparameters")
+    import yaml
+
     try:
         entries = yaml.safe_load(path.read_text()) or {}
     except (OSError, yaml.YAMLError) as error:

@@ -75,6 +75,16 @@ def make_envs(
         raise RunError(f"Observations of {config.env!r} cannot be normalised with {kwargs}: {error}") from error
 
 
+def has_training_wrappers(config: RunConfig) -> bool:
+    """Whether training has wrappers that later evaluations do without: see `training_wrappers` of `make_envs`.
+
+    Raises:
+        ValueError: A wrapper cannot be imported.
+    """
+    wrappers = settings.named("env_wrapper", config.hyperparams.get("env_wrapper"))
+    return any(getattr(wrapper.call, "training_only", False) for wrapper in wrappers)
+
+
 def _cut(max_episode_steps: int | None) -> dict[str, Any]:
     """Return the arguments of `gym.make` with which Gymnasium cuts episodes after this many steps."""
     if max_episode_steps is None:

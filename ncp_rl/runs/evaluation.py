@@ -14,6 +14,7 @@ import numpy.typing as npt
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.vec_env import VecEnv
 
 from ncp_rl.readings import BadInputError
@@ -126,7 +127,13 @@ class EpisodeBound:
 
 
 def evaluate(
-    model: OnPolicyAlgorithm, venv: VecEnv, *, n_episodes: int = 10, deterministic: bool = True, seed: int = 0
+    model: OnPolicyAlgorithm,
+    venv: VecEnv,
+    *,
+    n_episodes: int = 10,
+    deterministic: bool = True,
+    seed: int = 0,
+    acting: PolicyPredictor | None = None,
 ) -> Evaluation:
     """Run whole episodes from seeded environments.
 
@@ -136,6 +143,7 @@ def evaluate(
         n_episodes: Number of episodes in all.
         deterministic: Whether to take the most likely action instead of a sampled one.
         seed: Environment i starts from seed + i; sampled actions follow it too.
+        acting: What acts in the model's place, such as `ncp_rl.audit.MonitoredModel(model, ...)`; the model where None.
 
     Raises:
         RunError: An episode does not end, or a reading is bad and the policy does not hold it.
@@ -144,7 +152,7 @@ def evaluate(
     model.set_random_seed(seed)
     try:
         returns, lengths = evaluate_policy(
-            model,
+            model if acting is None else acting,
             venv,
             n_eval_episodes=n_episodes,
             deterministic=deterministic,

@@ -13,7 +13,8 @@ from stable_baselines3.common.logger import (
     TensorBoardOutputFormat,
     filter_excluded_keys,
 )
-from torch.utils.tensorboard.writer import SummaryWriter
+
+from ncp_rl.extras import require
 
 _ITERATIONS = "time/iterations"
 
@@ -57,7 +58,14 @@ class Events(TensorBoardOutputFormat):
     """TensorBoard events that replace those that an earlier process wrote from a step on."""
 
     def __init__(self, folder: Path, *, first_step: int) -> None:
-        """Begin a file beside those of earlier processes; TensorBoard hides their events from `first_step` on."""
+        """Begin a file beside those of earlier processes, whose events from `first_step` on TensorBoard then hides.
+
+        Raises:
+            ncp_rl.extras.MissingExtraError: TensorBoard is not installed.
+        """
+        require("cli", "tensorboard", by="The training curve of a run")
+        from torch.utils.tensorboard.writer import SummaryWriter
+
         self.writer = SummaryWriter(str(folder), purge_step=first_step)
         self._is_closed = False
 

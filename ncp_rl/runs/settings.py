@@ -44,11 +44,11 @@ _CLASSES = ("activation_fn", "optimizer_class", "features_extractor_class")
 _MAPPINGS = ("normalize", "policy_kwargs", "env_kwargs", "monitor_kwargs")
 # Arguments of every algorithm that are given elsewhere.
 _ELSEWHERE = {
-    "env": "the environment is RunConfig's, --env of scripts/train.py",
-    "seed": "the seed is RunConfig's, --seed of scripts/train.py",
-    "device": "the device is an argument of `train`, --device of scripts/train.py",
+    "env": "the environment is RunConfig's, --env of ncp-rl train",
+    "seed": "the seed is RunConfig's, --seed of ncp-rl train",
+    "device": "the device is an argument of `train`, --device of ncp-rl train",
     "tensorboard_log": "training curves go to the run folder",
-    "disturb": "scripts/train.py reads it; elsewhere name the wrapper, env_wrapper: {ncp_envs.RandomDisturbances: ...}",
+    "disturb": "ncp-rl train reads it; elsewhere name the wrapper, env_wrapper: {ncp_envs.RandomDisturbances: ...}",
 }
 # Names that rl-zoo's text knows without a module.
 _SHORT = {

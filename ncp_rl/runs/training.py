@@ -72,9 +72,8 @@ def train(
     """
     if folder.exists():
         raise RunError(
-            f"The folder {folder} exists and is left as it is; name another one for this run, or resume a "
-            "killed "
-            f"training: scripts/train.py --resume {folder}."
+            f"The folder {folder} exists and is left as it is; name another one for this run, or resume a killed "
+            f"training: ncp-rl train --resume {folder}."
         )
     text, plan = to_json(config), TrainingPlan(n_evaluations, n_eval_episodes, n_checkpoints)
     for name, number in plan._asdict().items():
@@ -154,7 +153,7 @@ def _going_on(config: RunConfig, checkpoint: Mapping[str, Any], folder: Path, n_
         return config.with_n_timesteps(in_all)
     raise RunError(
         f"The training of {folder} has taken {steps:,} steps of {in_all:,} and is finished. To continue it, give "
-        f"more steps in all: --timesteps {2 * steps} for scripts/train.py, n_timesteps={2 * steps} for resume."
+        f"more steps in all: --timesteps {2 * steps} for ncp-rl train, n_timesteps={2 * steps} for resume."
     )
 
 
@@ -227,7 +226,7 @@ def _learn(
         return model
     except KeyboardInterrupt as interrupt:
         raise RunError(
-            f"Training was interrupted; the model so far is in {folder / 'last'}. scripts/train.py --resume {folder} "
+            f"Training was interrupted; the model so far is in {folder / 'last'}. ncp-rl train --resume {folder} "
             f"goes on from step {keep.steps:,}."
         ) from interrupt
     except BadInputError as error:

@@ -16,8 +16,9 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
+from ncp_rl.lessons import DEFAULT, Lessons
 from ncp_rl.runs import EpisodeBound, Evaluation, mean_interval
-from ncp_rl.teach.cloning import DEFAULT, Imitation, Lessons, Taught
+from ncp_rl.teach.cloning import Imitation, Taught
 from ncp_rl.teach.demonstrations import Demonstration, Expert, Privilege, demonstrate, expert_view, frozen_statistics
 
 #: Added to a seed for the environments in which a student is judged.

@@ -16,6 +16,7 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from tqdm import tqdm
 
+from ncp_rl.extras import require
 from ncp_rl.recording import Recording, RecordingError
 from ncp_rl.recording.manifest import read_space
 
@@ -83,16 +84,32 @@ def from_minari(dataset: Any) -> list[Demonstration]:
     """Read the episodes of a Minari dataset, given itself or by the name of one on this machine.
 
     Raises:
-        ImportError: Minari is missing.
+        ncp_rl.extras.MissingExtraError: Minari is not installed.
     """
     if isinstance(dataset, str):
-        try:
-            minari: Any = import_module("minari")
-        except ModuleNotFoundError as error:
-            raise ImportError(f"Minari is not installed ({error}); run `pip install 'ncp-rl[minari]'`.") from error
+        require("minari", "minari", by="A Minari dataset")
+        minari: Any = import_module("minari")  # It has no types.
         dataset = minari.load_dataset(dataset)
     episodes = dataset.iterate_episodes()
     return [Demonstration(_rows(e.observations, slice(len(e.actions))), np.asarray(e.actions)) for e in episodes]
+
+
+def from_sources(sources: Sequence[Path | str]) -> list[Demonstration]:
+    """The episodes of recordings, whose names end in .mcap, and of Minari datasets, in this order.
+
+    Raises:
+        RecordingError: See `from_recordings`.
+        ncp_rl.extras.MissingExtraError: Minari is not installed.
+    """
+    found: list[Demonstration] = []
+    for source in map(str, sources):
+        found += from_recordings([source]) if source.endswith(".mcap") else from_minari(source)
+    return found
+
+
+def attribute_of_envs(name: str) -> Privilege:
+    """A privilege: the expert sees this attribute of each environment, such as `true_state`."""
+    return lambda venv: np.stack(venv.get_attr(name))
 
 
 def demonstrate(

@@ -121,7 +121,7 @@ def test_the_verdict_names_the_option_that_trains_under_what_costs_much(swept: P
     verdict = replace(swept, nominal={"ncp": nominal}, points=points).verdict("ncp")
     assert not verdict.passed
     assert verdict.sentence.endswith(
-        "Training under them may help: scripts/train.py --disturb observation_delay=0..1 action_gain_error=0..0.4"
+        "Training under them may help: ncp-rl train --disturb observation_delay=0..1 action_gain_error=0..0.4"
     )
     unhurt = replace(swept, nominal={"ncp": nominal}, points=points[2:3]).verdict("ncp")
     assert unhurt.passed and "--disturb" not in unhurt.sentence

@@ -204,4 +204,4 @@ def test_from_a_run_folder_to_the_audit_by_scripts(run: Path, tmp_path: Path) ->
     done = call(*asked, out)
     assert done.returncode == 1 and "FAIL  deployed" in done.stdout
     done = call(script, "verify", tmp_path / "nowhere", flight)
-    assert done.returncode == 1 and done.stderr.startswith("error: ")
+    assert done.returncode == 2 and done.stderr.startswith("error: ")

@@ -14,8 +14,9 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from ncp_rl.audit import Envelope, LiveMonitor, fit_box, fit_conformal, fit_mahalanobis
-from ncp_rl.export import ExportError, Monitor, monitor_to_c, monitor_to_json, monitor_to_onnx
+from ncp_rl import AutoNCP
+from ncp_rl.audit import Envelope, LiveMonitor, fit_box, fit_conformal, fit_mahalanobis, watch
+from ncp_rl.export import ExportError, Monitor, monitor_to_c, monitor_to_json, monitor_to_onnx, read_monitor
 from ncp_rl.export.toolchain import FLAGS
 from ncp_rl.recording import Episode, Recording, record_rollouts
 from tests.export.policies import VECTORS, make_model
@@ -138,6 +139,30 @@ def test_c_raises_the_audits_alarms(name: str, recording: Recording, tmp_path: P
         found, furthest, value = line.split()
         assert int(found) == status and float(value) == pytest.approx(score, rel=1e-12)
         assert not status or envelope.watched.names[int(furthest)] == neuron
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_an_envelope_is_read_again(name: str, recording: Recording, tmp_path: Path) -> None:
+    envelope = FITS[name](recording.circuit, list(recording))
+    read = read_monitor(monitor_to_json(envelope, tmp_path / "monitor.json"), recording.circuit.wiring)
+    assert read.to_dict() == envelope.to_dict() and read.elapsed_time == envelope.elapsed_time
+    episodes = faulty(recording)
+    for again, first in zip(watch(read, episodes), watch(envelope, episodes), strict=True):
+        assert again.alarm == first.alarm and np.array_equal(again.scores, first.scores)
+
+
+def test_what_is_no_monitor_of_this_circuit_is_refused(recording: Recording, tmp_path: Path) -> None:
+    path = monitor_to_json(fit_box(recording.circuit, list(recording)), tmp_path / "monitor.json")
+    other = AutoNCP(20).build(recording.circuit.wiring.n_sensory, 1)
+    with pytest.raises(ExportError, match="fit a monitor for this circuit"):
+        read_monitor(path, other)
+    described = json.loads(path.read_text())
+    for name, value in (("centre", [1.0]), ("precision", "x"), ("score", "guess"), ("profile", []), ("format", "")):
+        path.write_text(json.dumps(described | {name: value}))
+        with pytest.raises(ExportError, match=r"cannot be read: .*ncp-rl monitor fit"):
+            read_monitor(path, recording.circuit.wiring)
+    with pytest.raises(ExportError, match="cannot be read"):
+        read_monitor(tmp_path / "none.json", recording.circuit.wiring)
 
 
 def test_an_envelope_that_never_alarms(recording: Recording, tmp_path: Path) -> None:

@@ -40,4 +40,4 @@ def test_from_key_to_verdict(run_folder: Path, tmp_path: Path, capsys: pytest.Ca
     data[len(data) // 2] ^= 1
     out.write_bytes(data)
     assert "damaged" in run(capsys, "verify", out, "--json", code=1)
-    assert "error: Name --parquet" in run(capsys, "export", out, code=1)
+    assert "error: Name --parquet" in run(capsys, "export", out, code=2)

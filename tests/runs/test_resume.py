@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,10 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecNormalize
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from ncp_rl.cli import train as train_script
 from ncp_rl.runs import CHECKPOINT, RunError, load_run, resume, train
 from ncp_rl.runs.checkpoint import read_checkpoint
 from ncp_rl.runs.folder import training_lock, write_file
-from scripts import train as train_script
 from tests.runs.killed_training import CASES, HOW, Counting
 
 ROOT = Path(__file__).parents[2]
@@ -272,7 +273,7 @@ def test_other_versions_are_told(between: Path, caplog: pytest.LogCaptureFixture
     torch.save(checkpoint, between / CHECKPOINT)
     resume(between, progress_bar=False)
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
-    assert f"Versions differ, so that numbers may too: torch 1.0 -> {torch.__version__}." in caplog.text
+    assert f"Versions differ, so that numbers may too: torch 1.0 -> {version('torch')}." in caplog.text
 
 
 def test_two_processes_do_not_train_in_one_folder(between: Path) -> None:
@@ -294,14 +295,14 @@ def test_a_file_is_the_old_one_or_the_new_one(tmp_path: Path, monkeypatch: pytes
 
 def test_the_script_goes_on_and_refuses_other_settings(between: Path, capsys: pytest.CaptureFixture[str]) -> None:
     quiet: dict[str, Any] = dict(resume=between, progress_bar=False, final_episodes=2, device="cpu")
-    assert train_script.main(train_script.Args(**quiet, units=12)) == 1
+    assert train_script.main(train_script.Args(**quiet, units=12)) == 2
     message = capsys.readouterr().err
     assert "leave out --units: " in message and "hyperparams.policy_kwargs.wiring.units is 12 here and 8" in message
-    assert train_script.main(train_script.Args(**quiet, eval_episodes=3)) == 1
+    assert train_script.main(train_script.Args(**quiet, eval_episodes=3)) == 2
     assert "leave out --eval-episodes." in capsys.readouterr().err
     assert train_script.main(train_script.Args(**quiet)) == 0
     assert f"run folder: {between}" in capsys.readouterr().out
-    assert train_script.main(train_script.Args(**quiet)) == 1
+    assert train_script.main(train_script.Args(**quiet)) == 2
     assert "is finished" in capsys.readouterr().err
 
 

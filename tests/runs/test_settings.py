@@ -21,6 +21,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecCheckNan, VecFrameStack, VecNormalize, unwrap_vec_normalize
 
 from ncp_rl import MultiInputNCPPolicy, NCPPolicy
+from ncp_rl.cli import evaluate as evaluate_script
+from ncp_rl.cli import train as train_script
 from ncp_rl.policy import DEFAULT_WIRING
 from ncp_rl.recording import record_rollouts, replay
 from ncp_rl.runs import (
@@ -33,9 +35,8 @@ from ncp_rl.runs import (
     policy_class,
     read_hyperparams,
     train,
+    tuned_file,
 )
-from scripts import evaluate as evaluate_script
-from scripts import train as train_script
 from tests.random_env import box
 
 PENDULUM = "ncp/PendulumNoVel-v1"
@@ -137,7 +138,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, entry: str, message: str) 
         ("n_steps: many", "n_steps must be a number, got 'many'"),
         ("noise_type: normal", "RecurrentPPO takes no argument 'noise_type'; it takes learning_rate"),
         ("seed: 3", "seed cannot be set here: the seed is RunConfig's"),
-        ("disturb: {sensor_noise: 0.1}", "disturb cannot be set here: scripts/train.py reads it"),
+        ("disturb: {sensor_noise: 0.1}", "disturb cannot be set here: ncp-rl train reads it"),
         ("learning_rate: cos_1e-3", 'learning_rate must be a number or "lin_<number>"'),
         ("clip_range_vf: lin_", "clip_range_vf must be a number"),
         ("policy: no_such_module.Policy", "policy: 'no_such_module.Policy' cannot be imported: No module named"),
@@ -353,13 +354,13 @@ def test_a_run_is_evaluated_undisturbed_and_on_request_disturbed(run: Path, caps
         assert evaluate_script.main(evaluate_script.Args(run, episodes=1, device="cpu", disturb=disturb)) == 0
         printed.append(capsys.readouterr().out)
     assert printed[0] == printed[1] != printed[2]
-    assert evaluate_script.main(evaluate_script.Args(run, disturb=("fog=1",))) == 1
+    assert evaluate_script.main(evaluate_script.Args(run, disturb=("fog=1",))) == 2
     assert "There is no disturbance 'fog'" in capsys.readouterr().err
 
 
 def test_train_refuses_disturbances_that_there_are_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for disturb, message in (("fog=1", "no disturbance 'fog'"), ("sensor_dropout=0..2", "sensor_dropout cannot have")):
-        assert train_script.main(train_script.Args(disturb=(disturb,), out=tmp_path / "run")) == 1
+        assert train_script.main(train_script.Args(disturb=(disturb,), out=tmp_path / "run")) == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
@@ -398,6 +399,20 @@ def test_the_command_line_comes_before_the_file(tmp_path: Path) -> None:
     assert hyperparams(env="D-v0")["env_wrapper"] == {RANDOM_DISTURBANCES: dict(sensor_noise=0.1)}
     instead = hyperparams(env="D-v0", disturb=("sensor_bias=0.2",))["env_wrapper"]
     assert instead == [{RANDOM_DISTURBANCES: dict(sensor_bias=0.2)}]
+
+
+def test_what_only_circuits_have_is_refused_for_others() -> None:
+    with pytest.raises(RunError, match="Only NCP policies have units, cell, and MlpLstmPolicy is no NCP policy"):
+        train_script.hyperparams(train_script.Args(policy="MlpLstmPolicy", units=12, cell="cfc"))
+
+
+def test_settings_come_from_the_file_that_is_shipped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert tuned_file() == ROOT / "hyperparams" / "ncp_ppo.yml"
+    found = train_script.hyperparams(train_script.Args(env=PENDULUM))
+    assert found["gamma"] == 0.9
+    monkeypatch.setattr("ncp_rl.runs.tuned._FOLDERS", (tmp_path / "a", tmp_path / "b"))
+    with pytest.raises(RunError, match=r"ncp_ppo.yml is neither in .*a nor in .*b; install ncp-rl again"):
+        train_script.hyperparams(train_script.Args(env=PENDULUM))
 
 
 def test_settings_that_no_file_can_hold_are_refused(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_what_was_learned_is_kept_and_mistakes_are_told(recording: Path, tmp_pat
     with pytest.raises(RunError, match="exists and is left as it is"):
         teach_run(config, tmp_path / "run", teach)
     done = run("teach.py", "clone", str(tmp_path / "none.mcap"), "--env", ENV, "--out", str(tmp_path / "other"))
-    assert done.returncode == 1 and done.stderr.startswith("error: ")
+    assert done.returncode == 2 and done.stderr.startswith("error: ")
     done = run("teach.py", "clone", str(recording), "--out", str(tmp_path / "other"))
-    assert done.returncode == 1 and "give --env" in done.stderr
+    assert done.returncode == 2 and "give --env" in done.stderr
     assert np.all([len(d) for d in shown])

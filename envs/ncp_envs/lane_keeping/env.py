@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ncp_envs.lane_keeping import camera
+from ncp_envs.lane_keeping.drawing import RENDER_FPS, birds_eye
 from ncp_envs.lane_keeping.dynamics import CRASH, DISTANCE, ERROR, INTERVAL, JERK, REWARD, Vehicle
-from ncp_envs.lane_keeping.render import RENDER_FPS, BirdsEye
 from ncp_envs.lane_keeping.simulation import ACTION_SPACE, OBSERVATION_NAMES, OBSERVATION_SPACE, Simulation
 
 Observation = npt.NDArray[Any]
@@ -34,6 +34,7 @@ class LaneKeepingBase(gym.Env[Observation, Action], ABC):
 
         Raises:
             ValueError: There is no such render mode.
+            gymnasium.error.DependencyNotInstalled: A render mode is given, and pygame is not installed.
         """
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise ValueError(
@@ -43,7 +44,7 @@ class LaneKeepingBase(gym.Env[Observation, Action], ABC):
         self.render_mode = render_mode
         self.simulation = Simulation(1, vehicle)
         self._interval = np.full(1, INTERVAL)
-        self._view = None if render_mode is None else BirdsEye(self.simulation)
+        self._view = None if render_mode is None else birds_eye(self.simulation)
 
     @property
     def interval(self) -> float:

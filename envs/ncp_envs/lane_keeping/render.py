@@ -9,11 +9,11 @@ import numpy.typing as npt
 import pygame
 
 from ncp_envs.lane_keeping import road
+from ncp_envs.lane_keeping.drawing import RENDER_FPS
 from ncp_envs.lane_keeping.dynamics import (
     CRASH,
     DISTANCE,
     HEADING_ERROR,
-    INTERVAL,
     LATERAL_ERROR,
     SPEED,
     STATION,
@@ -24,7 +24,6 @@ from ncp_envs.lane_keeping.simulation import Simulation
 Floats = npt.NDArray[np.float64]
 Color = tuple[int, int, int]
 
-RENDER_FPS = round(1.0 / INTERVAL)
 WIDTH, HEIGHT, PIXELS_PER_METRE = 800, 400, 7.0
 #: The view is drawn larger by this factor and scaled down, which smooths the edges.
 _OVERSAMPLING = 2

@@ -14,8 +14,8 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from ncp_envs.lane_keeping import camera
+from ncp_envs.lane_keeping.drawing import RENDER_FPS, birds_eye
 from ncp_envs.lane_keeping.dynamics import CRASH, DISTANCE, ERROR, INTERVAL, JERK, REWARD, Vehicle
-from ncp_envs.lane_keeping.render import RENDER_FPS, BirdsEye
 from ncp_envs.lane_keeping.simulation import ACTION_SPACE, OBSERVATION_NAMES, OBSERVATION_SPACE, Simulation
 
 Bools = npt.NDArray[np.bool_]
@@ -139,7 +139,7 @@ class LaneKeepingVectorBase(VectorEnv[npt.NDArray[Any], npt.NDArray[Any], npt.ND
         """Return a frame for each car."""
         if self.render_mode is None:
             return None
-        return tuple(BirdsEye(self.simulation, i).frame() for i in range(self.num_envs))
+        return tuple(birds_eye(self.simulation, i).frame() for i in range(self.num_envs))
 
     def _reset_mask(self, options: dict[str, Any] | None) -> Bools:
         mask = (options or {}).get("reset_mask")

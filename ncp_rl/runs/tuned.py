@@ -1,0 +1,88 @@
+"""Hyperparameters of a run: tuned ones of a file, or general ones, with what a user gives in their place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ncp_rl.policy import DEFAULT_WIRING
+from ncp_rl.runs.config import GENERAL, RunError
+from ncp_rl.runs.models import is_circuit
+
+#: In a wheel the files lie in the package, in a checkout beside it.
+_FOLDERS = (Path(__file__).parents[1] / "hyperparams", Path(__file__).parents[2] / "hyperparams")
+
+
+def tuned_file(name: str = "ncp_ppo.yml") -> Path:
+    """A file of hyperparameters by environment, in rl-zoo's form, that comes with ncp_rl.
+
+    Args:
+        name: "ncp_ppo.yml": those of NCP policies.
+
+    Raises:
+        RunError: This installation has no such file.
+    """
+    found = [folder / name for folder in _FOLDERS if (folder / name).is_file()]
+    if not found:
+        raise RunError(
+            f"{name} is neither in {' nor in '.join(map(str, _FOLDERS))}; install ncp-rl again, or name a file of "
+            "hyperparameters yourself."
+        )
+    return found[0]
+
+
+def general_settings(policy: str | None) -> dict[str, Any]:
+    """Hyperparameters of an environment that nobody has tuned any for.
+
+    Args:
+        policy: As in `policy` of the hyperparameters.
+    """
+    return dict(GENERAL) if is_circuit(policy) else dict(n_envs=8, normalize=True)
+
+
+def with_given(
+    found: Mapping[str, Any],
+    *,
+    policy: str | None = None,
+    n_envs: int | None = None,
+    n_timesteps: int | None = None,
+    **circuit: Any,
+) -> dict[str, Any]:
+    """Hyperparameters with what a user gives in their place; None is not given.
+
+    Args:
+        found: Hyperparameters. Arguments of the policy that describe another kind of policy than the given one, a
+            circuit or none, are left out.
+        policy: The policy.
+        n_envs: Environments side by side.
+        n_timesteps: Environment steps in all.
+        **circuit: Of a circuit: its cell and critic, and entries of its wiring, such as recipe, units and sparsity.
+
+    Raises:
+        RunError: There is no such policy, or it is no circuit and arguments of a circuit are given.
+    """
+    settings = dict(found)
+    policy_kwargs = dict(settings.get("policy_kwargs") or {})
+    if policy not in (None, settings.get("policy")) and not (is_circuit(policy) and is_circuit(settings.get("policy"))):
+        policy_kwargs = {}
+    settings |= _given(dict(policy=policy, n_envs=n_envs, n_timesteps=n_timesteps))
+    if is_circuit(settings.get("policy")):
+        policy_kwargs = _circuit(policy_kwargs, **circuit)
+    elif _given(circuit):
+        names = ", ".join(_given(circuit))
+        raise RunError(f"Only NCP policies have {names}, and {settings['policy']} is no NCP policy; leave out {names}.")
+    return settings | dict(policy_kwargs=policy_kwargs)
+
+
+def _circuit(policy_kwargs: dict[str, Any], *, cell: Any = None, critic: Any = None, **wiring: Any) -> dict[str, Any]:
+    """Arguments of an NCP policy, with what is given in their place."""
+    wired = dict(policy_kwargs.get("wiring") or dict(recipe="AutoNCP", **asdict(DEFAULT_WIRING)))
+    if wiring.get("recipe") not in (None, wired.get("recipe", "AutoNCP")):
+        wired = {"units": wired.get("units", 32)}  # The other entries belong to their own recipe.
+    return policy_kwargs | dict(wiring=wired | _given(wiring)) | _given(dict(cell=cell, critic=critic))
+
+
+def _given(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in arguments.items() if value is not None}

@@ -80,8 +80,7 @@ def main(args: Args) -> int:
     """Audit, print the verdicts, and where audit.json lies."""
     import torch
 
-    from ncp_rl.audit import QUESTIONS, audit_sources, failures
-    from ncp_rl.audit.report import write_report
+    from ncp_rl.audit import QUESTIONS, audit_sources, failures, write_report
     from ncp_rl.recording import read_public_key
 
     torch.set_num_threads(args.threads)
@@ -124,10 +123,9 @@ def plan(args: Args) -> Plan:
     Raises:
         ValueError: There is no such disturbance or fault.
     """
-    from ncp_envs.disturbance import DISTURBANCES, LEVEL_UNITS, LEVELS
-    from ncp_envs.disturbance import Fault as FaultWrapper
+    from ncp_envs.disturbance import DISTURBANCES, LEVEL_UNITS, LEVELS, Fault
 
-    from ncp_rl.audit import Fault, Plan
+    from ncp_rl.audit import Plan, PlannedFault
 
     disturbances = tuple(DISTURBANCES) if args.disturbances is None else args.disturbances
     for name, known in [(name, DISTURBANCES) for name in disturbances] + [(name, FAULTS) for name in args.faults]:
@@ -141,7 +139,7 @@ def plan(args: Args) -> Plan:
         max_episode_steps=args.max_episode_steps,
         images=args.images,
         faults={
-            name: Fault(FaultWrapper, dict(disturbance=name, level=FAULTS[name], onset=args.onset), args.onset)
+            name: PlannedFault(Fault, dict(disturbance=name, level=FAULTS[name], onset=args.onset), args.onset)
             for name in args.faults
         },
         disturbances={name: (DISTURBANCES[name], LEVELS[name]) for name in disturbances},

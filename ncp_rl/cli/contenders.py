@@ -293,7 +293,7 @@ def resident(name: str) -> int:
 def cars(timing: Timing) -> list[Group]:
     """Lane keeping: 64 cars in one simulation against 64 environments, and pictures of the camera."""
     from ncp_envs.lane_keeping import camera
-    from ncp_envs.lane_keeping.camera import Disturbances
+    from ncp_envs.lane_keeping.camera import PictureDisturbances
     from ncp_envs.lane_keeping.sb3 import LaneKeepingVecEnv
     from ncp_envs.lane_keeping.simulation import Simulation
 
@@ -309,7 +309,10 @@ def cars(timing: Timing) -> list[Group]:
         groups.append(measure(f"{n_cars} cars, {name}", "steps/s", -n_cars * N_CAR_STEPS, contenders, timing))
     simulation = Simulation(1)
     simulation.start(0, rng)
-    plain, disturbed = Disturbances(), Disturbances(light=0.5, shadow=0.5, noise=0.5, missing_markings=0.5)
+    plain, disturbed = (
+        PictureDisturbances(),
+        PictureDisturbances(light=0.5, shadow=0.5, noise=0.5, missing_markings=0.5),
+    )
     pictures: dict[str, Run] = {
         "plain": lambda: camera.look(simulation, plain),
         "with every disturbance": lambda: camera.look(simulation, disturbed),

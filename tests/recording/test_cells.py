@@ -154,7 +154,7 @@ def test_unknown_neurons_are_refused(recorded: tuple[Path, Any, Any], tmp_path: 
 
         return change
 
-    for cell, message in (("gru", "got 'gru'"), ("ltc", "do not fit: neurons are ltc and cfc")):
+    for cell, message in (("gru", "got 'gru'"), ("ltc", "names ltc neurons, but its circuit has cfc neurons")):
         forged = tmp_path / f"{cell}.mcap"
         forged.write_bytes(careful(path.read_bytes(), rechained=True, attachment=manifest_of(cell)))
         with pytest.raises(RecordingError, match=message):

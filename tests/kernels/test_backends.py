@@ -30,9 +30,9 @@ def test_type_checkers_know_the_names_of_the_table() -> None:
 
 
 def test_names_that_are_not_in_the_table() -> None:
-    with pytest.raises(ValueError, match="The fused backends are numba, triton, got 'cuda'"):
+    with pytest.raises(ValueError, match="one of the fused backends, numba, triton, got 'cuda'"):
         load_backend("cuda")
-    with pytest.raises(ValueError, match="The fused backends are numba, triton, got 'reference'"):
+    with pytest.raises(ValueError, match="one of the fused backends, numba, triton, got 'reference'"):
         load_backend("reference")
 
 

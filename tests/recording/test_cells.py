@@ -132,14 +132,14 @@ def test_neurons_of_the_users_own_are_not_recorded(tmp_path: Path) -> None:
         """Nobody who reads a recording could build it."""
 
     model, venv = random_model(box(3), box(1), policy_kwargs=dict(cell=Own))
-    with pytest.raises(RecordingError, match=r"Neurons that are recorded are ltc, cfc, got .*Own"):
+    with pytest.raises(RecordingError, match=r"Only neurons of the kinds ltc, cfc can be recorded, got .*Own"):
         record_rollouts(model, venv, tmp_path / "r.mcap", progress_bar=False)
 
 
 def test_unknown_neurons_are_refused(recorded: tuple[Path, Any, Any], tmp_path: Path) -> None:
     path, *_ = recorded
     layout = Recording.open(path).layout.to_dict()
-    with pytest.raises(RecordingError, match="neurons that this version knows, ltc, cfc, got 'gru'; read it with"):
+    with pytest.raises(RecordingError, match="a kind that this version knows, ltc, cfc, got 'gru'; read it with"):
         Layout.from_dict(layout | dict(cell="gru"))
     with pytest.raises(RecordingError, match="cell must be a text"):
         Layout.from_dict(layout | dict(cell=["cfc"]))
@@ -154,7 +154,7 @@ def test_unknown_neurons_are_refused(recorded: tuple[Path, Any, Any], tmp_path: 
 
         return change
 
-    for cell, message in (("gru", "got 'gru'"), ("ltc", "do not fit: neurons are ltc and cfc")):
+    for cell, message in (("gru", "got 'gru'"), ("ltc", "names ltc neurons, but its circuit has cfc neurons")):
         forged = tmp_path / f"{cell}.mcap"
         forged.write_bytes(careful(path.read_bytes(), rechained=True, attachment=manifest_of(cell)))
         with pytest.raises(RecordingError, match=message):

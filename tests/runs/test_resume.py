@@ -247,7 +247,7 @@ def test_without_a_checkpoint_there_is_an_error(between: Path, tmp_path: Path) -
     with pytest.raises(RunError, match="is no run folder"):
         resume(tmp_path, progress_bar=False)
     (between / CHECKPOINT).unlink()
-    with pytest.raises(RunError, match=r"has no checkpoint checkpoints/resume\.pt to go on from"):
+    with pytest.raises(RunError, match=r"must hold the checkpoint checkpoints/resume\.pt to be resumed"):
         resume(between, progress_bar=False)
 
 
@@ -255,7 +255,7 @@ def test_without_a_checkpoint_there_is_an_error(between: Path, tmp_path: Path) -
 def test_a_damaged_checkpoint_is_named(damage: bytes | None, between: Path) -> None:
     whole = (between / CHECKPOINT).read_bytes()
     (between / CHECKPOINT).write_bytes(whole[: len(whole) // 2] if damage is None else damage)
-    with pytest.raises(RunError, match=r"resume\.pt is damaged or of another kind"):
+    with pytest.raises(RunError, match=r"resume\.pt is damaged or not a checkpoint"):
         resume(between, progress_bar=False)
 
 

@@ -57,7 +57,7 @@ ROOT = Path(__file__).parents[1]
 #: Seeds of the fresh episodes lie beyond those of training, of periodic evaluation and of what train.py ends with.
 FRESH_SEED = 30_000
 N_EPISODES = 20
-#: Of a training: one that is cut loses a hundredth at most.
+#: Checkpoints of a training: one that is cut loses a hundredth at most.
 N_CHECKPOINTS = 100
 #: Under what the best model of each training is evaluated.
 WORLDS: dict[str, dict[str, Any]] = {

@@ -39,7 +39,7 @@ class Args:
     episodes: int = 20
     """Episodes to record of each run."""
     seed: int = 30_000
-    """Of recorded and perturbed episodes."""
+    """Seed of recorded and perturbed episodes."""
     max_episode_steps: int | None = None
     """Cut the episodes of runs after so many steps. Default: as each run was trained with."""
     images: bool = False

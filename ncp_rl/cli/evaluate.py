@@ -30,7 +30,7 @@ class Args:
     deterministic: bool = True
     """The most likely action; --no-deterministic samples."""
     seed: int = 0
-    """Of environments and sampled actions."""
+    """Seed of environments and sampled actions."""
     which: Literal["best", "last"] = "best"
     """The best model by periodic evaluation, or the last."""
     max_episode_steps: int | None = None

@@ -35,7 +35,7 @@ class Fit:
     out: Path
     """Folder for the files."""
     kind: Literal["conformal", "box"] = "conformal"
-    """With a promised false-alarm rate, or each neuron's range."""
+    """conformal: an envelope with a promised false-alarm rate; box: the range of each neuron."""
     alpha: float = 0.1
     """False-alarm rate per episode that a conformal envelope promises."""
     onnx: bool = False
@@ -67,7 +67,7 @@ class Run:
     episodes: int = 10
     """Episodes, one after the other."""
     seed: int = 0
-    """Of environment and policy."""
+    """Seed of environment and policy."""
     which: Literal["best", "last"] = "best"
     """The best model by periodic evaluation, or the last."""
     max_episode_steps: int | None = None

@@ -29,7 +29,7 @@ class Args:
     deterministic: bool = True
     """The most likely action; --no-deterministic samples."""
     seed: int = 0
-    """Of environments and sampled actions."""
+    """Seed of environments and sampled actions."""
     n_envs: int = 8
     """Environments side by side, at most as many as episodes."""
     which: Literal["best", "last"] = "best"

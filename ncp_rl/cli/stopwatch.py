@@ -47,8 +47,8 @@ def measure(name: str, unit: str, per_second: float, contenders: dict[str, Run],
     """Median time of each contender, taking turns.
 
     Args:
-        name: Of the group.
-        unit: Of the figures.
+        name: Name of the group.
+        unit: Unit of the figures.
         per_second: Units in a second; negative for rates: that many units are done in a run.
         contenders: What to run.
         timing: For how long, and where.

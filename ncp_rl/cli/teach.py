@@ -32,11 +32,11 @@ class Student:
     env: str | None = None
     """Gymnasium id; module:id imports the module first. Default: that of the teacher's run."""
     policy: str | None = None
-    """As for ncp-rl train. Default: the NCP that fits."""
+    """Policy, named as for ncp-rl train. Default: the NCP that fits."""
     units: int | None = None
     """Neurons of an NCP. Default: 32."""
     seed: int = 0
-    """Of the networks, the environments and the order of lessons."""
+    """Seed of the networks, the environments and the order of lessons."""
     n_envs: int = 8
     """Environments side by side, to drive in."""
     hyperparams: Path | None = None
@@ -50,7 +50,7 @@ class Student:
 
 @dataclass(frozen=True)
 class Rounds:
-    """Of driving and learning."""
+    """Number of rounds of driving and learning."""
 
     n_rounds: int = 5
     """Rounds; in the first the expert drives alone."""

@@ -45,7 +45,6 @@ COMMANDS: dict[str, ModuleType] = {
 DESCRIPTION = """Neural circuit policies for reinforcement learning that can be audited.
 
 Examples:
-Examples:
     ncp-rl train --env ncp/PendulumNoVel-v1 --out runs/mine
     ncp-rl evaluate runs/mine
     ncp-rl audit runs/mine

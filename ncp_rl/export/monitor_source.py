@@ -128,7 +128,7 @@ def read_monitor(path: Path | str, wiring: Wiring) -> Envelope:
 
     Args:
         path: The file.
-        wiring: Of the circuit that is to be watched.
+        wiring: Wiring of the circuit that is to be watched.
 
     Raises:
         ExportError: The file is no such monitor, or it watches neurons of another circuit.

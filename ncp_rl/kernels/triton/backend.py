@@ -32,7 +32,8 @@ import triton
 from torch import Tensor
 
 from ncp_rl.kernels.contract import EPSILON, Gradients, Operands, Params, Synapses
-from ncp_rl.kernels.triton import kernels
+from ncp_rl.kernels.triton import kernels, resident
+from ncp_rl.kernels.triton.lanes import WARP, Lanes
 from ncp_rl.kernels.triton.slots import LANES, Slots, Tables, rows_per_block, tables
 
 MAX_NEURONS = 128
@@ -46,6 +47,10 @@ PROGRAMS_PER_MULTIPROCESSOR = 8
 #: How every kernel is compiled. Fused multiply-adds are named because Triton's default is about to change. Its software
 #: pipelining is off: a load that it moved up would pass the barrier behind which another thread writes the value.
 OPTIONS = {"num_stages": 1, "enable_fp_fusion": True}
+
+#: Most programs of the resident reverse scan, each of which sums gradients of its own: two for each place on an H100.
+#: Their number sets the order of summation, so it depends on nothing but the shapes.
+REVERSE_PROGRAMS = 2112
 
 #: Tile of `synapse_gradients`, and how many programs share the work; their number sets the order of summation, so it
 #: depends on nothing but the shapes.
@@ -105,6 +110,23 @@ def synapse_evaluations(synapses: Synapses, n_steps: int, n_sequences: int, *, o
     return n_steps * n_sequences * (len(synapses.source) * ode_unfolds + len(synapses.sensory_source))
 
 
+class _Reversed(NamedTuple):
+    """What the reverse scan gives for some steps."""
+
+    p: Tensor
+    """(T, N, U), summed over the unfolds of each step"""
+    q: Tensor
+    """(T, N, U), as `p`"""
+    state: Tensor
+    """(N, U), gradient of the potentials before the first step"""
+    delta: Tensor | None
+    """(T, N), what the synapses between neurons give of the gradient of the seconds per unfold"""
+    cm_and_leak: Tensor
+    """(3, U), gradients of cm and of what the leak adds to current and conductance"""
+    synaptic: Tensor
+    """(4, E), gradients of the synapses between neurons"""
+
+
 class _Scan:
     """Launches the kernels for one wiring and its parameters."""
 
@@ -152,14 +174,25 @@ class _Scan:
         """Potentials (T, N, U); fills `unfolds` where given."""
         n_steps, n_sequences, n_neurons = leak_current.shape
         potentials = torch.empty_like(leak_current)
-        states = state.new_empty(n_sequences, 2, n_neurons) if unfolds is None else unfolds.states
-        denominators = None if unfolds is None else unfolds.denominators
+        states, denominators = (None, None) if unfolds is None else unfolds
+        operands = state, leak_current, leak_conductance, _as_bytes(episode_starts), elapsed_time, self.params.neuronal
+        sizes: dict[str, Any] = {
+            "n_steps": n_steps, "n_sequences": n_sequences, "n_neurons": n_neurons, "n_unfolds": self.ode_unfolds,
+            "SAVE": unfolds is not None,
+        }  # fmt: skip
+        lanes = self.tables.forward_lanes
+        if lanes is not None:
+            resident.forward_scan[(_n_groups(n_sequences, lanes),)](
+                potentials, states, denominators, *operands, *self._lane_arguments(lanes), **sizes,
+                **self._lane_sizes(lanes),
+            )  # fmt: skip
+            return potentials
+        if states is None:
+            states = state.new_empty(n_sequences, 2, n_neurons)
         slots, tile = self.tables.to_neuron, self._tile(n_sequences)
         kernels.forward_scan[(triton.cdiv(n_sequences, tile["BATCH"]),)](
-            potentials, states, denominators, state, leak_current, leak_conductance, _as_bytes(episode_starts),
-            elapsed_time, self.params.neuronal, *_synapse_arguments(slots, self.params.synaptic), n_steps=n_steps,
-            n_sequences=n_sequences, n_neurons=n_neurons, n_rows=slots.n_rows,
-            n_unfolds=self.ode_unfolds, SAVE=unfolds is not None, **tile,
+            potentials, states, denominators, *operands, *_synapse_arguments(slots, self.params.synaptic), **sizes,
+            n_rows=slots.n_rows, **tile,
         )  # fmt: skip
         return potentials
 
@@ -177,8 +210,7 @@ class _Scan:
         n_steps = len(grad)
         grad_inputs = torch.empty_like(inputs)
         grad_elapsed = None if elapsed_time is None else torch.empty_like(elapsed_time)
-        grad_cm = torch.zeros_like(state)  # (N, U), of each sequence
-        grad_leak = torch.zeros_like(self.params.neuronal[:2])  # (2, U), of leak current and conductance
+        grad_cm_and_leak = torch.zeros_like(self.params.neuronal)  # (3, U), of cm, of leak current and conductance
         grad_synaptic = torch.zeros_like(self.params.synaptic)
         grad_sensory = torch.zeros_like(self.params.sensory)
         grad_state = torch.zeros_like(state)
@@ -195,26 +227,25 @@ class _Scan:
                 assert leak_and_senses is not None
                 unfolds = _Unfolds(*inputs.new_empty(2, *x.shape[:2], self.ode_unfolds, self.n_neurons))
                 self.forward_scan(*leak_and_senses, begin, starts, seconds, unfolds)
-            p_and_q, grad_state, grad_delta = self.reverse_scan(
-                grad[steps], grad_state, potentials[steps], unfolds, starts, seconds, grad_cm
-            )
-            p, q = per_step = p_and_q.sum(3)  # (2, T, N, U)
-            grad_leak += (per_step * self._seconds_per_unfold(seconds)).sum((1, 2))
-            grad_synaptic += self.synapse_gradients(unfolds.states, p_and_q[0], p_and_q[1], seconds)
-            grad_sensory += self.sensory_gradients(x, p, q, seconds)
-            self.input_gradients(grad_inputs[steps], x, p, q, seconds)
+            reverse = self.streaming_reverse if self.tables.reverse_lanes is None else self.resident_reverse
+            back = reverse(grad[steps], grad_state, potentials[steps], unfolds, starts, seconds)
+            grad_state = back.state
+            grad_cm_and_leak += back.cm_and_leak
+            grad_synaptic += back.synaptic
+            grad_sensory += self.sensory_gradients(x, back.p, back.q, seconds)
+            self.input_gradients(grad_inputs[steps], x, back.p, back.q, seconds)
             if grad_elapsed is not None:
-                assert leak_and_senses is not None and grad_delta is not None
+                assert leak_and_senses is not None and back.delta is not None
                 current, conductance = leak_and_senses
-                grad_delta += (p * current - q * conductance).sum(-1)
-                grad_elapsed[steps] = grad_delta / self.ode_unfolds
+                of_delta = (back.p * current - back.q * conductance).sum(-1) + back.delta
+                grad_elapsed[steps] = of_delta / self.ode_unfolds
 
         _, gleak, vleak = self.params.neuronal
-        of_current, of_conductance = grad_leak[0], -grad_leak[1]
-        grad_neuronal = torch.stack([grad_cm.sum(0), of_current * vleak + of_conductance, of_current * gleak])
+        of_cm, of_current, of_conductance = grad_cm_and_leak
+        grad_neuronal = torch.stack([of_cm, of_current * vleak + of_conductance, of_current * gleak])
         return Gradients(Params(grad_synaptic, grad_sensory, grad_neuronal), grad_inputs, grad_state, grad_elapsed)
 
-    def reverse_scan(
+    def resident_reverse(
         self,
         grad: Tensor,
         grad_last: Tensor,
@@ -222,12 +253,45 @@ class _Scan:
         unfolds: _Unfolds,
         episode_starts: Tensor | None,
         elapsed_time: Tensor | None,
-        grad_cm: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """P and q (2, T, N, K, U), the gradient of the state before the first step, that of delta; adds to grad_cm."""
+    ) -> _Reversed:
+        """Through some steps, in the registers of one warp for each few sequences."""
+        lanes = self.tables.reverse_lanes
+        assert lanes is not None
+        n_steps, n_sequences, n_neurons = grad.shape
+        n_groups = _n_groups(n_sequences, lanes)
+        n_programs = triton.cdiv(n_groups, triton.cdiv(n_groups, REVERSE_PROGRAMS))
+        p, q = grad.new_empty(2, *grad.shape)
+        grad_state = torch.empty_like(grad_last)
+        of_delta = None if elapsed_time is None else torch.empty_like(grad)
+        neuronal = grad.new_empty(n_programs, 3, len(lanes.trips), WARP)
+        synaptic = grad.new_empty(n_programs, 4, lanes.n_slots, WARP)
+        resident.reverse_scan[(n_programs,)](
+            p, q, grad_state, of_delta, neuronal, synaptic, grad, grad_last, potentials, *unfolds,
+            _as_bytes(episode_starts), elapsed_time, self.params.neuronal, *self._lane_arguments(lanes),
+            n_steps=n_steps, n_sequences=n_sequences, n_groups=n_groups, n_neurons=n_neurons,
+            n_unfolds=self.ode_unfolds, **self._lane_sizes(lanes),
+        )  # fmt: skip
+        # The lanes of one warp hold the same rows of several sequences.
+        by_row = (part.sum(0).unflatten(-1, (-1, lanes.rows)).sum(-2).flatten(1) for part in (neuronal, synaptic))
+        of_rows, of_slots = by_row
+        return _Reversed(
+            p, q, grad_state, None if of_delta is None else of_delta.sum(-1), of_rows[:, lanes.positions],
+            of_slots[:, lanes.slots],
+        )  # fmt: skip
+
+    def streaming_reverse(
+        self,
+        grad: Tensor,
+        grad_last: Tensor,
+        potentials: Tensor,
+        unfolds: _Unfolds,
+        episode_starts: Tensor | None,
+        elapsed_time: Tensor | None,
+    ) -> _Reversed:
+        """Through some steps, for circuits that registers do not suffice for."""
         n_steps, n_sequences, n_neurons = grad.shape
         p_and_q = grad.new_empty(2, *unfolds.states.shape)
-        grad_state = torch.empty_like(grad_last)
+        grad_state, grad_cm = torch.empty_like(grad_last), torch.zeros_like(grad_last)
         grad_delta = None if elapsed_time is None else torch.empty_like(elapsed_time)
         slots, tile = self.tables.from_neuron, self._tile(n_sequences)
         kernels.reverse_scan[(triton.cdiv(n_sequences, tile["BATCH"]),)](
@@ -236,7 +300,12 @@ class _Scan:
             *_synapse_arguments(slots, self.params.synaptic), n_steps=n_steps, n_sequences=n_sequences,
             n_neurons=n_neurons, n_rows=slots.n_rows, n_unfolds=self.ode_unfolds, **tile,
         )  # fmt: skip
-        return p_and_q, grad_state, grad_delta
+        p, q = per_step = p_and_q.sum(3)  # (2, T, N, U)
+        seconds = 1.0 / self.ode_unfolds if elapsed_time is None else elapsed_time[..., None] / self.ode_unfolds
+        of_current, of_conductance = (per_step * seconds).sum((1, 2))
+        cm_and_leak = torch.stack([grad_cm.sum(0), of_current, -of_conductance])
+        synaptic = self.synapse_gradients(unfolds.states, p_and_q[0], p_and_q[1], elapsed_time)
+        return _Reversed(p, q, grad_state, grad_delta, cm_and_leak, synaptic)
 
     def input_gradients(
         self, grad_inputs: Tensor, inputs: Tensor, p: Tensor, q: Tensor, elapsed_time: Tensor | None
@@ -311,8 +380,14 @@ class _Scan:
         bytes_per_step = 4 * state.numel() * self.ode_unfolds * state.element_size()
         return max(1, SAVED_BYTES // max(1, bytes_per_step))
 
-    def _seconds_per_unfold(self, elapsed_time: Tensor | None) -> Tensor | float:
-        return 1.0 / self.ode_unfolds if elapsed_time is None else elapsed_time[..., None] / self.ode_unfolds
+    def _lane_arguments(self, lanes: Lanes) -> tuple[Tensor, ...]:
+        return self.params.synaptic, lanes.neurons, lanes.synapses, lanes.peers, lanes.partners, lanes.roles
+
+    def _lane_sizes(self, lanes: Lanes) -> dict[str, Any]:
+        return {
+            "n_synapses": self.params.synaptic.shape[1], "ROWS": lanes.rows, "BLOCKS": len(lanes.trips),
+            "TRIPS": lanes.trips, "TAILS": lanes.tails, "PEER_BLOCKS": lanes.peer_blocks, "num_warps": 1, **OPTIONS,
+        }  # fmt: skip
 
 
 def _check(operands: Operands) -> None:
@@ -324,6 +399,11 @@ def _check(operands: Operands) -> None:
     for tensor in (*operands.params, operands.inputs, operands.state, operands.elapsed_time):
         if tensor is not None and tensor.dtype != torch.float32:
             raise ValueError(f'backend="triton" computes in float32, got {tensor.dtype}; use backend="reference".')
+
+
+def _n_groups(n_sequences: int, lanes: Lanes) -> int:
+    """Warps for so many sequences, of which each carries as many as it has lanes for."""
+    return int(triton.cdiv(n_sequences, WARP // lanes.rows))
 
 
 def _synapse_arguments(slots: Slots, params: Tensor) -> tuple[Tensor, ...]:

@@ -1,4 +1,4 @@
-"""How the Triton kernels hold the synapses: sliced ELL, and padded to whole blocks of rows.
+"""How the kernels that stream synapses from memory hold them: sliced ELL, and padded to whole blocks of rows.
 
 A row is a neuron (or a sensory input), its slots are its synapses, `LANES` of them side by side. Rows come in
 blocks of `rows_per_block`; a block runs as many trips over its slots as its busiest row needs, so that rows without
@@ -6,8 +6,8 @@ synapses cost nothing where they stand together. They do in an NCP: motor and co
 little less than half of all neurons, inter neurons have no synapses from other neurons. With two blocks, an NCP of 32
 to 128 neurons takes 1.4 to 2.2 slots per synapse (a dense matrix 5 to 9), a fully connected wiring 1.
 
-Everything is computed on the device and nothing is read back: the sizes follow from the tensors' shapes, the
-numbers of trips stay in device memory.
+`tables` also lays out the synapses between neurons for the resident kernels (`lanes.py`), whose sizes must be known
+when they are compiled: the first scan of a wiring reads its synapses back from the device, later ones read nothing.
 """
 
 # The weak dictionary of torch is not typed.
@@ -17,11 +17,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ncp_rl.kernels.contract import Synapses
+from ncp_rl.kernels.triton.lanes import FORWARD, REVERSE, Lanes, lay_out
 
 #: Slots of one row that are computed side by side.
 LANES = 4
@@ -71,6 +73,10 @@ class Tables(NamedTuple):
     """(E,) int32"""
     sensory_destination: Tensor
     """(E_s,) int32"""
+    forward_lanes: Lanes | None
+    """rows: neurons, slots: their synapses from other neurons; None where registers do not suffice for them"""
+    reverse_lanes: Lanes | None
+    """rows: neurons, slots: their synapses to other neurons; None where registers do not suffice for them"""
 
 
 _tables: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
@@ -99,6 +105,11 @@ def _build(synapses: Synapses, n_inputs: int) -> Tables:
     rows = rows_per_block(n_neurons)
     destination = _destinations(synapses.pointer, synapses.source)
     sensory_destination = _destinations(synapses.sensory_pointer, synapses.sensory_source)
+    source, end = (tensor.cpu().numpy() for tensor in (synapses.source, destination))
+    fan_in = np.bincount(end, minlength=n_neurons).astype(np.int32)
+    forward_lanes = lay_out(end, source, fan_in, registers=FORWARD)
+    reverse_lanes = lay_out(source, end, fan_in, registers=REVERSE)
+    device = synapses.source.device
     # Two blocks of neurons always, so that the kernels can unroll over them.
     return Tables(
         to_neuron=_slots(destination, synapses.source, 2 * rows, n_neurons, rows),
@@ -109,6 +120,8 @@ def _build(synapses: Synapses, n_inputs: int) -> Tables:
         ),
         destination=destination,
         sensory_destination=sensory_destination,
+        forward_lanes=None if forward_lanes is None else forward_lanes.to(device),
+        reverse_lanes=None if reverse_lanes is None else reverse_lanes.to(device),
     )
 
 

@@ -8,25 +8,16 @@ Triton decides on import whether its kernels are compiled or interpreted, so tha
 from __future__ import annotations
 
 import os
-import re
-import subprocess
-import tempfile
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ncp_rl.kernels import Params, reference
 from ncp_rl.kernels.contract import Gradients
+from tests.kernels import triton_cost
 from tests.kernels.circuits import Case, Sizes, draw_case
-
-
-class Resources(NamedTuple):
-    """What a kernel takes of a multiprocessor, by the cubin."""
-
-    registers: int
-    spilled_bytes: int
+from tests.kernels.machine_code import Code, Resources
 
 
 def begin(interpret: bool, cache: str) -> None:
@@ -89,24 +80,48 @@ def strided_agrees(sizes: Sizes) -> bool:
     return all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
-def compile_kernels(n_neurons: int, batch: int, *, bare: bool = False) -> dict[str, Resources]:
-    """Compile every kernel for an H100: `bare` without resets, elapsed time and saved states."""
-    from ncp_rl.kernels.triton import backend, kernels
-    from ncp_rl.kernels.triton.slots import LANES, rows_per_block
-
-    rows = rows_per_block(n_neurons)
-    fixed: dict[str, Any] = {
-        "BATCH": batch, "ROWS": rows, "LANES": LANES, "n_unfolds": 6, "EPSILON": 1e-8, "SAVE": not bare,
-        "samples_per_step": 6, "SAMPLES": backend.SAMPLES_PER_TILE, "SYNAPSES": backend.SYNAPSES_PER_PROGRAM,
-    }  # fmt: skip
-    if bare:
-        fixed |= {"episode_starts": None, "elapsed_time": None, "grad_delta": None, "denominators": None}
-    scans = ["forward_scan"] if bare else ["forward_scan", "reverse_scan"]
-    resources = {
-        name: _compile(getattr(kernels, name), fixed, max(1, rows * LANES // 32))
-        for name in (*scans, "leak_and_senses", "input_gradients")
+def counts(shape: triton_cost.Shape, *, resident: bool = True) -> dict[str, dict[str, float]]:
+    """By kernel, its registers and spilled bytes, and by sequence and unfold what it executes on an H100."""
+    operands = triton_cost.operands_of(shape)
+    unfolds = shape.n_sequences * shape.n_steps * operands.ode_unfolds
+    return {
+        cost.name: {
+            "registers": cost.resources.registers,
+            "spilled_bytes": cost.resources.spilled_bytes,
+            "instructions": cost.instructions * cost.warps / unfolds,
+            "barriers": cost.barriers * cost.warps / unfolds,
+        }
+        for backward in (False, True)
+        for cost in triton_cost.costs(
+            triton_cost.launches(operands, backward=backward, resident=resident), operands.synapses, shape.n_inputs
+        )
     }
-    return resources | {"synapse_gradients": _compile(kernels.synapse_gradients, fixed, n_warps=4)}
+
+
+def share_of_ceiling(shape: triton_cost.Shape) -> tuple[float, float]:
+    """Of the forward pass, and of the backward pass."""
+    return triton_cost.share_of_ceiling(triton_cost.operands_of(shape))
+
+
+def compiled_names(sizes: Sizes, **drawing: Any) -> list[tuple[str, bool, int]]:
+    """Kernels that a forward and a backward pass launch: name, whether it is resident, bytes that it spills."""
+    case = draw_case(sizes, **drawing).with_dtype(torch.float32, requires_grad=False)
+    launched = [launch for backward in (False, True) for launch in triton_cost.launches(case, backward=backward)]
+    return [(launch.name, launch.resident, Code(launch.cubin).resources.spilled_bytes) for launch in launched]
+
+
+def border_resources(kernel: str, n_blocks: int, peer_blocks: int) -> Resources:
+    """What a resident kernel takes that has as many slots as `lanes.py` gives it, with all that it may be given."""
+    from ncp_rl.kernels.triton import lanes, resident
+
+    registers = lanes.FORWARD if kernel == "forward_scan" else lanes.REVERSE
+    n_slots = registers.most_slots(n_blocks, peer_blocks)
+    trips = (n_slots - (n_blocks - 1) * (n_slots // n_blocks), *[n_slots // n_blocks] * (n_blocks - 1))
+    fixed: dict[str, Any] = {
+        "n_unfolds": 6, "SAVE": True, "ROWS": 16, "BLOCKS": n_blocks, "TRIPS": trips,
+        "TAILS": tuple(n // 2 if n_blocks > 1 else 0 for n in trips), "PEER_BLOCKS": peer_blocks,
+    }  # fmt: skip
+    return Code(_compile(getattr(resident, kernel), fixed)).resources
 
 
 def _reference(case: Case) -> dict[str, Tensor]:
@@ -125,6 +140,8 @@ def _triton(case: Case, saved_bytes: int) -> dict[str, Tensor]:
 
     # So that a few sequences fill programs of several, the last one not wholly.
     backend.PROGRAMS_PER_MULTIPROCESSOR = 1
+    backend.REVERSE_PROGRAMS = 2
+    backend.SENSORY_PROGRAMS = 3
     backend.SAVED_BYTES = saved_bytes
     potentials, saved = backend.forward(case, save=True)
     assert (saved is not None) == (2 * case.ode_unfolds * potentials.nbytes <= saved_bytes)
@@ -145,7 +162,8 @@ def _rows(gradients: Gradients) -> dict[str, Tensor]:
     return rows if gradients.elapsed_time is None else rows | {"elapsed_time": gradients.elapsed_time}
 
 
-def _compile(kernel: Any, fixed: dict[str, Any], n_warps: int) -> Resources:
+def _compile(kernel: Any, fixed: dict[str, Any]) -> bytes:
+    """Machine code of a kernel of one warp, for an H100."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -160,22 +178,15 @@ def _compile(kernel: Any, fixed: dict[str, Any], n_warps: int) -> Resources:
         constexprs={positions[name]: fixed[name] for name in kernel.arg_names if name in fixed},
         attrs={positions[name]: [["tt.divisibility", 16]] for name in signature if signature[name].startswith("*")},
     )
-    options = {"num_warps": n_warps, **OPTIONS}
-    cubin = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["cubin"]
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        usage = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
-    registers, stack = (re.search(rf"{key}:(\d+)", usage.stdout) for key in ("REG", "STACK"))
-    assert registers is not None and stack is not None
-    return Resources(int(registers[1]), int(stack[1]))
+    options = {"num_warps": 1, **OPTIONS}
+    cubin: bytes = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["cubin"]
+    return cubin
 
 
 def _type(name: str) -> str:
     """Type of a kernel's argument in Triton's notation."""
-    if name.startswith("n_") or name == "samples_per_program":
+    if name.startswith("n_"):
         return "i32"
-    if name in ("counts", "trips", "peers", "source", "destination"):
+    if name in ("neurons", "synapses", "peers", "partners", "roles"):
         return "*i32"
     return "*u8" if name == "episode_starts" else "*fp32"

@@ -52,6 +52,9 @@ OPTIONS = {"num_stages": 1, "enable_fp_fusion": True}
 #: Their number sets the order of summation, so it depends on nothing but the shapes.
 REVERSE_PROGRAMS = 2112
 
+#: Programs of `sensory_gradients`, of all groups together, if there are samples enough.
+SENSORY_PROGRAMS = 2112
+
 #: Tile of `synapse_gradients`, and how many programs share the work; their number sets the order of summation, so it
 #: depends on nothing but the shapes.
 SYNAPSES_PER_PROGRAM = 256
@@ -154,11 +157,14 @@ class _Scan:
         """What leak and sensory synapses contribute to each step's current and conductance, two (T, N, U)."""
         n_samples = inputs.shape[0] * inputs.shape[1]
         current, conductance = inputs.new_empty(2, *inputs.shape[:2], self.n_neurons)
-        slots, tile = self.tables.sensory_to_neuron, self._tile(n_samples)
-        kernels.leak_and_senses[triton.cdiv(n_samples, tile["BATCH"]), slots.n_blocks](
-            current, conductance, inputs, self.params.neuronal, *_synapse_arguments(slots, self.params.sensory),
-            n_samples=n_samples, n_inputs=self.n_inputs, n_neurons=self.n_neurons, n_rows=slots.n_rows,
-            EPSILON=EPSILON, **tile,
+        groups = self.tables.sensory_to_neuron
+        wanted = PROGRAMS_PER_MULTIPROCESSOR * _multiprocessors(inputs.device)
+        samples = 32 if n_samples >= 32 * wanted else 4
+        kernels.leak_and_senses[triton.cdiv(n_samples, samples), groups.n_groups](
+            current, conductance, inputs, self.params.neuronal, self.params.sensory, groups.members, groups.owns,
+            groups.first, groups.trips, groups.synapses, groups.peers, n_samples=n_samples, n_inputs=self.n_inputs,
+            n_neurons=self.n_neurons, n_synapses=self.params.sensory.shape[1], EPSILON=EPSILON, SAMPLES=samples,
+            ROWS=groups.rows, num_warps=1, **OPTIONS,
         )  # fmt: skip
         return current, conductance
 
@@ -232,8 +238,8 @@ class _Scan:
             grad_state = back.state
             grad_cm_and_leak += back.cm_and_leak
             grad_synaptic += back.synaptic
-            grad_sensory += self.sensory_gradients(x, back.p, back.q, seconds)
-            self.input_gradients(grad_inputs[steps], x, back.p, back.q, seconds)
+            grad_inputs[steps], of_sensory = self.sensory_gradients(x, back.p, back.q, seconds)
+            grad_sensory += of_sensory
             if grad_elapsed is not None:
                 assert leak_and_senses is not None and back.delta is not None
                 current, conductance = leak_and_senses
@@ -307,48 +313,31 @@ class _Scan:
         synaptic = self.synapse_gradients(unfolds.states, p_and_q[0], p_and_q[1], elapsed_time)
         return _Reversed(p, q, grad_state, grad_delta, cm_and_leak, synaptic)
 
-    def input_gradients(
-        self, grad_inputs: Tensor, inputs: Tensor, p: Tensor, q: Tensor, elapsed_time: Tensor | None
-    ) -> None:
-        """Fills `grad_inputs` (T, N, S); p and q (T, N, U) are summed over the unfolds."""
+    def sensory_gradients(
+        self, inputs: Tensor, p: Tensor, q: Tensor, elapsed_time: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Gradients of the inputs (T, N, S) and of the sensory synapses (4, E_s); p and q (T, N, U)."""
         n_samples = inputs.shape[0] * inputs.shape[1]
-        slots, tile = self.tables.from_input, self._tile(n_samples)
-        kernels.input_gradients[triton.cdiv(n_samples, tile["BATCH"]), slots.n_blocks](
-            grad_inputs, inputs, p, q, elapsed_time, *_synapse_arguments(slots, self.params.sensory),
-            n_samples=n_samples, n_inputs=self.n_inputs, n_neurons=self.n_neurons, n_rows=slots.n_rows,
-            n_unfolds=self.ode_unfolds, **tile,
+        groups = self.tables.from_input
+        n_programs = min(triton.cdiv(n_samples, WARP // groups.rows), triton.cdiv(SENSORY_PROGRAMS, groups.n_groups))
+        grad_inputs = inputs.new_empty(groups.chunks, *inputs.shape)
+        partials = inputs.new_empty(n_programs, groups.n_groups, 4, groups.n_slots, WARP)
+        resident.sensory_gradients[n_programs, groups.n_groups](
+            grad_inputs, partials, inputs, p, q, elapsed_time, self.params.sensory, groups.members, groups.owns,
+            groups.synapses, groups.peers, n_samples=n_samples, n_inputs=self.n_inputs, n_neurons=self.n_neurons,
+            n_synapses=self.params.sensory.shape[1], n_groups_per_chunk=groups.n_groups // groups.chunks,
+            n_unfolds=self.ode_unfolds, ROWS=groups.rows, SLOTS=groups.n_slots, num_warps=1, **OPTIONS,
         )  # fmt: skip
+        by_row = partials.sum(0).unflatten(-1, (-1, groups.rows)).sum(-2)  # (groups, 4, slots, rows)
+        of_inputs = grad_inputs[0] if groups.chunks == 1 else grad_inputs.sum(0)
+        return of_inputs, by_row.transpose(0, 1).flatten(1)[:, groups.slots]
 
     def synapse_gradients(self, states: Tensor, p: Tensor, q: Tensor, elapsed_time: Tensor | None) -> Tensor:
         """Gradients (4, E) of the synapses between neurons; states, p and q (T, N, K, U)."""
-        return self._parameter_gradients(
-            self.params.synaptic, self.synapses.source, self.tables.destination, states, p, q, elapsed_time,
-            samples_per_step=self.ode_unfolds,
-        )  # fmt: skip
-
-    def sensory_gradients(self, inputs: Tensor, p: Tensor, q: Tensor, elapsed_time: Tensor | None) -> Tensor:
-        """Gradients (4, E_s) of the sensory synapses; inputs (T, N, S), p and q (T, N, U)."""
-        return self._parameter_gradients(
-            self.params.sensory, self.synapses.sensory_source, self.tables.sensory_destination, inputs, p, q,
-            elapsed_time, samples_per_step=1,
-        )  # fmt: skip
-
-    def _parameter_gradients(
-        self,
-        params: Tensor,
-        source: Tensor,
-        destination: Tensor,
-        v: Tensor,
-        p: Tensor,
-        q: Tensor,
-        elapsed_time: Tensor | None,
-        *,
-        samples_per_step: int,
-    ) -> Tensor:
-        n_synapses, n_sources = params.shape[1], v.shape[-1]
+        params = self.params.synaptic
+        n_synapses, n_samples = params.shape[1], states.numel() // self.n_neurons
         if n_synapses == 0:
             return torch.zeros_like(params)
-        n_samples = v.numel() // n_sources
         blocks = triton.cdiv(n_synapses, SYNAPSES_PER_PROGRAM)
         parts = min(triton.cdiv(GRADIENT_PROGRAMS, blocks), triton.cdiv(n_samples, 8 * SAMPLES_PER_TILE))
         samples_per_program = triton.cdiv(triton.cdiv(n_samples, parts), SAMPLES_PER_TILE) * SAMPLES_PER_TILE
@@ -356,10 +345,10 @@ class _Scan:
         partials = params.new_empty(parts, 4, n_synapses)
         # Blocks of synapses vary fastest: those that read the same samples run together.
         kernels.synapse_gradients[blocks, parts](
-            partials, v, p, q, elapsed_time, params, source.contiguous(), destination, n_samples=n_samples,
-            samples_per_program=samples_per_program, n_synapses=n_synapses, n_sources=n_sources,
-            n_neurons=self.n_neurons, samples_per_step=samples_per_step, n_unfolds=self.ode_unfolds,
-            SAMPLES=SAMPLES_PER_TILE, SYNAPSES=SYNAPSES_PER_PROGRAM, num_warps=4, **OPTIONS,
+            partials, states, p, q, elapsed_time, params, self.synapses.source.contiguous(), self.tables.destination,
+            n_samples=n_samples, samples_per_program=samples_per_program, n_synapses=n_synapses,
+            n_neurons=self.n_neurons, n_unfolds=self.ode_unfolds, SAMPLES=SAMPLES_PER_TILE,
+            SYNAPSES=SYNAPSES_PER_PROGRAM, num_warps=4, **OPTIONS,
         )  # fmt: skip
         return partials.sum(0)
 

@@ -50,9 +50,14 @@ class Registers(NamedTuple):
     per_slot: int
     """One more where the peers stand in several blocks"""
 
+    def most_slots(self, n_blocks: int, peer_blocks: int) -> int:
+        """For how many slots there are registers left."""
+        left = _MAX_REGISTERS - self.base - self.per_block * n_blocks
+        return left // (self.per_slot + (peer_blocks > 1)) if n_blocks <= MAX_BLOCKS else -1
 
-FORWARD = Registers(base=52, per_block=11, per_slot=5)
-REVERSE = Registers(base=30, per_block=20, per_slot=9)
+
+FORWARD = Registers(base=62, per_block=10, per_slot=7)
+REVERSE = Registers(base=34, per_block=21, per_slot=9)
 
 
 class Lanes(NamedTuple):
@@ -93,9 +98,7 @@ class Lanes(NamedTuple):
 
     def fits(self, registers: Registers) -> bool:
         """Whether a kernel that takes these registers has enough of them."""
-        per_slot = registers.per_slot + (self.peer_blocks > 1)
-        taken = registers.base + registers.per_block * len(self.trips) + per_slot * self.n_slots
-        return len(self.trips) <= MAX_BLOCKS and taken <= _MAX_REGISTERS
+        return self.n_slots <= registers.most_slots(len(self.trips), self.peer_blocks)
 
     def to(self, device: torch.device) -> Lanes:
         """The same with its tables on `device`."""
@@ -113,6 +116,74 @@ def lay_out(row: _Integers, peer: _Integers, fan_in: _Integers, *, registers: Re
     """
     layouts = [_lay_out(row, peer, fan_in, rows) for rows in (WARP, WARP // 2, WARP // 4)]
     return min((lanes for lanes in layouts if lanes.fits(registers)), key=lambda lanes: lanes.cost, default=None)
+
+
+class Groups(NamedTuple):
+    """Sensory synapses by neuron or by input: rows sorted by their number, R rows in a group, each on a lane."""
+
+    rows: int
+    """R"""
+    n_slots: int
+    """Of the group that has most"""
+    chunks: int
+    """Groups that share the synapses of the same rows"""
+    members: Tensor
+    """(groups * R,) int32, the neuron or input in each row, -1 for none; groups of one chunk follow each other"""
+    owns: Tensor
+    """(groups * R,) int32, whether a row has synapses in this group"""
+    first: Tensor
+    """(groups,) int32, the first slot of each group"""
+    trips: Tensor
+    """(groups,) int32, slots of each group"""
+    synapses: Tensor
+    """(slots, R) int32, as in `Lanes`"""
+    peers: Tensor
+    """(slots, R) int32, the input or neuron at a synapse's other end"""
+    slots: Tensor
+    """(E_s,) int64, where in the flat `synapses` each synapse is"""
+
+    @property
+    def n_groups(self) -> int:
+        """Of all chunks."""
+        return len(self.trips)
+
+    def to(self, device: torch.device) -> Groups:
+        """The same with its tables on `device`."""
+        return Groups(*self[:3], *(table.to(device) for table in self[3:]))
+
+
+def group(row: _Integers, peer: _Integers, n_members: int, *, rows: int, most_slots: int | None = None) -> Groups:
+    """Groups of the synapses between `row` (E_s,), below `n_members`, and `peer` (E_s,).
+
+    With `most_slots` all groups have the same number of slots, at most so many, which is known when kernels are
+    compiled; rows with more synapses are cut into chunks. Without, each has as many as its busiest row needs.
+    """
+    counts = np.bincount(row, minlength=n_members)
+    order = np.argsort(-counts, kind="stable")
+    incident = [np.flatnonzero(row == member).tolist() for member in order]
+    incident += [[] for _ in range(-n_members % rows or (rows if n_members == 0 else 0))]
+    members = np.full(len(incident), -1, np.int32)
+    members[:n_members] = order
+    most = max(map(len, incident))
+    chunks = 1 if most_slots is None else max(1, -(-most // most_slots))
+    even = -(-most // chunks)
+    tables = []
+    for chunk in range(chunks):
+        for start in range(0, len(incident), rows):
+            parts = [synapses[chunk * even : (chunk + 1) * even] for synapses in incident[start : start + rows]]
+            trips = even if most_slots is not None else max(map(len, parts))
+            columns = [_padded(part, trips) for part in parts]
+            tables.append(np.stack(columns, axis=1) if trips else np.empty((0, rows), np.int32))
+    synapses, trips_of = np.concatenate(tables), np.array([len(table) for table in tables], np.int32)
+    owns = np.concatenate([(table[:1] >= 0).any(0) for table in tables]) if most else np.zeros(chunks * len(members))
+    slots = np.empty(len(row), np.int64)
+    slots[synapses[synapses >= 0]] = np.flatnonzero(synapses >= 0)
+    ends = peer if len(peer) else np.zeros(1, np.int32)
+    arrays = (
+        np.tile(members, chunks), owns.astype(np.int32), (trips_of.cumsum() - trips_of).astype(np.int32), trips_of,
+        synapses, ends[np.where(synapses < 0, ~synapses, synapses)].astype(np.int32), slots,
+    )  # fmt: skip
+    return Groups(rows, int(trips_of.max()), chunks, *map(torch.from_numpy, arrays))
 
 
 def fold(counts: _Integers) -> tuple[int, int]:

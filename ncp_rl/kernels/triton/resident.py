@@ -17,7 +17,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ncp_rl.kernels.triton.kernels import LOG2_E
+from ncp_rl.kernels.triton.kernels import LOG2_E, load_synapse, sigmoid
 
 WARP: tl.constexpr = tl.constexpr(32)
 
@@ -121,27 +121,18 @@ def _take(values, at, BLOCKS: tl.constexpr):
 
 
 @triton.jit
-def _synapses(params, synapses, peers, n_synapses, row, home, ROWS: tl.constexpr, SLOTS: tl.constexpr):
+def _synapses(parameters, synapses, peers, n_synapses, row, home, ROWS: tl.constexpr, SLOTS: tl.constexpr):
     """w, slope = -sigma log2(e), mu, erev and peer, as `_take` wants it, of every slot. Without a synapse, w = 0."""
     ws, slopes, mus, erevs, ats = (), (), (), (), ()
     for slot in tl.static_range(SLOTS):
-        synapse = tl.load(synapses + slot * ROWS + row)
+        w, slope, mu, erev = load_synapse(parameters, synapses + slot * ROWS + row, n_synapses)
         peer = tl.load(peers + slot * ROWS + row)
-        exists = synapse >= 0
-        synapse = tl.where(exists, synapse, ~synapse)
-        ws += (tl.where(exists, tl.load(params + synapse), 0.0),)
-        slopes += (tl.load(params + n_synapses + synapse) * -LOG2_E,)
-        mus += (tl.load(params + 2 * n_synapses + synapse),)
-        erevs += (tl.load(params + 3 * n_synapses + synapse),)
+        ws += (w,)
+        slopes += (slope,)
+        mus += (mu,)
+        erevs += (erev,)
         ats += (peer // ROWS * WARP + home + peer % ROWS,)
     return ws, slopes, mus, erevs, ats
-
-
-@triton.jit
-def _sigmoid(exponent):
-    """1 / (1 + 2^exponent) by the two fastest special functions, exp2 and 1 / sqrt."""
-    root = tl.rsqrt(1.0 + tl.exp2(exponent))
-    return root * root
 
 
 @triton.jit
@@ -162,7 +153,7 @@ def _incoming(
     current, conductance = tl.zeros([WARP], tl.float32), tl.zeros([WARP], tl.float32)
     of_tail, conductance_of_tail = tl.zeros([WARP], tl.float32), tl.zeros([WARP], tl.float32)
     for i in tl.static_range(FIRST, FIRST + TRIPS):
-        s = _sigmoid(slopes[i] * (_take(v, ats[i], PEER_BLOCKS) - mus[i]))
+        s = sigmoid(slopes[i] * (_take(v, ats[i], PEER_BLOCKS) - mus[i]))
         if i < FIRST + TRIPS - TAIL:
             current += drives[i] * s
             conductance += ws[i] * s
@@ -178,7 +169,7 @@ def _incoming(
 @triton.jit(do_not_specialize=["n_steps", "n_sequences"])
 def forward_scan(
     potentials, states, denominators, state, leak_current, leak_conductance, episode_starts, elapsed_time, neuronal,
-    params, neurons, synapses, peers, partners, roles, n_steps, n_sequences, n_neurons, n_synapses,
+    parameters, neurons, synapses, peers, partners, roles, n_steps, n_sequences, n_neurons, n_synapses,
     n_unfolds: tl.constexpr, SAVE: tl.constexpr, ROWS: tl.constexpr, BLOCKS: tl.constexpr, TRIPS: tl.constexpr,
     TAILS: tl.constexpr, PEER_BLOCKS: tl.constexpr,
 ):  # fmt: skip
@@ -189,7 +180,7 @@ def forward_scan(
     n = tl.program_id(0).to(tl.int64) * (WARP // ROWS) + lane // ROWS
     in_batch = n < n_sequences
     ws, slopes, mus, erevs, ats = _synapses(
-        params, synapses, peers, n_synapses, row, home, ROWS, _first_slot(TRIPS, BLOCKS)
+        parameters, synapses, peers, n_synapses, row, home, ROWS, _first_slot(TRIPS, BLOCKS)
     )
     drives = ()
     for i in tl.static_range(_first_slot(TRIPS, BLOCKS)):
@@ -235,6 +226,22 @@ def forward_scan(
 
 
 @triton.jit
+def _through(distance, p, q, w, slope, erev, weight, sums):
+    """Back through a synapse, with p and q of the neuron where it ends; distance is v - mu, slope -sigma log2(e).
+
+    Gives drive (1 - s) and drive = (p erev - q) w s, (32,) each, and `sums` with their share: sums of weight p s, of
+    weight q s, of weight drive (1 - s), and of this times the distance.
+    """
+    s = sigmoid(slope * distance)
+    drive = (p * erev - q) * (w * s)
+    rise = drive - drive * s
+    sum_p, sum_q, sum_rise, sum_sigma = sums
+    weighted = weight * rise
+    s = weight * s
+    return rise, drive, (sum_p + s * p, sum_q + s * q, sum_rise + weighted, sum_sigma + weighted * distance)
+
+
+@triton.jit
 def _outgoing(
     v, p, q, ws, slopes, mus, erevs, ats, sums, partner, role, weight, FIRST: tl.constexpr, TRIPS: tl.constexpr,
     TAIL: tl.constexpr, PEER_BLOCKS: tl.constexpr,
@@ -253,19 +260,15 @@ def _outgoing(
         distance = v - mus[i]
         if i >= FIRST + TRIPS - TAIL:
             distance = v_of_tail - mus[i]
-        s = _sigmoid(slopes[i] * distance)
         p_of_peer, q_of_peer = _take(p, ats[i], PEER_BLOCKS), _take(q, ats[i], PEER_BLOCKS)
-        drive = (p_of_peer * erevs[i] - q_of_peer) * (ws[i] * s)
-        slope = drive - drive * s
+        rise, drive, new = _through(distance, p_of_peer, q_of_peer, ws[i], slopes[i], erevs[i], weight, sums[i])
+        added += (new,)
         if i >= FIRST + TRIPS - TAIL:
-            gradient_of_tail += slope * slopes[i]
+            gradient_of_tail += rise * slopes[i]
             total_of_tail += drive
         else:
-            gradient += slope * slopes[i]
+            gradient += rise * slopes[i]
             total += drive
-        sum_p, sum_q, sum_slope, sum_sigma = sums[i]
-        s, slope = weight * s, weight * slope
-        added += ((sum_p + s * p_of_peer, sum_q + s * q_of_peer, sum_slope + slope, sum_sigma + slope * distance),)
     # The slopes are -sigma log2(e).
     gradient = _unfold_rows(gradient, gradient_of_tail, partner, role, TAIL) * (-1.0 / LOG2_E)
     return gradient, _unfold_rows(total, total_of_tail, partner, role, TAIL), added
@@ -284,20 +287,20 @@ def _store_neuronal(at, grad_cm, grad_current, grad_conductance, scale, BLOCKS: 
 def _store_synaptic(at, sums, ws, slopes, erevs, scale, SLOTS: tl.constexpr):
     """The gradients of w, sigma, mu and erev, at (4, slots, 32), from the sums of `reverse_scan`."""
     for i in tl.static_range(SLOTS):
-        sum_p, sum_q, sum_slope, sum_sigma = sums[i]
+        sum_p, sum_q, sum_rise, sum_sigma = sums[i]
         tl.store(at + i * WARP, scale * (erevs[i] * sum_p - sum_q))
         tl.store(at + (SLOTS + i) * WARP, scale * sum_sigma)
         # The slopes are -sigma log2(e).
-        tl.store(at + (2 * SLOTS + i) * WARP, scale * (sum_slope * slopes[i]) * (1.0 / LOG2_E))
+        tl.store(at + (2 * SLOTS + i) * WARP, scale * (sum_rise * slopes[i]) * (1.0 / LOG2_E))
         tl.store(at + (3 * SLOTS + i) * WARP, scale * (ws[i] * sum_p))
 
 
 @triton.jit(do_not_specialize=["n_steps", "n_sequences", "n_groups"])
 def reverse_scan(
     p_of_step, q_of_step, grad_state, grad_delta, grad_neuronal, grad_synaptic, grad, grad_last, potentials, states,
-    denominators, episode_starts, elapsed_time, neuronal, params, neurons, synapses, peers, partners, roles, n_steps,
-    n_sequences, n_groups, n_neurons, n_synapses, n_unfolds: tl.constexpr, ROWS: tl.constexpr, BLOCKS: tl.constexpr,
-    TRIPS: tl.constexpr, TAILS: tl.constexpr, PEER_BLOCKS: tl.constexpr,
+    denominators, episode_starts, elapsed_time, neuronal, parameters, neurons, synapses, peers, partners, roles,
+    n_steps, n_sequences, n_groups, n_neurons, n_synapses, n_unfolds: tl.constexpr, ROWS: tl.constexpr,
+    BLOCKS: tl.constexpr, TRIPS: tl.constexpr, TAILS: tl.constexpr, PEER_BLOCKS: tl.constexpr,
 ):  # fmt: skip
     """Carries the gradients of the potentials back through steps and unfolds, and sums those of the parameters.
 
@@ -311,10 +314,10 @@ def reverse_scan(
     SLOTS: tl.constexpr = _first_slot(TRIPS, BLOCKS)
     lane = tl.arange(0, WARP)
     row, home = lane % ROWS, lane // ROWS * ROWS
-    ws, slopes, mus, erevs, ats = _synapses(params, synapses, peers, n_synapses, row, home, ROWS, SLOTS)
+    ws, slopes, mus, erevs, ats = _synapses(parameters, synapses, peers, n_synapses, row, home, ROWS, SLOTS)
     neuron, partner, role, cm = _rows(neurons, partners, roles, neuronal, row, home, ROWS, BLOCKS)
     grad_cm, grad_current, grad_conductance = _zeros(BLOCKS), _zeros(BLOCKS), _zeros(BLOCKS)
-    # Of each slot the sums of delta p s, of delta q s, of delta drive (1 - s), and of this times v - mu.
+    # Of each slot those of `_through`.
     sums = _no_sums(SLOTS)
 
     for group in range(tl.program_id(0), n_groups, tl.num_programs(0)):
@@ -386,3 +389,61 @@ def reverse_scan(
     _store_neuronal(grad_neuronal + at, grad_cm, grad_current, grad_conductance, scale, BLOCKS)
     at = tl.program_id(0).to(tl.int64) * (4 * SLOTS * WARP) + lane
     _store_synaptic(grad_synaptic + at, sums, ws, slopes, erevs, scale, SLOTS)
+
+
+@triton.jit(do_not_specialize=["n_samples"])
+def sensory_gradients(
+    grad_inputs, grad_sensory, inputs, p, q, elapsed_time, parameters, members, owns, synapses, peers, n_samples,
+    n_inputs, n_neurons, n_synapses, n_groups_per_chunk, n_unfolds: tl.constexpr, ROWS: tl.constexpr,
+    SLOTS: tl.constexpr,
+):  # fmt: skip
+    """Gradients of inputs and sensory synapses, from the sums over the unfolds of p and q (T N, U).
+
+    Of the inputs by chunk (chunks, T N, S); of w, sigma, mu and erev by program, group, slot and lane (programs,
+    groups, 4, slots, 32). Programs: (parts of the samples, groups of inputs as in `lanes.py`). A lane computes the
+    synapses that start in one input.
+    """
+    lane = tl.arange(0, WARP)
+    row = lane % ROWS
+    group = tl.program_id(1)
+    ws, slopes, mus, erevs, ends = (), (), (), (), ()
+    for slot in tl.static_range(SLOTS):
+        at = (group * SLOTS + slot) * ROWS + row
+        w, slope, mu, erev = load_synapse(parameters, synapses + at, n_synapses)
+        ws += (w,)
+        slopes += (slope,)
+        mus += (mu,)
+        erevs += (erev,)
+        ends += (tl.load(peers + at),)
+    member = tl.load(members + group * ROWS + row)
+    has_synapses = tl.load(owns + group * ROWS + row) != 0
+    chunk = (group // n_groups_per_chunk).to(tl.int64) * n_samples
+    sums = _no_sums(SLOTS)
+    stride = tl.num_programs(0) * (WARP // ROWS)
+    for first in range(tl.program_id(0) * (WARP // ROWS), n_samples, stride):
+        sample = (lane // ROWS + first).to(tl.int64)
+        in_batch = sample < n_samples
+        mask = in_batch & (member >= 0)
+        x = tl.load(inputs + sample * n_inputs + member, mask=mask, other=0.0)
+        delta, weight = 1.0 / n_unfolds, 1.0
+        if elapsed_time is not None:
+            delta = tl.load(elapsed_time + sample, mask=in_batch, other=0.0) / n_unfolds
+            weight = delta
+        gradient = tl.zeros([WARP], tl.float32)
+        new_sums = ()
+        for slot in tl.static_range(SLOTS):
+            end = sample * n_neurons + ends[slot]
+            p_of_end, q_of_end = tl.load(p + end, mask=in_batch, other=0.0), tl.load(q + end, mask=in_batch, other=0.0)
+            rise, _, new = _through(
+                x - mus[slot], p_of_end, q_of_end, ws[slot], slopes[slot], erevs[slot], weight, sums[slot]
+            )  # fmt: skip
+            gradient += rise * slopes[slot]
+            new_sums += (new,)
+        sums = new_sums
+        gradient = tl.where(has_synapses, delta * (gradient * (-1.0 / LOG2_E)), 0.0)
+        tl.store(grad_inputs + (chunk + sample) * n_inputs + member, gradient, mask=mask)
+    scale = 1.0
+    if elapsed_time is None:
+        scale = 1.0 / n_unfolds
+    at = (tl.program_id(0).to(tl.int64) * tl.num_programs(1) + group) * (4 * SLOTS * WARP) + lane
+    _store_synaptic(grad_sensory + at, sums, ws, slopes, erevs, scale, SLOTS)

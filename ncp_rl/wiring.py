@@ -17,14 +17,13 @@ from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import matplotlib.pyplot as plt
-import networkx as nx
 import numpy as np
 import numpy.typing as npt
 
 from ncp_rl.synapses import SynapseList, synapse_list
 
 if TYPE_CHECKING:
+    import networkx as nx
     from matplotlib.axes import Axes
 
 #: Polarity of a synapse: +1 excitatory, -1 inhibitory, 0 no synapse.
@@ -170,6 +169,8 @@ class Wiring:
 
     def graph(self) -> nx.DiGraph:
         """Directed graph: nodes by name with attribute `layer`, edges with attribute `polarity` (+1, -1)."""
+        import networkx as nx  # Only who looks at a wiring needs it; circuits run without.
+
         graph = nx.DiGraph()
         graph.add_nodes_from(self.sensory_names, layer="sensory")
         for layer in ("inter", "command", "motor"):
@@ -181,6 +182,9 @@ class Wiring:
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the layers from left (sensory) to right (motor); solid edges excite, dashed ones inhibit."""
+        import matplotlib.pyplot as plt
+        import networkx as nx
+
         ax = plt.gca() if ax is None else ax
         graph = self.graph()
         layers = [layer for layer in _LAYER_COLORS if layer in set(nx.get_node_attributes(graph, "layer").values())]

@@ -1,7 +1,7 @@
 """The Triton kernels without a GPU: interpreted on the CPU for their numbers, and compiled for an H100.
 
 The interpreter runs the threads of a program in step and computes with numpy, so it shows neither a missing barrier
-nor what the GPU's special functions round differently; `test_scan.py` compares the backend on a GPU where there is one.
+nor what the GPU's special functions round differently; `test_triton_gpu.py` runs them on a GPU where there is one.
 """
 
 from __future__ import annotations
@@ -22,8 +22,6 @@ from tests.kernels.circuits import TOLERANCES, Sizes, draw_case
 from tests.kernels.triton_cost import Shape
 
 pytest.importorskip("triton")
-
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 GRID = [
     Sizes(n_steps=1, n_sequences=1, n_inputs=1, n_neurons=7),
@@ -234,19 +232,3 @@ class TestErrors:
 
         with pytest.raises(ValueError, match=r'computes in float32, got torch.float64; use backend="reference"'):
             backend.forward(draw_case(Sizes(1, 1, 2, 5)), save=False)
-
-
-@needs_gpu
-class TestOnGpu:
-    def test_does_not_wait_for_the_device(self) -> None:
-        from ncp_rl.kernels.triton import backend
-
-        case = draw_case(Sizes(3, 5, 4, 9)).with_dtype(torch.float32, requires_grad=False).to("cuda")
-        backend.forward(case, save=True)  # compiles
-        fresh = case._replace(synapses=case.synapses._replace(pointer=case.synapses.pointer.clone()))
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            potentials, saved = backend.forward(fresh, save=True)
-            backend.backward(torch.ones_like(potentials), potentials, saved, fresh)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")

@@ -27,11 +27,13 @@ def begin(interpret: bool, cache: str) -> None:
     torch.set_num_threads(1)
 
 
-def errors(sizes: Sizes, ode_unfolds: int = 6, saved_bytes: int = 2**30, **drawing: Any) -> dict[str, float]:
+def errors(
+    sizes: Sizes, ode_unfolds: int = 6, saved_bytes: int = 2**30, *, device: str = "cpu", **drawing: Any
+) -> dict[str, float]:
     """Against the float64 reference: the largest of the potentials, the relative norm of every row of gradients."""
     case = draw_case(sizes, ode_unfolds=ode_unfolds, **drawing)
     expected = _reference(case.with_dtype(torch.float64))
-    actual = _triton(case.with_dtype(torch.float32, requires_grad=False), saved_bytes)
+    actual = _triton(case.with_dtype(torch.float32, requires_grad=False), saved_bytes, device)
     result = {"potentials": (actual.pop("potentials") - expected.pop("potentials")).abs().max().item()}
     for name, gradient in actual.items():
         assert gradient.isfinite().all(), name
@@ -41,31 +43,31 @@ def errors(sizes: Sizes, ode_unfolds: int = 6, saved_bytes: int = 2**30, **drawi
     return result
 
 
-def is_repeatable(sizes: Sizes) -> bool:
+def is_repeatable(sizes: Sizes, device: str = "cpu") -> bool:
     """Whether two runs agree in every bit, with states saved in the forward and without."""
     case = draw_case(sizes, ode_unfolds=3).with_dtype(torch.float32, requires_grad=False)
-    first, second, unsaved = (_triton(case, saved_bytes) for saved_bytes in (2**30, 2**30, 0))
+    first, second, unsaved = (_triton(case, saved_bytes, device) for saved_bytes in (2**30, 2**30, 0))
     return all(torch.equal(first[name], second[name]) for name in first) and torch.equal(
         first["potentials"], unsaved["potentials"]
     )
 
 
-def stays_without_time(sizes: Sizes) -> bool:
+def stays_without_time(sizes: Sizes, device: str = "cpu") -> bool:
     """Whether potentials stay what they are, to the bit, through steps of 0 seconds."""
     case = draw_case(sizes, resets=False, ode_unfolds=3).with_dtype(torch.float32, requires_grad=False)
     assert case.elapsed_time is not None
-    potentials = _triton(case._replace(elapsed_time=torch.zeros_like(case.elapsed_time)), 2**30)["potentials"]
+    potentials = _triton(case._replace(elapsed_time=torch.zeros_like(case.elapsed_time)), 2**30, device)["potentials"]
     return torch.equal(potentials, case.state.expand_as(potentials))
 
 
-def nan_positions(sizes: Sizes) -> tuple[Tensor, Tensor]:
+def nan_positions(sizes: Sizes, device: str = "cpu") -> tuple[Tensor, Tensor]:
     """Where the potentials are NaN after NaN went into inputs, state and elapsed time, and where they should be."""
     case = draw_case(sizes, ode_unfolds=3).with_dtype(torch.float32, requires_grad=False)
     assert case.elapsed_time is not None
     case.inputs[2, 0, 1] = torch.nan
     case.state[1, 3] = torch.nan
     case.elapsed_time[3, -1] = torch.nan
-    return _triton(case, 2**30)["potentials"].isnan(), reference.scan(case).isnan()
+    return _triton(case, 2**30, device)["potentials"].isnan(), reference.scan(case).isnan()
 
 
 def strided_agrees(sizes: Sizes) -> bool:
@@ -135,8 +137,10 @@ def _reference(case: Case) -> dict[str, Tensor]:
     )
 
 
-def _triton(case: Case, saved_bytes: int) -> dict[str, Tensor]:
+def _triton(case: Case, saved_bytes: int, device: str = "cpu") -> dict[str, Tensor]:
     from ncp_rl.kernels.triton import backend
+
+    case = case.to(device)
 
     # So that a few sequences fill programs of several, the last one not wholly.
     backend.PROGRAMS_PER_MULTIPROCESSOR = 1
@@ -146,7 +150,7 @@ def _triton(case: Case, saved_bytes: int) -> dict[str, Tensor]:
     potentials, saved = backend.forward(case, save=True)
     assert (saved is not None) == (2 * case.ode_unfolds * potentials.nbytes <= saved_bytes)
     gradients = backend.backward(_weights(potentials), potentials, saved, case)
-    return {"potentials": potentials} | _rows(gradients)
+    return {name: rows.cpu() for name, rows in ({"potentials": potentials} | _rows(gradients)).items()}
 
 
 def _weights(potentials: Tensor) -> Tensor:

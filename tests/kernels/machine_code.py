@@ -58,7 +58,7 @@ class Code:
     def executed(self, times: Times) -> Counter[str]:
         """How many instructions of each kind a warp executes whose loops run so many times."""
         weights = [1.0] * len(self.instructions)
-        _weigh(weights, self.loops, times)
+        self._weigh(weights, self.loops, times)
         counts: Counter[str] = Counter()
         for instruction, weight in zip(self.instructions, weights, strict=True):
             counts[instruction.opcode] += weight  # type: ignore[assignment]  # A float is a number too.
@@ -67,6 +67,27 @@ class Code:
     def within(self, loop: Loop) -> Counter[str]:
         """The instructions of a loop."""
         return Counter(instruction.opcode for instruction in self.instructions[loop.first : loop.last + 1])
+
+    def _weigh(self, weights: list[float], loops: list[Loop], times: Times) -> None:
+        if len(times) > 0 and len(loops) == 2 * len(times):
+            loops, times = self._rolled(weights, loops, times)
+        if len(loops) != len(times):
+            raise ValueError(f"The machine code has {len(loops)} loops where {len(times)} are expected.")
+        for loop, (repeats, inner) in zip(loops, times, strict=True):
+            for at in range(loop.first, loop.last + 1):
+                weights[at] *= repeats
+            self._weigh(weights, loop.inner, inner)
+
+    def _rolled(self, weights: list[float], loops: list[Loop], times: Times) -> tuple[list[Loop], Times]:
+        """Of loops that the compiler unrolled those that do several rounds at once; those for the rest do nothing."""
+        longer_loops, rounds = [], []
+        for pair, (repeats, inner) in zip(zip(loops[::2], loops[1::2], strict=True), times, strict=True):
+            longer, shorter = sorted(pair, key=lambda loop: loop.first - loop.last)
+            at_once = count(self.within(longer), "MUFU") / count(self.within(shorter), "MUFU")
+            longer_loops.append(longer)
+            rounds.append((repeats / at_once, inner))
+            weights[shorter.first : shorter.last + 1] = [0.0] * (shorter.last + 1 - shorter.first)
+        return longer_loops, rounds
 
     def _loops(self) -> list[Loop]:
         """The outermost loops, in the order of their code."""
@@ -88,15 +109,6 @@ class Code:
 def count(executed: Counter[str], *opcodes: str) -> float:
     """How many of the instructions are of these kinds, whatever their modifiers."""
     return sum(number for opcode, number in executed.items() if opcode.partition(".")[0] in opcodes)
-
-
-def _weigh(weights: list[float], loops: list[Loop], times: Times) -> None:
-    if len(loops) != len(times):
-        raise ValueError(f"The machine code has {len(loops)} loops where {len(times)} are expected.")
-    for loop, (repeats, inner) in zip(loops, times, strict=True):
-        for at in range(loop.first, loop.last + 1):
-            weights[at] *= repeats
-        _weigh(weights, loop.inner, inner)
 
 
 def _tool(name: str, *arguments: str) -> str:

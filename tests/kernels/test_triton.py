@@ -91,10 +91,13 @@ class TestInterpreted:
     def test_one_unfold(self, interpreted: Callable[..., Any]) -> None:
         assert_small(interpreted(process.errors, Sizes(4, 5, 3, 9), 1))
 
-    # p, q, states and denominators of one step take 5 * 9 * 3 * 16 bytes.
-    @pytest.mark.parametrize("saved_bytes", [0, 2 * 5 * 9 * 3 * 16], ids=["step by step", "two steps"])
+    # Of nine neurons states and denominators of one step take 5 * 9 * 3 * 8 bytes; of 64 p and q as much again.
+    @pytest.mark.parametrize("saved_bytes", [0, 2 * 5 * 9 * 3 * 8], ids=["step by step", "two steps"])
     def test_beyond_the_memory_budget(self, interpreted: Callable[..., Any], saved_bytes: int) -> None:
         assert_small(interpreted(process.errors, Sizes(5, 5, 3, 9), 3, saved_bytes))
+
+    def test_beyond_the_memory_budget_streaming(self, interpreted: Callable[..., Any]) -> None:
+        assert_small(interpreted(process.errors, Sizes(3, 2, 3, 64, 0.25), 2, 2 * 2 * 64 * 2 * 16))
 
     def test_nan_comes_out_where_it_went_in(self, interpreted: Callable[..., Any]) -> None:
         actual, expected = interpreted(process.nan_positions, Sizes(5, 3, 4, 9))

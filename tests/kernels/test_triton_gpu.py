@@ -74,7 +74,7 @@ class TestNumbers:
         sizes = Sizes(40, 7, 5, n_neurons, 0.2)
         assert_small(process.errors(sizes, device="cuda", resets=resets, irregular_time=irregular_time))
 
-    @pytest.mark.parametrize("saved_bytes", [0, 2 * 5 * 9 * 3 * 16])
+    @pytest.mark.parametrize("saved_bytes", [0, 2 * 5 * 9 * 3 * 8])
     def test_beyond_the_memory_budget(self, saved_bytes: int) -> None:
         assert_small(process.errors(Sizes(5, 5, 3, 9), 3, saved_bytes, device="cuda"))
 

@@ -159,11 +159,11 @@ class _Scan:
         current, conductance = inputs.new_empty(2, *inputs.shape[:2], self.n_neurons)
         groups = self.tables.sensory_to_neuron
         wanted = PROGRAMS_PER_MULTIPROCESSOR * _multiprocessors(inputs.device)
-        samples = 32 if n_samples >= 32 * wanted else 4
-        kernels.leak_and_senses[triton.cdiv(n_samples, samples), groups.n_groups](
+        repeats = 8 if n_samples >= 32 * wanted else 1
+        kernels.leak_and_senses[triton.cdiv(n_samples, repeats * (WARP // groups.rows)), groups.n_groups](
             current, conductance, inputs, self.params.neuronal, self.params.sensory, groups.members, groups.owns,
             groups.first, groups.trips, groups.synapses, groups.peers, n_samples=n_samples, n_inputs=self.n_inputs,
-            n_neurons=self.n_neurons, n_synapses=self.params.sensory.shape[1], EPSILON=EPSILON, SAMPLES=samples,
+            n_neurons=self.n_neurons, n_synapses=self.params.sensory.shape[1], EPSILON=EPSILON, REPEATS=repeats,
             ROWS=groups.rows, num_warps=1, **OPTIONS,
         )  # fmt: skip
         return current, conductance
@@ -221,7 +221,7 @@ class _Scan:
         grad_sensory = torch.zeros_like(self.params.sensory)
         grad_state = torch.zeros_like(state)
 
-        chunk = self._steps_per_chunk(state)
+        chunk = self._steps_per_chunk(state, n_steps, is_saved=saved is not None)
         for start in reversed(range(0, n_steps, chunk)):
             steps = slice(start, min(start + chunk, n_steps))
             x, starts, seconds = inputs[steps], _part(episode_starts, steps), _part(elapsed_time, steps)
@@ -364,10 +364,11 @@ class _Scan:
             "BATCH": batch, "ROWS": rows, "LANES": LANES, "num_warps": max(1, rows * LANES // 32), **OPTIONS,
         }  # fmt: skip
 
-    def _steps_per_chunk(self, state: Tensor) -> int:
-        # p, q, and both of `_Unfolds`.
-        bytes_per_step = 4 * state.numel() * self.ode_unfolds * state.element_size()
-        return max(1, SAVED_BYTES // max(1, bytes_per_step))
+    def _steps_per_chunk(self, state: Tensor, n_steps: int, *, is_saved: bool) -> int:
+        # Tensors (T, N, K, U) beside what is saved: both of `_Unfolds`; p and q, where the reverse scan streams.
+        n_tensors = 2 * (not is_saved) + 2 * (self.tables.reverse_lanes is None)
+        bytes_per_step = n_tensors * state.numel() * self.ode_unfolds * state.element_size()
+        return max(1, SAVED_BYTES // bytes_per_step) if bytes_per_step > 0 else n_steps
 
     def _lane_arguments(self, lanes: Lanes) -> tuple[Tensor, ...]:
         return self.params.synaptic, lanes.neurons, lanes.synapses, lanes.peers, lanes.partners, lanes.roles

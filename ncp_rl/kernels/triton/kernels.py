@@ -21,6 +21,7 @@ Nothing is divided by delta or cm, so that both may be zero.
 
 # Triton is not typed, and a kernel's arguments are Triton's to type.
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
+# mypy: disable-error-code="assignment"
 
 from __future__ import annotations
 
@@ -133,36 +134,45 @@ def _seconds_per_unfold(elapsed_time, sample, in_batch, n_unfolds: tl.constexpr,
 @triton.jit(do_not_specialize=["n_samples"])
 def leak_and_senses(
     leak_current, leak_conductance, inputs, neuronal, parameters, members, owns, first, trips, synapses, peers,
-    n_samples, n_inputs, n_neurons, n_synapses, EPSILON: tl.constexpr, SAMPLES: tl.constexpr, ROWS: tl.constexpr,
+    n_samples, n_inputs, n_neurons, n_synapses, EPSILON: tl.constexpr, REPEATS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """A and B (T N, U) from inputs (T N, S). Programs: (tiles of samples, groups of neurons as in `lanes.py`).
+    """A and B (T N, U) from inputs (T N, S). Programs: (batches of samples, groups of neurons as in `lanes.py`).
 
-    Each thread computes one synapse for several samples, which share the loads of its numbers.
+    A lane computes the synapses of one neuron for REPEATS samples, which share the loads of a synapse's numbers.
     """
-    sample = tl.program_id(0).to(tl.int64) * SAMPLES + tl.arange(0, SAMPLES)
+    lane = tl.arange(0, 32)
+    row = lane % ROWS
     group = tl.program_id(1)
-    row = group * ROWS + tl.arange(0, ROWS)
-    # Beyond the last sample the last is computed again, and not stored: no load needs a mask.
-    x_of = inputs + tl.minimum(sample, n_samples - 1) * n_inputs
-    at = tl.load(first + group) * ROWS + tl.arange(0, ROWS)
-    current = tl.zeros([SAMPLES, ROWS], tl.float32)
-    conductance = tl.zeros([SAMPLES, ROWS], tl.float32)
+    sample = tl.program_id(0).to(tl.int64) * (REPEATS * (32 // ROWS)) + lane // ROWS
+    xs, currents, conductances = (), (), ()
+    for i in tl.static_range(REPEATS):
+        # Beyond the last sample the last is computed again, and not stored: no load needs a mask.
+        xs += (inputs + tl.minimum(sample + i * (32 // ROWS), n_samples - 1) * n_inputs,)
+        currents += (tl.zeros([32], tl.float32),)
+        conductances += (tl.zeros([32], tl.float32),)
+    at = tl.load(first + group) * ROWS + row
     for _ in range(tl.load(trips + group)):
         w, slope, mu, erev = load_synapse(parameters, synapses + at, n_synapses)
-        x = tl.load(x_of[:, None] + tl.load(peers + at)[None, :])
-        s = sigmoid(slope[None, :] * (x - mu[None, :]))
-        current += (w * erev)[None, :] * s
-        conductance += w[None, :] * s
+        drive = w * erev
+        peer = tl.load(peers + at)
+        new_currents, new_conductances = (), ()
+        for i in tl.static_range(REPEATS):
+            s = sigmoid(slope * (tl.load(xs[i] + peer) - mu))
+            new_currents += (currents[i] + drive * s,)
+            new_conductances += (conductances[i] + w * s,)
+        currents, conductances = new_currents, new_conductances
         at += ROWS
-    has_synapses = tl.load(owns + row)[None, :] != 0
-    neuron = tl.load(members + row)
+    has_synapses = tl.load(owns + group * ROWS + row) != 0
+    neuron = tl.load(members + group * ROWS + row)
     is_neuron = neuron >= 0
     gleak = tl.load(neuronal + n_neurons + neuron, mask=is_neuron, other=0.0)
     vleak = tl.load(neuronal + 2 * n_neurons + neuron, mask=is_neuron, other=0.0)
-    at = sample[:, None] * n_neurons + neuron[None, :]
-    mask = (sample < n_samples)[:, None] & is_neuron[None, :]
-    tl.store(leak_current + at, tl.where(has_synapses, current, 0.0) + (gleak * vleak)[None, :], mask=mask)
-    tl.store(leak_conductance + at, tl.where(has_synapses, conductance, 0.0) + (gleak + EPSILON)[None, :], mask=mask)
+    for i in tl.static_range(REPEATS):
+        here = sample + i * (32 // ROWS)
+        at = here * n_neurons + neuron
+        mask = (here < n_samples) & is_neuron
+        tl.store(leak_current + at, tl.where(has_synapses, currents[i], 0.0) + gleak * vleak, mask=mask)
+        tl.store(leak_conductance + at, tl.where(has_synapses, conductances[i], 0.0) + (gleak + EPSILON), mask=mask)
 
 
 @triton.jit

@@ -429,11 +429,12 @@ def sensory_gradients(
         if elapsed_time is not None:
             delta = tl.load(elapsed_time + sample, mask=in_batch, other=0.0) / n_unfolds
             weight = delta
+        p_of_sample, q_of_sample = p + sample * n_neurons, q + sample * n_neurons
         gradient = tl.zeros([WARP], tl.float32)
         new_sums = ()
         for slot in tl.static_range(SLOTS):
-            end = sample * n_neurons + ends[slot]
-            p_of_end, q_of_end = tl.load(p + end, mask=in_batch, other=0.0), tl.load(q + end, mask=in_batch, other=0.0)
+            p_of_end = tl.load(p_of_sample + ends[slot], mask=in_batch, other=0.0)
+            q_of_end = tl.load(q_of_sample + ends[slot], mask=in_batch, other=0.0)
             rise, _, new = _through(
                 x - mus[slot], p_of_end, q_of_end, ws[slot], slopes[slot], erevs[slot], weight, sums[slot]
             )  # fmt: skip

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA d
 CIRCUITS = [
     *(Sizes(3, 5, 3, n_neurons, 0.4) for n_neurons in (1, 2, 7, 8, 9, 16, 17, 31, 33)),
     Sizes(3, 5, 3, 22, 1.0),
-    Sizes(3, 5, 3, 26, 1.0),
+    Sizes(3, 5, 3, 24, 1.0),
     Sizes(3, 5, 3, 64, 0.1),
     Sizes(3, 5, 3, 64, 0.4),
     Sizes(3, 5, 3, 127, 0.05),

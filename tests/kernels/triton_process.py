@@ -82,6 +82,14 @@ def strided_agrees(sizes: Sizes) -> bool:
     return all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
+def triton_version() -> tuple[int, int]:
+    """Major and minor version of what is installed."""
+    import triton
+
+    major, minor, *_ = triton.__version__.split(".")
+    return int(major), int(minor)
+
+
 def counts(shape: triton_cost.Shape, *, resident: bool = True) -> dict[str, dict[str, float]]:
     """By kernel, its registers and spilled bytes, and by sequence and unfold what it executes on an H100."""
     operands = triton_cost.operands_of(shape)

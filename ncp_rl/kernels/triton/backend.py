@@ -1,24 +1,24 @@
 """The fused scan on CUDA, in Triton: float32, up to 128 neurons, any number of steps and sequences.
 
 Forward, two launches. The synapses from the sensory inputs hold still within a step, so all steps sum them at once
-(`leak_and_senses`). Then each program of `forward_scan` carries a few sequences through all steps and unfolds.
+(`leak_and_senses`). Then `forward_scan` carries sequences through all steps and unfolds.
 
-Backward, in chunks of steps from the last to the first. `reverse_scan` carries the gradients of the potentials back
-through the unfolds and leaves p and q, from which everything else follows in parallel over steps and sequences:
-`synapse_gradients` and `input_gradients`.
+Backward, in chunks of steps from the last to the first, as many as memory allows. `reverse_scan` carries the
+gradients of the potentials back through the unfolds and leaves p and q; `sensory_gradients` follows from their sums
+over a step.
 
-Sparsity. Only synapses that exist are computed, padded as `slots.py` describes; a dense (U, U) tile would
-compute five to nine times as many in an NCP, and its parameters and four gradients per entry fill the registers at
-U = 64. Synapses stream from L1 instead, shared by the sequences of a program, so that no kernel's registers grow with
-U and there is one version for every size. No program adds to what another one adds to: results repeat bit by bit.
+There are two of each scan. Where a circuit fits into the registers of a warp, it stays there (`resident.py`); larger
+ones stream from L1 (`kernels.py`), and their synapses' gradients take a kernel of their own. Which it is follows from
+the wiring (`lanes.py`), for the forward and the reverse scan each. No program adds to what another one adds to:
+results repeat bit by bit.
 
-What the backward needs of the forward, the potentials before each unfold and the solver's denominators, is
-8 K bytes per neuron and step (K unfolds). Up to `SAVED_BYTES` it is saved, which spares the backward a second
-forward; beyond, each chunk of the backward computes it anew.
+What the backward needs of the forward, the potentials before each unfold and the solver's denominators, is 8 K bytes
+per neuron and step (K unfolds). Up to `SAVED_BYTES` it is saved, which spares the backward a second forward; beyond,
+each chunk of the backward computes it anew.
 
-What has been checked: in Triton's interpreter the numbers against the float64 reference; compiled for an H100, every
-kernel gets by with 128 registers without spilling, the forward scan with 72. What has not: nothing has been timed,
-and the constants below are reasoned, not measured. `synapse_evaluations` tells how far a timing is from the ceiling.
+What has been checked: in Triton's interpreter the numbers against the float64 reference; compiled for an H100, what
+each kernel executes (`docs/kernels.md`). What has not: nothing has been timed, and the constants below are reasoned,
+not measured. `synapse_evaluations` tells how far a timing is from the ceiling.
 """
 
 from __future__ import annotations

@@ -43,21 +43,23 @@ _Integers = npt.NDArray[np.int32]
 
 
 class Registers(NamedTuple):
-    """How many registers a kernel takes, as its machine code shows."""
+    """How many registers a kernel takes at most, as its machine code shows (`make gpu-compile`)."""
 
     base: int
     per_block: int
     per_slot: int
-    """One more where the peers stand in several blocks"""
+    per_far_slot: int
+    """Added to those of a slot where the peers stand in several blocks"""
 
     def most_slots(self, n_blocks: int, peer_blocks: int) -> int:
         """For how many slots there are registers left."""
         left = _MAX_REGISTERS - self.base - self.per_block * n_blocks
-        return left // (self.per_slot + (peer_blocks > 1)) if n_blocks <= MAX_BLOCKS else -1
+        per_slot = self.per_slot + self.per_far_slot * (peer_blocks > 1)
+        return left // per_slot if n_blocks <= MAX_BLOCKS else -1
 
 
-FORWARD = Registers(base=62, per_block=10, per_slot=7)
-REVERSE = Registers(base=34, per_block=21, per_slot=9)
+FORWARD = Registers(base=63, per_block=0, per_slot=8, per_far_slot=0)
+REVERSE = Registers(base=34, per_block=21, per_slot=9, per_far_slot=1)
 
 
 class Lanes(NamedTuple):

@@ -16,7 +16,10 @@ import numpy as np
 import pytest
 import torch
 
+from ncp_rl import AutoNCP
+from ncp_rl.kernels import Synapses
 from ncp_rl.kernels.triton.lanes import HELPS, IS_HELPED, OWNS, _lay_out, fold, group
+from ncp_rl.kernels.triton.slots import tables
 from tests.kernels import triton_process as process
 from tests.kernels.circuits import TOLERANCES, Sizes, draw_case
 from tests.kernels.triton_cost import Shape
@@ -183,6 +186,19 @@ class TestLanes:
         assert np.array_equal(lanes.synapses.flatten()[lanes.slots], np.arange(len(row)))
         assert np.array_equal(lanes.neurons[lanes.peers.flatten()[lanes.slots].long()], peer)
         assert lanes.peer_blocks == lanes.positions[peer].max() // 16 + 1
+
+    def test_slots_of_an_ncp(self) -> None:
+        wiring = AutoNCP(64).build(32, 8)
+        held = tables(Synapses.from_lists(wiring.synapses, wiring.sensory_synapses), 32)
+        assert held.forward_lanes is not None and held.forward_lanes.n_slots == 18
+        assert held.reverse_lanes is not None and held.reverse_lanes.n_slots == 17
+
+    def test_a_wiring_is_read_back_once(self) -> None:
+        synapses = draw_case(Sizes(1, 1, 3, 9)).synapses
+        first = tables(synapses, 3)
+        assert tables(synapses, 3) is first
+        synapses.source.copy_(synapses.source.clone())
+        assert tables(synapses, 3) is not first
 
     def test_folding(self) -> None:
         assert fold(np.array([23, 23, 11, 0])) == (17, 6)

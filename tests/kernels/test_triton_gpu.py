@@ -126,18 +126,19 @@ class TestDevice:
     def test_does_not_wait_for_it(self) -> None:
         from ncp_rl.kernels.triton import backend
 
-        # Lists of synapses are read back when they are new, and kernels are loaded when they are first run.
+        def run() -> None:
+            potentials, saved = backend.forward(case, save=True)
+            backend.backward(torch.ones_like(potentials), potentials, saved, case)
+
         case = on_gpu(Sizes(3, 5, 4, 9))
-        for _ in range(2):
-            potentials, saved = backend.forward(case, save=True)
-            backend.backward(torch.ones_like(potentials), potentials, saved, case)
-            with warnings.catch_warnings():
-                # PyTorch warns once that the mode is a prototype.
-                warnings.simplefilter("ignore")
-                torch.cuda.set_sync_debug_mode("error")
+        # Lists of synapses are read back when they are new, and kernels are loaded when they are first run.
+        run()
+        with warnings.catch_warnings():
+            # PyTorch warns once that the mode is a prototype.
+            warnings.simplefilter("ignore")
+            torch.cuda.set_sync_debug_mode("error")
         try:
-            potentials, saved = backend.forward(case, save=True)
-            backend.backward(torch.ones_like(potentials), potentials, saved, case)
+            run()
         finally:
             torch.cuda.set_sync_debug_mode("default")
 

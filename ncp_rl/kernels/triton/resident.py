@@ -17,14 +17,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ncp_rl.kernels.triton import lanes
 from ncp_rl.kernels.triton.kernels import LOG2_E, load_synapse, sigmoid
 
-WARP: tl.constexpr = tl.constexpr(32)
-
-#: Bits of `Lanes.roles`.
-OWNS: tl.constexpr = tl.constexpr(1)
-HELPS: tl.constexpr = tl.constexpr(2)
-IS_HELPED: tl.constexpr = tl.constexpr(4)
+WARP: tl.constexpr = tl.constexpr(lanes.WARP)
+OWNS: tl.constexpr = tl.constexpr(lanes.OWNS)
+HELPS: tl.constexpr = tl.constexpr(lanes.HELPS)
+IS_HELPED: tl.constexpr = tl.constexpr(lanes.IS_HELPED)
 
 
 @triton.constexpr_function

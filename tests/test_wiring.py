@@ -6,7 +6,7 @@ import dataclasses
 import json
 from itertools import product
 
-import matplotlib
+import matplotlib.figure
 import networkx as nx
 import numpy as np
 import pytest

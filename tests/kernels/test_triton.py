@@ -102,9 +102,17 @@ class TestInterpreted:
     def test_beyond_the_memory_budget_streaming(self, interpreted: Callable[..., Any]) -> None:
         assert_small(interpreted(process.errors, Sizes(3, 2, 3, 64, 0.25), 2, 2 * 2 * 64 * 2 * 16))
 
-    def test_nan_comes_out_where_it_went_in(self, interpreted: Callable[..., Any]) -> None:
-        actual, expected = interpreted(process.nan_positions, Sizes(5, 3, 4, 9))
+    # In one block of rows, or in several; a neuron without synapses shares the first with others.
+    @pytest.mark.parametrize("n_neurons", [7, 9, 40])
+    def test_nan_comes_out_where_it_went_in(self, interpreted: Callable[..., Any], n_neurons: int) -> None:
+        actual, expected = interpreted(process.nan_positions, Sizes(5, 3, 4, n_neurons))
         assert expected.any() and not expected.all()
+        assert torch.equal(actual, expected)
+
+    @pytest.mark.parametrize("n_neurons", [7, 9, 40])
+    def test_nan_gradients_go_where_they_should(self, interpreted: Callable[..., Any], n_neurons: int) -> None:
+        actual, expected = interpreted(process.nan_gradient_positions, Sizes(1, 3, 4, n_neurons, 0.2))
+        assert expected.any() and not expected[1].all()
         assert torch.equal(actual, expected)
 
     def test_repeats_bit_by_bit(self, interpreted: Callable[..., Any]) -> None:

@@ -83,7 +83,7 @@ class TestNumbers:
 
     @pytest.mark.parametrize("n_neurons", [9, 100])
     def test_nan_comes_out_where_it_went_in(self, n_neurons: int) -> None:
-        actual, expected = process.nan_positions(Sizes(5, 3, 4, n_neurons, 0.1), "cuda")
+        actual, expected = process.nan_positions(Sizes(5, 3, 4, n_neurons), "cuda")
         assert expected.any() and not expected.all()
         assert torch.equal(actual, expected)
 

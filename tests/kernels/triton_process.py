@@ -61,13 +61,30 @@ def stays_without_time(sizes: Sizes, device: str = "cpu") -> bool:
 
 
 def nan_positions(sizes: Sizes, device: str = "cpu") -> tuple[Tensor, Tensor]:
-    """Where the potentials are NaN after NaN went into inputs, state and elapsed time, and where they should be."""
-    case = draw_case(sizes, ode_unfolds=3).with_dtype(torch.float32, requires_grad=False)
+    """Where the potentials are NaN after NaN went into inputs, state and elapsed time, and where they should be.
+
+    It goes in where the first synapses start, whose numbers stand in for those of synapses that there are not.
+    """
+    drawn = (draw_case(sizes, ode_unfolds=3, seed=seed) for seed in range(100))
+    # The first neuron has no inputs, so that nothing but its own NaN may reach it.
+    case = next(case for case in drawn if case.synapses.source[0] != 0)
+    case = case.with_dtype(torch.float32, requires_grad=False)
     assert case.elapsed_time is not None
-    case.inputs[2, 0, 1] = torch.nan
-    case.state[1, 3] = torch.nan
+    case.inputs[2, 0, case.synapses.sensory_source[0]] = torch.nan
+    case.state[1, case.synapses.source[0]] = torch.nan
     case.elapsed_time[3, -1] = torch.nan
     return _triton(case, 2**30, device)["potentials"].isnan(), reference.scan(case).isnan()
+
+
+def nan_gradient_positions(sizes: Sizes) -> tuple[Tensor, Tensor]:
+    """Where the initial state's gradients are NaN after NaN reached an output's, and where they should be."""
+    case = draw_case(sizes, resets=False, ode_unfolds=1).with_dtype(torch.float32)
+    weights = torch.ones(sizes.n_steps, sizes.n_sequences, sizes.n_neurons)
+    # Where the first synapse ends.
+    weights[-1, 1, case.synapses.pointer.diff().nonzero()[0]] = torch.nan
+    (expected,) = torch.autograd.grad(reference.scan(case), case.state, weights)
+    actual = _triton(case.with_dtype(torch.float32, requires_grad=False), 2**30, weights=weights)["state"]
+    return actual.isnan(), expected.isnan()
 
 
 def strided_agrees(sizes: Sizes) -> bool:
@@ -145,7 +162,7 @@ def _reference(case: Case) -> dict[str, Tensor]:
     )
 
 
-def _triton(case: Case, saved_bytes: int, device: str = "cpu") -> dict[str, Tensor]:
+def _triton(case: Case, saved_bytes: int, device: str = "cpu", *, weights: Tensor | None = None) -> dict[str, Tensor]:
     from ncp_rl.kernels.triton import backend
 
     case = case.to(device)
@@ -157,7 +174,7 @@ def _triton(case: Case, saved_bytes: int, device: str = "cpu") -> dict[str, Tens
     backend.SAVED_BYTES = saved_bytes
     potentials, saved = backend.forward(case, save=True)
     assert (saved is not None) == (2 * case.ode_unfolds * potentials.nbytes <= saved_bytes)
-    gradients = backend.backward(_weights(potentials), potentials, saved, case)
+    gradients = backend.backward(_weights(potentials) if weights is None else weights, potentials, saved, case)
     return {name: rows.cpu() for name, rows in ({"potentials": potentials} | _rows(gradients)).items()}
 
 

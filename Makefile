@@ -79,6 +79,25 @@ wheel: setup  ## Build the wheel into dist/.
 bench: setup  ## Time the scan and the training loop against nn.LSTM, ncps and SB3's policies.
 	$(BIN)/ncp-rl bench --parts scan step loop recording memory cars deployed
 
+.PHONY: gpu
+gpu: setup  ## Test the CUDA kernels on the GPU of this machine, and time them; writes results/bench_gpu.json.
+	$(BIN)/python scripts/gpu_check.py $(ARGS)
+
+# Versions of Triton, each in a folder of its own that comes before everything else; 3.6 interprets with older NumPy only.
+TRITONS := 3.6.0 3.7.1
+
+build/triton-%: | $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@.part triton==$* numpy==2.3.5
+	mv $@.part $@
+
+.PHONY: gpu-compile
+gpu-compile: $(TRITONS:%=build/triton-%)  ## Interpret the CUDA kernels, and compile them for sm_90, under each Triton.
+	for version in $(TRITONS); do \
+		PYTHONPATH=build/triton-$$version $(BIN)/python -m pytest -n auto -m 'gpu_compile or not gpu_compile' \
+			tests/kernels/test_triton.py || exit 1; \
+		PYTHONPATH=build/triton-$$version $(BIN)/python -m tests.kernels.triton_cost || exit 1; \
+	done
+
 .PHONY: clean
 clean:  ## Remove environments and caches; runs stay.
 	rm -rf $(VENV) $(VENV)-lowest $(VENV)-newest .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build dist

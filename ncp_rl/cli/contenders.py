@@ -43,7 +43,7 @@ LOOP_ENV = "ncp/PendulumNoVel-v1"
 LOOP: dict[str, Any] = dict(n_steps=256, batch_size=512, n_epochs=5, gamma=0.9, learning_rate=1e-3, seed=0)
 N_ENVS = 8
 N_CAR_STEPS = 500
-#: Wirings of exported controllers: that of the camera driver of Lechner et al. (2020), and the default one in two sizes.
+#: Wirings of exported controllers: that of the camera driver of Lechner et al. (2020), and two sizes of the default.
 CIRCUITS: dict[str, NCP | AutoNCP] = {
     "19 neurons": NCP(12, 6, sensory_fanout=6, inter_fanout=4, recurrent_command_synapses=6, motor_fanin=6),
     "32 neurons": DEFAULT_WIRING,

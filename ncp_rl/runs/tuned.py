@@ -58,7 +58,7 @@ def with_given(
         policy: The policy.
         n_envs: Environments side by side.
         n_timesteps: Environment steps in all.
-        **circuit: Settings of a circuit: its cell and critic, and entries of its wiring, such as recipe, units and sparsity.
+        **circuit: Cell and critic of a circuit, and entries of its wiring, such as recipe, units and sparsity.
 
     Raises:
         RunError: There is no such policy, or it is no circuit and arguments of a circuit are given.

@@ -8,25 +8,16 @@ Triton decides on import whether its kernels are compiled or interpreted, so tha
 from __future__ import annotations
 
 import os
-import re
-import subprocess
-import tempfile
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ncp_rl.kernels import Params, reference
 from ncp_rl.kernels.contract import Gradients
+from tests.kernels import triton_cost
 from tests.kernels.circuits import Case, Sizes, draw_case
-
-
-class Resources(NamedTuple):
-    """What a kernel takes of a multiprocessor, by the cubin."""
-
-    registers: int
-    spilled_bytes: int
+from tests.kernels.machine_code import Code, Resources
 
 
 def begin(interpret: bool, cache: str) -> None:
@@ -36,11 +27,13 @@ def begin(interpret: bool, cache: str) -> None:
     torch.set_num_threads(1)
 
 
-def errors(sizes: Sizes, ode_unfolds: int = 6, saved_bytes: int = 2**30, **drawing: Any) -> dict[str, float]:
+def errors(
+    sizes: Sizes, ode_unfolds: int = 6, saved_bytes: int = 2**30, *, device: str = "cpu", **drawing: Any
+) -> dict[str, float]:
     """Against the float64 reference: the largest of the potentials, the relative norm of every row of gradients."""
     case = draw_case(sizes, ode_unfolds=ode_unfolds, **drawing)
     expected = _reference(case.with_dtype(torch.float64))
-    actual = _triton(case.with_dtype(torch.float32, requires_grad=False), saved_bytes)
+    actual = _triton(case.with_dtype(torch.float32, requires_grad=False), saved_bytes, device)
     result = {"potentials": (actual.pop("potentials") - expected.pop("potentials")).abs().max().item()}
     for name, gradient in actual.items():
         assert gradient.isfinite().all(), name
@@ -50,31 +43,48 @@ def errors(sizes: Sizes, ode_unfolds: int = 6, saved_bytes: int = 2**30, **drawi
     return result
 
 
-def is_repeatable(sizes: Sizes) -> bool:
+def is_repeatable(sizes: Sizes, device: str = "cpu") -> bool:
     """Whether two runs agree in every bit, with states saved in the forward and without."""
     case = draw_case(sizes, ode_unfolds=3).with_dtype(torch.float32, requires_grad=False)
-    first, second, unsaved = (_triton(case, saved_bytes) for saved_bytes in (2**30, 2**30, 0))
+    first, second, unsaved = (_triton(case, saved_bytes, device) for saved_bytes in (2**30, 2**30, 0))
     return all(torch.equal(first[name], second[name]) for name in first) and torch.equal(
         first["potentials"], unsaved["potentials"]
     )
 
 
-def stays_without_time(sizes: Sizes) -> bool:
+def stays_without_time(sizes: Sizes, device: str = "cpu") -> bool:
     """Whether potentials stay what they are, to the bit, through steps of 0 seconds."""
     case = draw_case(sizes, resets=False, ode_unfolds=3).with_dtype(torch.float32, requires_grad=False)
     assert case.elapsed_time is not None
-    potentials = _triton(case._replace(elapsed_time=torch.zeros_like(case.elapsed_time)), 2**30)["potentials"]
+    potentials = _triton(case._replace(elapsed_time=torch.zeros_like(case.elapsed_time)), 2**30, device)["potentials"]
     return torch.equal(potentials, case.state.expand_as(potentials))
 
 
-def nan_positions(sizes: Sizes) -> tuple[Tensor, Tensor]:
-    """Where the potentials are NaN after NaN went into inputs, state and elapsed time, and where they should be."""
-    case = draw_case(sizes, ode_unfolds=3).with_dtype(torch.float32, requires_grad=False)
+def nan_positions(sizes: Sizes, device: str = "cpu") -> tuple[Tensor, Tensor]:
+    """Where the potentials are NaN after NaN went into inputs, state and elapsed time, and where they should be.
+
+    It goes in where the first synapses start, whose numbers stand in for those of synapses that there are not.
+    """
+    drawn = (draw_case(sizes, ode_unfolds=3, seed=seed) for seed in range(100))
+    # The first neuron has no inputs, so that nothing but its own NaN may reach it.
+    case = next(case for case in drawn if case.synapses.source[0] != 0)
+    case = case.with_dtype(torch.float32, requires_grad=False)
     assert case.elapsed_time is not None
-    case.inputs[2, 0, 1] = torch.nan
-    case.state[1, 3] = torch.nan
+    case.inputs[2, 0, case.synapses.sensory_source[0]] = torch.nan
+    case.state[1, case.synapses.source[0]] = torch.nan
     case.elapsed_time[3, -1] = torch.nan
-    return _triton(case, 2**30)["potentials"].isnan(), reference.scan(case).isnan()
+    return _triton(case, 2**30, device)["potentials"].isnan(), reference.scan(case).isnan()
+
+
+def nan_gradient_positions(sizes: Sizes) -> tuple[Tensor, Tensor]:
+    """Where the initial state's gradients are NaN after NaN reached an output's, and where they should be."""
+    case = draw_case(sizes, resets=False, ode_unfolds=1).with_dtype(torch.float32)
+    weights = torch.ones(sizes.n_steps, sizes.n_sequences, sizes.n_neurons)
+    # Where the first synapse ends.
+    weights[-1, 1, case.synapses.pointer.diff().nonzero()[0]] = torch.nan
+    (expected,) = torch.autograd.grad(reference.scan(case), case.state, weights)
+    actual = _triton(case.with_dtype(torch.float32, requires_grad=False), 2**30, weights=weights)["state"]
+    return actual.isnan(), expected.isnan()
 
 
 def strided_agrees(sizes: Sizes) -> bool:
@@ -89,24 +99,56 @@ def strided_agrees(sizes: Sizes) -> bool:
     return all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
-def compile_kernels(n_neurons: int, batch: int, *, bare: bool = False) -> dict[str, Resources]:
-    """Compile every kernel for an H100: `bare` without resets, elapsed time and saved states."""
-    from ncp_rl.kernels.triton import backend, kernels
-    from ncp_rl.kernels.triton.slots import LANES, rows_per_block
+def triton_version() -> tuple[int, int]:
+    """Major and minor version of what is installed."""
+    import triton
 
-    rows = rows_per_block(n_neurons)
-    fixed: dict[str, Any] = {
-        "BATCH": batch, "ROWS": rows, "LANES": LANES, "n_unfolds": 6, "EPSILON": 1e-8, "SAVE": not bare,
-        "samples_per_step": 6, "SAMPLES": backend.SAMPLES_PER_TILE, "SYNAPSES": backend.SYNAPSES_PER_PROGRAM,
-    }  # fmt: skip
-    if bare:
-        fixed |= {"episode_starts": None, "elapsed_time": None, "grad_delta": None, "denominators": None}
-    scans = ["forward_scan"] if bare else ["forward_scan", "reverse_scan"]
-    resources = {
-        name: _compile(getattr(kernels, name), fixed, max(1, rows * LANES // 32))
-        for name in (*scans, "leak_and_senses", "input_gradients")
+    major, minor, *_ = triton.__version__.split(".")
+    return int(major), int(minor)
+
+
+def counts(shape: triton_cost.Shape, *, resident: bool = True) -> dict[str, dict[str, float]]:
+    """By kernel, its registers and spilled bytes, and by sequence and unfold what it executes on an H100."""
+    operands = triton_cost.operands_of(shape)
+    unfolds = shape.n_sequences * shape.n_steps * operands.ode_unfolds
+    return {
+        cost.name: {
+            "registers": cost.resources.registers,
+            "spilled_bytes": cost.resources.spilled_bytes,
+            "instructions": cost.instructions * cost.warps / unfolds,
+            "barriers": cost.barriers * cost.warps / unfolds,
+        }
+        for backward in (False, True)
+        for cost in triton_cost.costs(
+            triton_cost.launches(operands, backward=backward, resident=resident), operands.synapses, shape.n_inputs
+        )
     }
-    return resources | {"synapse_gradients": _compile(kernels.synapse_gradients, fixed, n_warps=4)}
+
+
+def share_of_ceiling(shape: triton_cost.Shape) -> tuple[float, float]:
+    """Of the forward pass, and of the backward pass."""
+    return triton_cost.share_of_ceiling(triton_cost.operands_of(shape))
+
+
+def compiled_names(sizes: Sizes, **drawing: Any) -> list[tuple[str, bool, int]]:
+    """Kernels that a forward and a backward pass launch: name, whether it is resident, bytes that it spills."""
+    case = draw_case(sizes, **drawing).with_dtype(torch.float32, requires_grad=False)
+    launched = [launch for backward in (False, True) for launch in triton_cost.launches(case, backward=backward)]
+    return [(launch.name, launch.resident, Code(launch.cubin).resources.spilled_bytes) for launch in launched]
+
+
+def border_resources(kernel: str, n_blocks: int, peer_blocks: int) -> Resources:
+    """What a resident kernel takes that has as many slots as `lanes.py` gives it, with all that it may be given."""
+    from ncp_rl.kernels.triton import lanes, resident
+
+    registers = lanes.FORWARD if kernel == "forward_scan" else lanes.REVERSE
+    n_slots = registers.most_slots(n_blocks, peer_blocks)
+    trips = (n_slots - (n_blocks - 1) * (n_slots // n_blocks), *[n_slots // n_blocks] * (n_blocks - 1))
+    fixed: dict[str, Any] = {
+        "n_unfolds": 6, "SAVE": True, "ROWS": 16, "BLOCKS": n_blocks, "TRIPS": trips,
+        "TAILS": tuple(n // 2 if n_blocks > 1 else 0 for n in trips), "PEER_BLOCKS": peer_blocks,
+    }  # fmt: skip
+    return Code(_compile(getattr(resident, kernel), fixed)).resources
 
 
 def _reference(case: Case) -> dict[str, Tensor]:
@@ -120,16 +162,20 @@ def _reference(case: Case) -> dict[str, Tensor]:
     )
 
 
-def _triton(case: Case, saved_bytes: int) -> dict[str, Tensor]:
+def _triton(case: Case, saved_bytes: int, device: str = "cpu", *, weights: Tensor | None = None) -> dict[str, Tensor]:
     from ncp_rl.kernels.triton import backend
+
+    case = case.to(device)
 
     # So that a few sequences fill programs of several, the last one not wholly.
     backend.PROGRAMS_PER_MULTIPROCESSOR = 1
+    backend.REVERSE_PROGRAMS = 2
+    backend.SENSORY_PROGRAMS = 3
     backend.SAVED_BYTES = saved_bytes
     potentials, saved = backend.forward(case, save=True)
     assert (saved is not None) == (2 * case.ode_unfolds * potentials.nbytes <= saved_bytes)
-    gradients = backend.backward(_weights(potentials), potentials, saved, case)
-    return {"potentials": potentials} | _rows(gradients)
+    gradients = backend.backward(_weights(potentials) if weights is None else weights, potentials, saved, case)
+    return {name: rows.cpu() for name, rows in ({"potentials": potentials} | _rows(gradients)).items()}
 
 
 def _weights(potentials: Tensor) -> Tensor:
@@ -145,7 +191,8 @@ def _rows(gradients: Gradients) -> dict[str, Tensor]:
     return rows if gradients.elapsed_time is None else rows | {"elapsed_time": gradients.elapsed_time}
 
 
-def _compile(kernel: Any, fixed: dict[str, Any], n_warps: int) -> Resources:
+def _compile(kernel: Any, fixed: dict[str, Any]) -> bytes:
+    """Machine code of a kernel of one warp, for an H100."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -160,22 +207,15 @@ def _compile(kernel: Any, fixed: dict[str, Any], n_warps: int) -> Resources:
         constexprs={positions[name]: fixed[name] for name in kernel.arg_names if name in fixed},
         attrs={positions[name]: [["tt.divisibility", 16]] for name in signature if signature[name].startswith("*")},
     )
-    options = {"num_warps": n_warps, **OPTIONS}
-    cubin = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["cubin"]
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        usage = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
-    registers, stack = (re.search(rf"{key}:(\d+)", usage.stdout) for key in ("REG", "STACK"))
-    assert registers is not None and stack is not None
-    return Resources(int(registers[1]), int(stack[1]))
+    options = {"num_warps": 1, **OPTIONS}
+    cubin: bytes = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["cubin"]
+    return cubin
 
 
 def _type(name: str) -> str:
     """Type of a kernel's argument in Triton's notation."""
-    if name.startswith("n_") or name == "samples_per_program":
+    if name.startswith("n_"):
         return "i32"
-    if name in ("counts", "trips", "peers", "source", "destination"):
+    if name in ("neurons", "synapses", "peers", "partners", "roles"):
         return "*i32"
     return "*u8" if name == "episode_starts" else "*fp32"

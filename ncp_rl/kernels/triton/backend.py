@@ -1,24 +1,24 @@
 """The fused scan on CUDA, in Triton: float32, up to 128 neurons, any number of steps and sequences.
 
 Forward, two launches. The synapses from the sensory inputs hold still within a step, so all steps sum them at once
-(`leak_and_senses`). Then each program of `forward_scan` carries a few sequences through all steps and unfolds.
+(`leak_and_senses`). Then `forward_scan` carries sequences through all steps and unfolds.
 
-Backward, in chunks of steps from the last to the first. `reverse_scan` carries the gradients of the potentials back
-through the unfolds and leaves p and q, from which everything else follows in parallel over steps and sequences:
-`synapse_gradients` and `input_gradients`.
+Backward, in chunks of steps from the last to the first, as many as memory allows. `reverse_scan` carries the
+gradients of the potentials back through the unfolds and leaves p and q; `sensory_gradients` follows from their sums
+over a step.
 
-Sparsity. Only synapses that exist are computed, padded as `slots.py` describes; a dense (U, U) tile would
-compute five to nine times as many in an NCP, and its parameters and four gradients per entry fill the registers at
-U = 64. Synapses stream from L1 instead, shared by the sequences of a program, so that no kernel's registers grow with
-U and there is one version for every size. No program adds to what another one adds to: results repeat bit by bit.
+There are two of each scan. Where a circuit fits into the registers of a warp, it stays there (`resident.py`); larger
+ones stream from L1 (`kernels.py`), and their synapses' gradients take a kernel of their own. Which it is follows from
+the wiring (`lanes.py`), for the forward and the reverse scan each. No program adds to what another one adds to:
+results repeat bit by bit.
 
-What the backward needs of the forward, the potentials before each unfold and the solver's denominators, is
-8 K bytes per neuron and step (K unfolds). Up to `SAVED_BYTES` it is saved, which spares the backward a second
-forward; beyond, each chunk of the backward computes it anew.
+What the backward needs of the forward, the potentials before each unfold and the solver's denominators, is 8 K bytes
+per neuron and step (K unfolds). Up to `SAVED_BYTES` it is saved, which spares the backward a second forward; beyond,
+each chunk of the backward computes it anew.
 
-What has been checked: in Triton's interpreter the numbers against the float64 reference; compiled for an H100, every
-kernel gets by with 128 registers without spilling, the forward scan with 72. What has not: nothing has been timed,
-and the constants below are reasoned, not measured. `synapse_evaluations` tells how far a timing is from the ceiling.
+What has been checked: in Triton's interpreter the numbers against the float64 reference; compiled for an H100, what
+each kernel executes (`docs/kernels.md`). What has not: nothing has been timed, and the constants below are reasoned,
+not measured. `synapse_evaluations` tells how far a timing is from the ceiling.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ import triton
 from torch import Tensor
 
 from ncp_rl.kernels.contract import EPSILON, Gradients, Operands, Params, Synapses
-from ncp_rl.kernels.triton import kernels
+from ncp_rl.kernels.triton import kernels, resident
+from ncp_rl.kernels.triton.lanes import WARP, Lanes
 from ncp_rl.kernels.triton.slots import LANES, Slots, Tables, rows_per_block, tables
 
 MAX_NEURONS = 128
@@ -46,6 +47,13 @@ PROGRAMS_PER_MULTIPROCESSOR = 8
 #: How every kernel is compiled. Fused multiply-adds are named because Triton's default is about to change. Its software
 #: pipelining is off: a load that it moved up would pass the barrier behind which another thread writes the value.
 OPTIONS = {"num_stages": 1, "enable_fp_fusion": True}
+
+#: Most programs of the resident reverse scan, each of which sums gradients of its own: two for each place on an H100.
+#: Their number sets the order of summation, so it depends on nothing but the shapes.
+REVERSE_PROGRAMS = 2112
+
+#: Programs of `sensory_gradients`, of all groups together, if there are samples enough.
+SENSORY_PROGRAMS = 2112
 
 #: Tile of `synapse_gradients`, and how many programs share the work; their number sets the order of summation, so it
 #: depends on nothing but the shapes.
@@ -105,6 +113,23 @@ def synapse_evaluations(synapses: Synapses, n_steps: int, n_sequences: int, *, o
     return n_steps * n_sequences * (len(synapses.source) * ode_unfolds + len(synapses.sensory_source))
 
 
+class _Reversed(NamedTuple):
+    """What the reverse scan gives for some steps."""
+
+    p: Tensor
+    """(T, N, U), summed over the unfolds of each step"""
+    q: Tensor
+    """(T, N, U), as `p`"""
+    state: Tensor
+    """(N, U), gradient of the potentials before the first step"""
+    delta: Tensor | None
+    """(T, N), what the synapses between neurons give of the gradient of the seconds per unfold"""
+    cm_and_leak: Tensor
+    """(3, U), gradients of cm and of what the leak adds to current and conductance"""
+    synaptic: Tensor
+    """(4, E), gradients of the synapses between neurons"""
+
+
 class _Scan:
     """Launches the kernels for one wiring and its parameters."""
 
@@ -132,11 +157,14 @@ class _Scan:
         """What leak and sensory synapses contribute to each step's current and conductance, two (T, N, U)."""
         n_samples = inputs.shape[0] * inputs.shape[1]
         current, conductance = inputs.new_empty(2, *inputs.shape[:2], self.n_neurons)
-        slots, tile = self.tables.sensory_to_neuron, self._tile(n_samples)
-        kernels.leak_and_senses[triton.cdiv(n_samples, tile["BATCH"]), slots.n_blocks](
-            current, conductance, inputs, self.params.neuronal, *_synapse_arguments(slots, self.params.sensory),
-            n_samples=n_samples, n_inputs=self.n_inputs, n_neurons=self.n_neurons, n_rows=slots.n_rows,
-            EPSILON=EPSILON, **tile,
+        groups = self.tables.sensory_to_neuron
+        wanted = PROGRAMS_PER_MULTIPROCESSOR * _multiprocessors(inputs.device)
+        repeats = 8 if n_samples >= 32 * wanted else 1
+        kernels.leak_and_senses[triton.cdiv(n_samples, repeats * (WARP // groups.rows)), groups.n_groups](
+            current, conductance, inputs, self.params.neuronal, self.params.sensory, groups.members, groups.owns,
+            groups.first, groups.trips, groups.synapses, groups.peers, n_samples=n_samples, n_inputs=self.n_inputs,
+            n_neurons=self.n_neurons, n_synapses=self.params.sensory.shape[1], EPSILON=EPSILON, REPEATS=repeats,
+            ROWS=groups.rows, num_warps=1, **OPTIONS,
         )  # fmt: skip
         return current, conductance
 
@@ -152,14 +180,25 @@ class _Scan:
         """Potentials (T, N, U); fills `unfolds` where given."""
         n_steps, n_sequences, n_neurons = leak_current.shape
         potentials = torch.empty_like(leak_current)
-        states = state.new_empty(n_sequences, 2, n_neurons) if unfolds is None else unfolds.states
-        denominators = None if unfolds is None else unfolds.denominators
+        states, denominators = (None, None) if unfolds is None else unfolds
+        operands = state, leak_current, leak_conductance, _as_bytes(episode_starts), elapsed_time, self.params.neuronal
+        sizes: dict[str, Any] = {
+            "n_steps": n_steps, "n_sequences": n_sequences, "n_neurons": n_neurons, "n_unfolds": self.ode_unfolds,
+            "SAVE": unfolds is not None,
+        }  # fmt: skip
+        lanes = self.tables.forward_lanes
+        if lanes is not None:
+            resident.forward_scan[(_n_groups(n_sequences, lanes),)](
+                potentials, states, denominators, *operands, *self._lane_arguments(lanes), **sizes,
+                **self._lane_sizes(lanes),
+            )  # fmt: skip
+            return potentials
+        if states is None:
+            states = state.new_empty(n_sequences, 2, n_neurons)
         slots, tile = self.tables.to_neuron, self._tile(n_sequences)
         kernels.forward_scan[(triton.cdiv(n_sequences, tile["BATCH"]),)](
-            potentials, states, denominators, state, leak_current, leak_conductance, _as_bytes(episode_starts),
-            elapsed_time, self.params.neuronal, *_synapse_arguments(slots, self.params.synaptic), n_steps=n_steps,
-            n_sequences=n_sequences, n_neurons=n_neurons, n_rows=slots.n_rows,
-            n_unfolds=self.ode_unfolds, SAVE=unfolds is not None, **tile,
+            potentials, states, denominators, *operands, *_synapse_arguments(slots, self.params.synaptic), **sizes,
+            n_rows=slots.n_rows, **tile,
         )  # fmt: skip
         return potentials
 
@@ -177,13 +216,12 @@ class _Scan:
         n_steps = len(grad)
         grad_inputs = torch.empty_like(inputs)
         grad_elapsed = None if elapsed_time is None else torch.empty_like(elapsed_time)
-        grad_cm = torch.zeros_like(state)  # (N, U), of each sequence
-        grad_leak = torch.zeros_like(self.params.neuronal[:2])  # (2, U), of leak current and conductance
+        grad_cm_and_leak = torch.zeros_like(self.params.neuronal)  # (3, U), of cm, of leak current and conductance
         grad_synaptic = torch.zeros_like(self.params.synaptic)
         grad_sensory = torch.zeros_like(self.params.sensory)
         grad_state = torch.zeros_like(state)
 
-        chunk = self._steps_per_chunk(state)
+        chunk = self._steps_per_chunk(state, n_steps, is_saved=saved is not None)
         for start in reversed(range(0, n_steps, chunk)):
             steps = slice(start, min(start + chunk, n_steps))
             x, starts, seconds = inputs[steps], _part(episode_starts, steps), _part(elapsed_time, steps)
@@ -195,26 +233,25 @@ class _Scan:
                 assert leak_and_senses is not None
                 unfolds = _Unfolds(*inputs.new_empty(2, *x.shape[:2], self.ode_unfolds, self.n_neurons))
                 self.forward_scan(*leak_and_senses, begin, starts, seconds, unfolds)
-            p_and_q, grad_state, grad_delta = self.reverse_scan(
-                grad[steps], grad_state, potentials[steps], unfolds, starts, seconds, grad_cm
-            )
-            p, q = per_step = p_and_q.sum(3)  # (2, T, N, U)
-            grad_leak += (per_step * self._seconds_per_unfold(seconds)).sum((1, 2))
-            grad_synaptic += self.synapse_gradients(unfolds.states, p_and_q[0], p_and_q[1], seconds)
-            grad_sensory += self.sensory_gradients(x, p, q, seconds)
-            self.input_gradients(grad_inputs[steps], x, p, q, seconds)
+            reverse = self.streaming_reverse if self.tables.reverse_lanes is None else self.resident_reverse
+            back = reverse(grad[steps], grad_state, potentials[steps], unfolds, starts, seconds)
+            grad_state = back.state
+            grad_cm_and_leak += back.cm_and_leak
+            grad_synaptic += back.synaptic
+            grad_inputs[steps], of_sensory = self.sensory_gradients(x, back.p, back.q, seconds)
+            grad_sensory += of_sensory
             if grad_elapsed is not None:
-                assert leak_and_senses is not None and grad_delta is not None
+                assert leak_and_senses is not None and back.delta is not None
                 current, conductance = leak_and_senses
-                grad_delta += (p * current - q * conductance).sum(-1)
-                grad_elapsed[steps] = grad_delta / self.ode_unfolds
+                of_delta = (back.p * current - back.q * conductance).sum(-1) + back.delta
+                grad_elapsed[steps] = of_delta / self.ode_unfolds
 
         _, gleak, vleak = self.params.neuronal
-        of_current, of_conductance = grad_leak[0], -grad_leak[1]
-        grad_neuronal = torch.stack([grad_cm.sum(0), of_current * vleak + of_conductance, of_current * gleak])
+        of_cm, of_current, of_conductance = grad_cm_and_leak
+        grad_neuronal = torch.stack([of_cm, of_current * vleak + of_conductance, of_current * gleak])
         return Gradients(Params(grad_synaptic, grad_sensory, grad_neuronal), grad_inputs, grad_state, grad_elapsed)
 
-    def reverse_scan(
+    def resident_reverse(
         self,
         grad: Tensor,
         grad_last: Tensor,
@@ -222,12 +259,45 @@ class _Scan:
         unfolds: _Unfolds,
         episode_starts: Tensor | None,
         elapsed_time: Tensor | None,
-        grad_cm: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """P and q (2, T, N, K, U), the gradient of the state before the first step, that of delta; adds to grad_cm."""
+    ) -> _Reversed:
+        """Through some steps, in the registers of one warp for each few sequences."""
+        lanes = self.tables.reverse_lanes
+        assert lanes is not None
+        n_steps, n_sequences, n_neurons = grad.shape
+        n_groups = _n_groups(n_sequences, lanes)
+        n_programs = triton.cdiv(n_groups, triton.cdiv(n_groups, REVERSE_PROGRAMS))
+        p, q = grad.new_empty(2, *grad.shape)
+        grad_state = torch.empty_like(grad_last)
+        of_delta = None if elapsed_time is None else torch.empty_like(grad)
+        neuronal = grad.new_empty(n_programs, 3, len(lanes.trips), WARP)
+        synaptic = grad.new_empty(n_programs, 4, lanes.n_slots, WARP)
+        resident.reverse_scan[(n_programs,)](
+            p, q, grad_state, of_delta, neuronal, synaptic, grad, grad_last, potentials, *unfolds,
+            _as_bytes(episode_starts), elapsed_time, self.params.neuronal, *self._lane_arguments(lanes),
+            n_steps=n_steps, n_sequences=n_sequences, n_groups=n_groups, n_neurons=n_neurons,
+            n_unfolds=self.ode_unfolds, **self._lane_sizes(lanes),
+        )  # fmt: skip
+        # The lanes of one warp hold the same rows of several sequences.
+        by_row = (part.sum(0).unflatten(-1, (-1, lanes.rows)).sum(-2).flatten(1) for part in (neuronal, synaptic))
+        of_rows, of_slots = by_row
+        return _Reversed(
+            p, q, grad_state, None if of_delta is None else of_delta.sum(-1), of_rows[:, lanes.positions],
+            of_slots[:, lanes.slots],
+        )  # fmt: skip
+
+    def streaming_reverse(
+        self,
+        grad: Tensor,
+        grad_last: Tensor,
+        potentials: Tensor,
+        unfolds: _Unfolds,
+        episode_starts: Tensor | None,
+        elapsed_time: Tensor | None,
+    ) -> _Reversed:
+        """Through some steps, for circuits that registers do not suffice for."""
         n_steps, n_sequences, n_neurons = grad.shape
         p_and_q = grad.new_empty(2, *unfolds.states.shape)
-        grad_state = torch.empty_like(grad_last)
+        grad_state, grad_cm = torch.empty_like(grad_last), torch.zeros_like(grad_last)
         grad_delta = None if elapsed_time is None else torch.empty_like(elapsed_time)
         slots, tile = self.tables.from_neuron, self._tile(n_sequences)
         kernels.reverse_scan[(triton.cdiv(n_sequences, tile["BATCH"]),)](
@@ -236,50 +306,38 @@ class _Scan:
             *_synapse_arguments(slots, self.params.synaptic), n_steps=n_steps, n_sequences=n_sequences,
             n_neurons=n_neurons, n_rows=slots.n_rows, n_unfolds=self.ode_unfolds, **tile,
         )  # fmt: skip
-        return p_and_q, grad_state, grad_delta
+        p, q = per_step = p_and_q.sum(3)  # (2, T, N, U)
+        seconds = 1.0 / self.ode_unfolds if elapsed_time is None else elapsed_time[..., None] / self.ode_unfolds
+        of_current, of_conductance = (per_step * seconds).sum((1, 2))
+        cm_and_leak = torch.stack([grad_cm.sum(0), of_current, -of_conductance])
+        synaptic = self.synapse_gradients(unfolds.states, p_and_q[0], p_and_q[1], elapsed_time)
+        return _Reversed(p, q, grad_state, grad_delta, cm_and_leak, synaptic)
 
-    def input_gradients(
-        self, grad_inputs: Tensor, inputs: Tensor, p: Tensor, q: Tensor, elapsed_time: Tensor | None
-    ) -> None:
-        """Fills `grad_inputs` (T, N, S); p and q (T, N, U) are summed over the unfolds."""
+    def sensory_gradients(
+        self, inputs: Tensor, p: Tensor, q: Tensor, elapsed_time: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Gradients of the inputs (T, N, S) and of the sensory synapses (4, E_s); p and q (T, N, U)."""
         n_samples = inputs.shape[0] * inputs.shape[1]
-        slots, tile = self.tables.from_input, self._tile(n_samples)
-        kernels.input_gradients[triton.cdiv(n_samples, tile["BATCH"]), slots.n_blocks](
-            grad_inputs, inputs, p, q, elapsed_time, *_synapse_arguments(slots, self.params.sensory),
-            n_samples=n_samples, n_inputs=self.n_inputs, n_neurons=self.n_neurons, n_rows=slots.n_rows,
-            n_unfolds=self.ode_unfolds, **tile,
+        groups = self.tables.from_input
+        n_programs = min(triton.cdiv(n_samples, WARP // groups.rows), triton.cdiv(SENSORY_PROGRAMS, groups.n_groups))
+        grad_inputs = inputs.new_empty(groups.chunks, *inputs.shape)
+        partials = inputs.new_empty(n_programs, groups.n_groups, 4, groups.n_slots, WARP)
+        resident.sensory_gradients[n_programs, groups.n_groups](
+            grad_inputs, partials, inputs, p, q, elapsed_time, self.params.sensory, groups.members, groups.owns,
+            groups.synapses, groups.peers, n_samples=n_samples, n_inputs=self.n_inputs, n_neurons=self.n_neurons,
+            n_synapses=self.params.sensory.shape[1], n_groups_per_chunk=groups.n_groups // groups.chunks,
+            n_unfolds=self.ode_unfolds, ROWS=groups.rows, SLOTS=groups.n_slots, num_warps=1, **OPTIONS,
         )  # fmt: skip
+        by_row = partials.sum(0).unflatten(-1, (-1, groups.rows)).sum(-2)  # (groups, 4, slots, rows)
+        of_inputs = grad_inputs[0] if groups.chunks == 1 else grad_inputs.sum(0)
+        return of_inputs, by_row.transpose(0, 1).flatten(1)[:, groups.slots]
 
     def synapse_gradients(self, states: Tensor, p: Tensor, q: Tensor, elapsed_time: Tensor | None) -> Tensor:
         """Gradients (4, E) of the synapses between neurons; states, p and q (T, N, K, U)."""
-        return self._parameter_gradients(
-            self.params.synaptic, self.synapses.source, self.tables.destination, states, p, q, elapsed_time,
-            samples_per_step=self.ode_unfolds,
-        )  # fmt: skip
-
-    def sensory_gradients(self, inputs: Tensor, p: Tensor, q: Tensor, elapsed_time: Tensor | None) -> Tensor:
-        """Gradients (4, E_s) of the sensory synapses; inputs (T, N, S), p and q (T, N, U)."""
-        return self._parameter_gradients(
-            self.params.sensory, self.synapses.sensory_source, self.tables.sensory_destination, inputs, p, q,
-            elapsed_time, samples_per_step=1,
-        )  # fmt: skip
-
-    def _parameter_gradients(
-        self,
-        params: Tensor,
-        source: Tensor,
-        destination: Tensor,
-        v: Tensor,
-        p: Tensor,
-        q: Tensor,
-        elapsed_time: Tensor | None,
-        *,
-        samples_per_step: int,
-    ) -> Tensor:
-        n_synapses, n_sources = params.shape[1], v.shape[-1]
+        params = self.params.synaptic
+        n_synapses, n_samples = params.shape[1], states.numel() // self.n_neurons
         if n_synapses == 0:
             return torch.zeros_like(params)
-        n_samples = v.numel() // n_sources
         blocks = triton.cdiv(n_synapses, SYNAPSES_PER_PROGRAM)
         parts = min(triton.cdiv(GRADIENT_PROGRAMS, blocks), triton.cdiv(n_samples, 8 * SAMPLES_PER_TILE))
         samples_per_program = triton.cdiv(triton.cdiv(n_samples, parts), SAMPLES_PER_TILE) * SAMPLES_PER_TILE
@@ -287,10 +345,10 @@ class _Scan:
         partials = params.new_empty(parts, 4, n_synapses)
         # Blocks of synapses vary fastest: those that read the same samples run together.
         kernels.synapse_gradients[blocks, parts](
-            partials, v, p, q, elapsed_time, params, source.contiguous(), destination, n_samples=n_samples,
-            samples_per_program=samples_per_program, n_synapses=n_synapses, n_sources=n_sources,
-            n_neurons=self.n_neurons, samples_per_step=samples_per_step, n_unfolds=self.ode_unfolds,
-            SAMPLES=SAMPLES_PER_TILE, SYNAPSES=SYNAPSES_PER_PROGRAM, num_warps=4, **OPTIONS,
+            partials, states, p, q, elapsed_time, params, self.synapses.source.contiguous(), self.tables.destination,
+            n_samples=n_samples, samples_per_program=samples_per_program, n_synapses=n_synapses,
+            n_neurons=self.n_neurons, n_unfolds=self.ode_unfolds, SAMPLES=SAMPLES_PER_TILE,
+            SYNAPSES=SYNAPSES_PER_PROGRAM, num_warps=4, **OPTIONS,
         )  # fmt: skip
         return partials.sum(0)
 
@@ -306,13 +364,20 @@ class _Scan:
             "BATCH": batch, "ROWS": rows, "LANES": LANES, "num_warps": max(1, rows * LANES // 32), **OPTIONS,
         }  # fmt: skip
 
-    def _steps_per_chunk(self, state: Tensor) -> int:
-        # p, q, and both of `_Unfolds`.
-        bytes_per_step = 4 * state.numel() * self.ode_unfolds * state.element_size()
-        return max(1, SAVED_BYTES // max(1, bytes_per_step))
+    def _steps_per_chunk(self, state: Tensor, n_steps: int, *, is_saved: bool) -> int:
+        # Tensors (T, N, K, U) beside what is saved: both of `_Unfolds`; p and q, where the reverse scan streams.
+        n_tensors = 2 * (not is_saved) + 2 * (self.tables.reverse_lanes is None)
+        bytes_per_step = n_tensors * state.numel() * self.ode_unfolds * state.element_size()
+        return max(1, SAVED_BYTES // bytes_per_step) if bytes_per_step > 0 else n_steps
 
-    def _seconds_per_unfold(self, elapsed_time: Tensor | None) -> Tensor | float:
-        return 1.0 / self.ode_unfolds if elapsed_time is None else elapsed_time[..., None] / self.ode_unfolds
+    def _lane_arguments(self, lanes: Lanes) -> tuple[Tensor, ...]:
+        return self.params.synaptic, lanes.neurons, lanes.synapses, lanes.peers, lanes.partners, lanes.roles
+
+    def _lane_sizes(self, lanes: Lanes) -> dict[str, Any]:
+        return {
+            "n_synapses": self.params.synaptic.shape[1], "ROWS": lanes.rows, "BLOCKS": len(lanes.trips),
+            "TRIPS": lanes.trips, "TAILS": lanes.tails, "PEER_BLOCKS": lanes.peer_blocks, "num_warps": 1, **OPTIONS,
+        }  # fmt: skip
 
 
 def _check(operands: Operands) -> None:
@@ -324,6 +389,11 @@ def _check(operands: Operands) -> None:
     for tensor in (*operands.params, operands.inputs, operands.state, operands.elapsed_time):
         if tensor is not None and tensor.dtype != torch.float32:
             raise ValueError(f'backend="triton" computes in float32, got {tensor.dtype}; use backend="reference".')
+
+
+def _n_groups(n_sequences: int, lanes: Lanes) -> int:
+    """Warps for so many sequences, of which each carries as many as it has lanes for."""
+    return int(triton.cdiv(n_sequences, WARP // lanes.rows))
 
 
 def _synapse_arguments(slots: Slots, params: Tensor) -> tuple[Tensor, ...]:

@@ -21,6 +21,7 @@ Nothing is divided by delta or cm, so that both may be zero.
 
 # Triton is not typed, and a kernel's arguments are Triton's to type.
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
+# mypy: disable-error-code="assignment"
 
 from __future__ import annotations
 
@@ -31,23 +32,34 @@ LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def _sigmoid(sigma, distance):
-    """sigmoid(sigma distance) by the two fastest special functions, exp2 and 1 / sqrt.
+def sigmoid(exponent):
+    """1 / (1 + 2^exponent) by the two fastest special functions, exp2 and 1 / sqrt.
 
     To 4e-7 relative by their documented errors, no worse than by exp and division, at half the instructions.
     """
-    root = tl.rsqrt(1.0 + tl.exp2((sigma * -LOG2_E) * distance))
+    root = tl.rsqrt(1.0 + tl.exp2(exponent))
     return root * root
 
 
 @triton.jit
-def _synapses(params, peers, slot, exists, ROWS: tl.constexpr, LANES: tl.constexpr):
+def load_synapse(parameters, synapses, n_synapses):
+    """w, slope = -sigma log2(e), mu and erev of those at `synapses`, as in `lanes.py`. Where none is, w is 0."""
+    synapse = tl.load(synapses)
+    exists = synapse >= 0
+    synapse = tl.where(exists, synapse, ~synapse)
+    w = tl.where(exists, tl.load(parameters + synapse), 0.0)
+    slope = tl.load(parameters + n_synapses + synapse) * -LOG2_E
+    return w, slope, tl.load(parameters + 2 * n_synapses + synapse), tl.load(parameters + 3 * n_synapses + synapse)
+
+
+@triton.jit
+def _synapses(parameters, peers, slot, exists, ROWS: tl.constexpr, LANES: tl.constexpr):
     """w, sigma, mu, erev (1, ROWS, LANES) and peer of the synapses in `slot`; zeros, which add nothing, for none.
 
     The four parameters stand side by side in memory, for one load of 16 bytes.
     """
     four = tl.arange(0, 4)
-    row = tl.load(params + slot[:, :, None] * 4 + four[None, None, :], mask=exists[:, :, None], other=0.0)
+    row = tl.load(parameters + slot[:, :, None] * 4 + four[None, None, :], mask=exists[:, :, None], other=0.0)
     even, odd = tl.split(tl.reshape(row, [ROWS, LANES, 2, 2]))
     w, mu = tl.split(even)
     sigma, erev = tl.split(odd)
@@ -57,7 +69,7 @@ def _synapses(params, peers, slot, exists, ROWS: tl.constexpr, LANES: tl.constex
 
 @triton.jit
 def _incoming(
-    v, in_batch, block, counts, trips, peers, params, n_rows, BATCH: tl.constexpr, ROWS: tl.constexpr,
+    v, in_batch, block, counts, trips, peers, parameters, n_rows, BATCH: tl.constexpr, ROWS: tl.constexpr,
     LANES: tl.constexpr,
 ):  # fmt: skip
     """Sums of w s erev and of w s over the synapses that end in a block of rows: two (BATCH, ROWS).
@@ -72,9 +84,9 @@ def _incoming(
     for trip in range(tl.load(trips + block)):
         exists = (trip * LANES + lane)[None, :] < count[:, None]  # (ROWS, LANES)
         slot = (trip * n_rows + row)[:, None] * LANES + lane[None, :]
-        w, sigma, mu, erev, peer = _synapses(params, peers, slot, exists, ROWS, LANES)
+        w, sigma, mu, erev, peer = _synapses(parameters, peers, slot, exists, ROWS, LANES)
         mask = in_batch[:, None, None] & exists[None, :, :]
-        ws = w * _sigmoid(sigma, tl.load(v[:, None, None] + peer, mask=mask, other=0.0) - mu)
+        ws = w * sigmoid((sigma * -LOG2_E) * (tl.load(v[:, None, None] + peer, mask=mask, other=0.0) - mu))
         current += ws * erev
         conductance += ws
     return tl.sum(current, axis=2), tl.sum(conductance, axis=2)
@@ -82,7 +94,7 @@ def _incoming(
 
 @triton.jit
 def _outgoing(
-    v, p, q, in_batch, block, counts, trips, peers, params, n_rows, BATCH: tl.constexpr,
+    v, p, q, in_batch, block, counts, trips, peers, parameters, n_rows, BATCH: tl.constexpr,
     ROWS: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """Over the synapses that start in a block of rows, with drive = (p erev - q) w s: two (BATCH, ROWS).
@@ -98,9 +110,9 @@ def _outgoing(
     for trip in range(tl.load(trips + block)):
         exists = (trip * LANES + lane)[None, :] < count[:, None]  # (ROWS, LANES)
         slot = (trip * n_rows + row)[:, None] * LANES + lane[None, :]
-        w, sigma, mu, erev, peer = _synapses(params, peers, slot, exists, ROWS, LANES)
+        w, sigma, mu, erev, peer = _synapses(parameters, peers, slot, exists, ROWS, LANES)
         mask = in_batch[:, None, None] & exists[None, :, :]
-        s = _sigmoid(sigma, v[:, :, None] - mu)
+        s = sigmoid((sigma * -LOG2_E) * (v[:, :, None] - mu))
         p_of_peer = tl.load(p[:, None, None] + peer, mask=mask, other=0.0)
         q_of_peer = tl.load(q[:, None, None] + peer, mask=mask, other=0.0)
         # Where no synapse is, v may still be NaN.
@@ -121,23 +133,46 @@ def _seconds_per_unfold(elapsed_time, sample, in_batch, n_unfolds: tl.constexpr,
 
 @triton.jit(do_not_specialize=["n_samples"])
 def leak_and_senses(
-    leak_current, leak_conductance, inputs, neuronal, counts, trips, peers, params, n_samples, n_inputs, n_neurons,
-    n_rows, EPSILON: tl.constexpr, BATCH: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr,
+    leak_current, leak_conductance, inputs, neuronal, parameters, members, owns, first, trips, synapses, peers,
+    n_samples, n_inputs, n_neurons, n_synapses, EPSILON: tl.constexpr, REPEATS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """A and B (T N, U) from inputs (T N, S). Programs: (batches of samples, blocks of neurons)."""
-    sample = tl.program_id(0).to(tl.int64) * BATCH + tl.arange(0, BATCH)
-    block = tl.program_id(1)
-    neuron = block * ROWS + tl.arange(0, ROWS)
-    in_batch, is_neuron = sample < n_samples, neuron < n_neurons
-    current, conductance = _incoming(
-        inputs + sample * n_inputs, in_batch, block, counts, trips, peers, params, n_rows, BATCH, ROWS, LANES
-    )
+    """A and B (T N, U) from inputs (T N, S). Programs: (batches of samples, groups of neurons as in `lanes.py`).
+
+    A lane computes the synapses of one neuron for REPEATS samples, which share the loads of a synapse's numbers.
+    """
+    lane = tl.arange(0, 32)
+    row = lane % ROWS
+    group = tl.program_id(1)
+    sample = tl.program_id(0).to(tl.int64) * (REPEATS * (32 // ROWS)) + lane // ROWS
+    xs, currents, conductances = (), (), ()
+    for i in tl.static_range(REPEATS):
+        # Beyond the last sample the last is computed again, and not stored: no load needs a mask.
+        xs += (inputs + tl.minimum(sample + i * (32 // ROWS), n_samples - 1) * n_inputs,)
+        currents += (tl.zeros([32], tl.float32),)
+        conductances += (tl.zeros([32], tl.float32),)
+    at = tl.load(first + group) * ROWS + row
+    for _ in range(tl.load(trips + group)):
+        w, slope, mu, erev = load_synapse(parameters, synapses + at, n_synapses)
+        drive = w * erev
+        peer = tl.load(peers + at)
+        new_currents, new_conductances = (), ()
+        for i in tl.static_range(REPEATS):
+            s = sigmoid(slope * (tl.load(xs[i] + peer) - mu))
+            new_currents += (currents[i] + drive * s,)
+            new_conductances += (conductances[i] + w * s,)
+        currents, conductances = new_currents, new_conductances
+        at += ROWS
+    has_synapses = tl.load(owns + group * ROWS + row) != 0
+    neuron = tl.load(members + group * ROWS + row)
+    is_neuron = neuron >= 0
     gleak = tl.load(neuronal + n_neurons + neuron, mask=is_neuron, other=0.0)
     vleak = tl.load(neuronal + 2 * n_neurons + neuron, mask=is_neuron, other=0.0)
-    at = sample[:, None] * n_neurons + neuron[None, :]
-    mask = in_batch[:, None] & is_neuron[None, :]
-    tl.store(leak_current + at, current + (gleak * vleak)[None, :], mask=mask)
-    tl.store(leak_conductance + at, conductance + (gleak + EPSILON)[None, :], mask=mask)
+    for i in tl.static_range(REPEATS):
+        here = sample + i * (32 // ROWS)
+        at = here * n_neurons + neuron
+        mask = (here < n_samples) & is_neuron
+        tl.store(leak_current + at, tl.where(has_synapses, currents[i], 0.0) + gleak * vleak, mask=mask)
+        tl.store(leak_conductance + at, tl.where(has_synapses, conductances[i], 0.0) + (gleak + EPSILON), mask=mask)
 
 
 @triton.jit
@@ -152,7 +187,7 @@ def _unfold_index(m, n, n_sequences, n_unfolds: tl.constexpr, SAVE: tl.constexpr
 @triton.jit(do_not_specialize=["n_steps", "n_sequences"])
 def forward_scan(
     potentials, states, denominators, state, leak_current, leak_conductance, episode_starts, elapsed_time, neuronal,
-    counts, trips, peers, params, n_steps, n_sequences, n_neurons, n_rows, n_unfolds: tl.constexpr,
+    counts, trips, peers, parameters, n_steps, n_sequences, n_neurons, n_rows, n_unfolds: tl.constexpr,
     SAVE: tl.constexpr, BATCH: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """Potentials (T, N, U) after each step.
@@ -190,7 +225,7 @@ def forward_scan(
             neuron = block * ROWS + tl.arange(0, ROWS)
             mask = in_batch[:, None] & (neuron < n_neurons)[None, :]
             current, conductance = _incoming(
-                states + before, in_batch, block, counts, trips, peers, params, n_rows, BATCH, ROWS, LANES
+                states + before, in_batch, block, counts, trips, peers, parameters, n_rows, BATCH, ROWS, LANES
             )
             at = sample[:, None] * n_neurons + neuron[None, :]
             current += tl.load(leak_current + at, mask=mask, other=0.0)
@@ -238,7 +273,7 @@ def _begin_unfold(
 @triton.jit(do_not_specialize=["n_steps", "n_sequences"])
 def reverse_scan(
     p, q, grad_state, grad_delta, carried, grad_cm, grad, grad_last, potentials, states, denominators,
-    episode_starts, elapsed_time, neuronal, counts, trips, peers, params, n_steps, n_sequences, n_neurons, n_rows,
+    episode_starts, elapsed_time, neuronal, counts, trips, peers, parameters, n_steps, n_sequences, n_neurons, n_rows,
     n_unfolds: tl.constexpr, BATCH: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """Gives p and q (T, N, K, U), the gradient of the initial state (N, U), of cm by sequence, of delta (T, N).
@@ -282,7 +317,7 @@ def reverse_scan(
             own = n[:, None] * n_neurons + neuron[None, :]
             v = tl.load(states + at[:, None] + neuron[None, :], mask=mask, other=0.0)
             g, drive = _outgoing(
-                v, p + at, q + at, in_batch, block, counts, trips, peers, params, n_rows, BATCH, ROWS, LANES
+                v, p + at, q + at, in_batch, block, counts, trips, peers, parameters, n_rows, BATCH, ROWS, LANES
             )
             drive_of_step += tl.sum(drive, axis=1)
             g = delta * g + tl.load(carried + m % 2 * n_sequences * n_neurons + own, mask=mask, other=0.0)
@@ -304,47 +339,23 @@ def reverse_scan(
             drive_of_step = tl.where(starts_step, 0.0, drive_of_step)
 
 
-@triton.jit(do_not_specialize=["n_samples"])
-def input_gradients(
-    grad_inputs, inputs, p, q, elapsed_time, counts, trips, peers, params, n_samples, n_inputs, n_neurons, n_rows,
-    n_unfolds: tl.constexpr, BATCH: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr,
-):  # fmt: skip
-    """Gradients (T N, S) of the inputs, from the sums over the unfolds of p and q (T N, U).
-
-    Programs: (batches of samples, blocks of inputs).
-    """
-    sample = tl.program_id(0).to(tl.int64) * BATCH + tl.arange(0, BATCH)
-    block = tl.program_id(1)
-    row = block * ROWS + tl.arange(0, ROWS)
-    in_batch = sample < n_samples
-    mask = in_batch[:, None] & (row < n_inputs)[None, :]
-    at = sample[:, None] * n_inputs + row[None, :]
-    x = tl.load(inputs + at, mask=mask, other=0.0)
-    gradient, _ = _outgoing(
-        x, p + sample * n_neurons, q + sample * n_neurons, in_batch, block, counts, trips, peers, params, n_rows,
-        BATCH, ROWS, LANES,
-    )  # fmt: skip
-    delta = _seconds_per_unfold(elapsed_time, sample, in_batch, n_unfolds, BATCH)
-    tl.store(grad_inputs + at, delta[:, None] * gradient, mask=mask)
-
-
 @triton.jit(do_not_specialize=["n_samples", "samples_per_program"])
 def synapse_gradients(
-    partials, v, p, q, elapsed_time, params, source, destination, n_samples, samples_per_program, n_synapses,
-    n_sources, n_neurons, samples_per_step: tl.constexpr, n_unfolds: tl.constexpr, SAMPLES: tl.constexpr,
+    partials, v, p, q, elapsed_time, parameters, source, destination, n_samples, samples_per_program, n_synapses,
+    n_neurons, n_unfolds: tl.constexpr, SAMPLES: tl.constexpr,
     SYNAPSES: tl.constexpr,
 ):  # fmt: skip
     """Gradients of w, sigma, mu, erev, summed over each program's samples: (programs along samples, 4, E).
 
-    Samples are rows of v (samples, sources), p and q (samples, U): one for each unfold, `samples_per_step` of them
-    in a step, or one for each step. Programs: (blocks of synapses, parts of the samples).
+    Samples are rows of v, p and q (samples, U), one for each unfold. Programs: (blocks of synapses, parts of the
+    samples).
     """
     synapse = tl.program_id(0) * SYNAPSES + tl.arange(0, SYNAPSES)
     exists = synapse < n_synapses
-    w = tl.load(params + synapse, mask=exists, other=0.0)
-    sigma = tl.load(params + n_synapses + synapse, mask=exists, other=0.0)
-    mu = tl.load(params + 2 * n_synapses + synapse, mask=exists, other=0.0)
-    erev = tl.load(params + 3 * n_synapses + synapse, mask=exists, other=0.0)
+    w = tl.load(parameters + synapse, mask=exists, other=0.0)
+    sigma = tl.load(parameters + n_synapses + synapse, mask=exists, other=0.0)
+    mu = tl.load(parameters + 2 * n_synapses + synapse, mask=exists, other=0.0)
+    erev = tl.load(parameters + 3 * n_synapses + synapse, mask=exists, other=0.0)
     i = tl.load(source + synapse, mask=exists, other=0)
     j = tl.load(destination + synapse, mask=exists, other=0)
     grad_w = tl.zeros([SAMPLES, SYNAPSES], tl.float32)
@@ -356,11 +367,11 @@ def synapse_gradients(
         sample = first + offset + tl.arange(0, SAMPLES)
         is_sample = sample < n_samples
         mask = is_sample[:, None] & exists[None, :]
-        delta = _seconds_per_unfold(elapsed_time, sample // samples_per_step, is_sample, n_unfolds, SAMPLES)[:, None]
-        distance = tl.load(v + sample[:, None] * n_sources + i[None, :], mask=mask, other=0.0) - mu[None, :]
+        delta = _seconds_per_unfold(elapsed_time, sample // n_unfolds, is_sample, n_unfolds, SAMPLES)[:, None]
+        distance = tl.load(v + sample[:, None] * n_neurons + i[None, :], mask=mask, other=0.0) - mu[None, :]
         p_here = delta * tl.load(p + sample[:, None] * n_neurons + j[None, :], mask=mask, other=0.0)
         q_here = delta * tl.load(q + sample[:, None] * n_neurons + j[None, :], mask=mask, other=0.0)
-        s = _sigmoid(sigma[None, :], distance)
+        s = sigmoid((sigma * -LOG2_E)[None, :] * distance)
         grad_ws = p_here * erev[None, :] - q_here
         slope = grad_ws * w[None, :] * s * (1.0 - s)
         grad_w += grad_ws * s

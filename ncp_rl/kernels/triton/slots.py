@@ -1,4 +1,4 @@
-"""How the Triton kernels hold the synapses: sliced ELL, and padded to whole blocks of rows.
+"""How the kernels that stream synapses from memory hold them: sliced ELL, and padded to whole blocks of rows.
 
 A row is a neuron (or a sensory input), its slots are its synapses, `LANES` of them side by side. Rows come in
 blocks of `rows_per_block`; a block runs as many trips over its slots as its busiest row needs, so that rows without
@@ -6,8 +6,8 @@ synapses cost nothing where they stand together. They do in an NCP: motor and co
 little less than half of all neurons, inter neurons have no synapses from other neurons. With two blocks, an NCP of 32
 to 128 neurons takes 1.4 to 2.2 slots per synapse (a dense matrix 5 to 9), a fully connected wiring 1.
 
-Everything is computed on the device and nothing is read back: the sizes follow from the tensors' shapes, the
-numbers of trips stay in device memory.
+`tables` also lays out the synapses between neurons for the resident kernels (`lanes.py`), whose sizes must be known
+when they are compiled: the first scan of a wiring reads its synapses back from the device, later ones read nothing.
 """
 
 # The weak dictionary of torch is not typed.
@@ -17,14 +17,22 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ncp_rl.kernels.contract import Synapses
+from ncp_rl.kernels.triton.lanes import FORWARD, REVERSE, WARP, Groups, Lanes, group, lay_out
 
 #: Slots of one row that are computed side by side.
 LANES = 4
+
+#: Rows of neurons in a group of sensory synapses: few, so that rows of much the same length stand together.
+ROWS_OF_SENSES = 8
+
+#: Sensory synapses of one input for whose numbers and gradients a lane has registers.
+MOST_SENSORY_SLOTS = 18
 
 
 class Slots(NamedTuple):
@@ -63,14 +71,16 @@ class Tables(NamedTuple):
     """rows: neurons, slots: their synapses from other neurons"""
     from_neuron: Slots
     """rows: neurons, slots: their synapses to other neurons"""
-    sensory_to_neuron: Slots
-    """rows: neurons, slots: their synapses from sensory inputs"""
-    from_input: Slots
-    """rows: sensory inputs, slots: their synapses to neurons"""
     destination: Tensor
     """(E,) int32"""
-    sensory_destination: Tensor
-    """(E_s,) int32"""
+    sensory_to_neuron: Groups
+    """rows: neurons, slots: their synapses from sensory inputs"""
+    from_input: Groups
+    """rows: sensory inputs, slots: their synapses to neurons, as many in every group"""
+    forward_lanes: Lanes | None
+    """rows: neurons, slots: their synapses from other neurons; None where registers do not suffice for them"""
+    reverse_lanes: Lanes | None
+    """rows: neurons, slots: their synapses to other neurons; None where registers do not suffice for them"""
 
 
 _tables: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
@@ -96,19 +106,25 @@ def tables(synapses: Synapses, n_inputs: int) -> Tables:
 
 def _build(synapses: Synapses, n_inputs: int) -> Tables:
     n_neurons = len(synapses.pointer) - 1
-    rows = rows_per_block(n_neurons)
+    rows, device = rows_per_block(n_neurons), synapses.source.device
     destination = _destinations(synapses.pointer, synapses.source)
     sensory_destination = _destinations(synapses.sensory_pointer, synapses.sensory_source)
+    start, end, input_, sensed = (
+        tensor.cpu().numpy() for tensor in (synapses.source, destination, synapses.sensory_source, sensory_destination)
+    )
+    fan_in = np.bincount(end, minlength=n_neurons).astype(np.int32)
+    forward_lanes = lay_out(end, start, fan_in, registers=FORWARD)
+    reverse_lanes = lay_out(start, end, fan_in, registers=REVERSE)
+    rows_of_inputs = next((rows for rows in (8, 16) if n_inputs <= rows), WARP)
     # Two blocks of neurons always, so that the kernels can unroll over them.
     return Tables(
         to_neuron=_slots(destination, synapses.source, 2 * rows, n_neurons, rows),
         from_neuron=_slots(synapses.source, destination, 2 * rows, n_neurons, rows),
-        sensory_to_neuron=_slots(sensory_destination, synapses.sensory_source, 2 * rows, n_inputs, rows),
-        from_input=_slots(
-            synapses.sensory_source, sensory_destination, _round_up(max(n_inputs, 1), rows), n_neurons, rows
-        ),
         destination=destination,
-        sensory_destination=sensory_destination,
+        sensory_to_neuron=group(sensed, input_, n_neurons, rows=ROWS_OF_SENSES).to(device),
+        from_input=group(input_, sensed, n_inputs, rows=rows_of_inputs, most_slots=MOST_SENSORY_SLOTS).to(device),
+        forward_lanes=None if forward_lanes is None else forward_lanes.to(device),
+        reverse_lanes=None if reverse_lanes is None else reverse_lanes.to(device),
     )
 
 
@@ -143,7 +159,3 @@ def _version(tensor: Tensor) -> int:
 
 def _next_power_of_two(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
-
-
-def _round_up(n: int, multiple: int) -> int:
-    return -(-n // multiple) * multiple

@@ -1,0 +1,291 @@
+"""Test the CUDA kernels on the GPU of this machine, and time them: one command, under four minutes.
+
+    python scripts/gpu_check.py                        # every part
+    python scripts/gpu_check.py --parts tests scans    # some of them
+
+Each part runs in a process of its own, so that one that fails, or loses the GPU, leaves the others alone; the file is
+written after each. It needs torch, triton, numba, numpy and pytest. What needs more (ncps, Gymnasium and
+Stable-Baselines3, compute-sanitizer) is left out and said so where it is not installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib.util
+import json
+import multiprocessing
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from concurrent import futures
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ncp_rl import LTC, AutoNCP
+
+ROOT = Path(__file__).resolve().parents[1]
+TESTS = ("tests/kernels/test_triton_gpu.py", "tests/kernels/test_scan.py")
+SANITIZED = "tests/kernels/test_triton_gpu.py::TestNumbers::test_circuits"
+N_MOTOR = 4
+#: Where layers are timed; tests take the CPU.
+DEVICE = "cuda"
+Part = Callable[[], dict[str, Any]]
+
+
+class Shape(NamedTuple):
+    """U neurons, S inputs, N sequences of T steps."""
+
+    units: int
+    n_inputs: int
+    n_sequences: int
+    n_steps: int
+
+
+SHAPES = (Shape(32, 16, 16, 128), Shape(64, 32, 64, 128), Shape(64, 32, 4096, 128))
+#: With this share of steps that start an episode, in the share of which an LSTM would have to be started anew.
+RESETS, RESET_SHAPE = 0.03, Shape(64, 256, 128, 128)
+STEP_SHAPES = tuple(Shape(64, 32, n, 1) for n in (1, 64, 4096))
+#: ncps builds dense (N, U, U) tensors in each unfold, 200 GB of them beyond this many sequences.
+NCPS_SEQUENCES = 64
+
+
+def main(arguments: list[str] | None = None, parts: Mapping[str, Part] | None = None) -> int:
+    """Run the parts, print, save. Returns 0, or 1 if a part failed, or 2 if there is no GPU."""
+    parts = PARTS if parts is None else parts
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=list(parts), default=list(parts), metavar="PART")
+    parser.add_argument("--out", type=Path, default=ROOT / "results/bench_gpu.json")
+    parser.add_argument("--seconds", type=float, default=100.0, help="after which a part is given up")
+    args = parser.parse_args(arguments)
+    if not torch.cuda.is_available():
+        print(
+            f"error: PyTorch {torch.__version__} finds no CUDA device, so nothing was checked; run this on a machine "
+            "with an NVIDIA GPU, its driver and a CUDA build of PyTorch. `make gpu-compile` checks what needs none.",
+            file=sys.stderr,
+        )
+        return 2
+    return run_parts({name: parts[name] for name in args.parts}, describe(), args.out, args.seconds)
+
+
+def run_parts(parts: Mapping[str, Part], machine: dict[str, Any], out: Path, seconds: float) -> int:
+    """Run each part in a process of its own; write what is known after each. Returns whether one failed, 0 or 1."""
+    report: dict[str, Any] = {"machine": machine, "parts": {}}
+    print(json.dumps(machine, indent=2), flush=True)
+    for name, part in parts.items():
+        started = time.perf_counter()
+        result = run_alone(part, seconds) | {"seconds": round(time.perf_counter() - started, 1)}
+        report["parts"][name] = result
+        print(f"\n{name}: {json.dumps(result, indent=2)}", flush=True)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(report, indent=2) + "\n")
+    failed = [name for name, result in report["parts"].items() if "error" in result]
+    print(f"\nfailed: {', '.join(failed)}" if failed else "\nall parts passed", flush=True)
+    return int(bool(failed))
+
+
+def run_alone(part: Part, seconds: float) -> dict[str, Any]:
+    """What a part returns, or {"error": ...}."""
+    with futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        future = pool.submit(part)
+        try:
+            return future.result(timeout=seconds)
+        except futures.TimeoutError:
+            for process in list(pool._processes.values()):
+                process.kill()
+            return {"error": f"given up after {seconds:g} s"}
+        except Exception:
+            # Whatever goes wrong in a part belongs into the report, and the other parts run.
+            return {"error": traceback.format_exc()}
+
+
+def describe() -> dict[str, Any]:
+    """What the figures were measured on."""
+    import triton
+
+    gpu = torch.cuda.get_device_properties(0)
+    return {
+        "gpu": gpu.name, "multiprocessors": gpu.multi_processor_count, "memory_gib": gpu.total_memory >> 30,
+        "devices": torch.cuda.device_count(), "torch": torch.__version__, "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(), "triton": triton.__version__,
+    }  # fmt: skip
+
+
+def tests() -> dict[str, Any]:
+    """The CUDA tests, side by side where pytest-xdist is installed; compiled kernels are shared by the processes."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "triton", *TESTS]
+    if importlib.util.find_spec("xdist") is not None:
+        command += ["-n", str(min(12, os.cpu_count() or 1))]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    summary = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR", "SKIPPED"))]
+    result: dict[str, Any] = {"result": done.stdout.strip().rpartition("\n")[2], "details": summary}
+    return result if done.returncode == 0 else result | {"error": done.stdout[-4000:] + done.stderr[-2000:]}
+
+
+def sanitizer() -> dict[str, Any]:
+    """A few tests under compute-sanitizer, which finds reads and writes outside of tensors."""
+    tool = shutil.which("compute-sanitizer")
+    if tool is None:
+        return {"left out": "compute-sanitizer is not installed"}
+    pytest = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        "U9 or U33 or U128",
+        SANITIZED,
+    ]
+    environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    done = subprocess.run(
+        [tool, "--error-exitcode", "9", *pytest], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    return {"result": done.stdout[-300:]} if done.returncode == 0 else {"error": done.stdout[-4000:]}
+
+
+def scans() -> dict[str, Any]:
+    """Whole sequences in milliseconds, forward and with the backward pass, beside cuDNN's LSTM and ncps."""
+    return {"/".join(map(str, shape)): time_scan(shape) for shape in SHAPES}
+
+
+def resets() -> dict[str, Any]:
+    """Sequences in which episodes start, in milliseconds; the LSTM runs without them."""
+    starts = torch.rand(RESET_SHAPE.n_steps, RESET_SHAPE.n_sequences, device=DEVICE) < RESETS
+    return {"/".join(map(str, RESET_SHAPE)): time_scan(RESET_SHAPE, starts)}
+
+
+def steps() -> dict[str, Any]:
+    """One step of all environments in microseconds, launched as usual, and from a CUDA graph."""
+    result = {}
+    for shape in STEP_SHAPES:
+        layer, inputs = ltc(shape), torch.randn(*shape[3:], shape.n_sequences, shape.n_inputs, device=DEVICE)
+        with torch.no_grad():
+            usual = 1e3 * milliseconds(functools.partial(layer, inputs))
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                layer(inputs)
+            result[str(shape.n_sequences)] = {"usual_us": usual, "graph_us": 1e3 * milliseconds(graph.replay)}
+    return result
+
+
+def loop() -> dict[str, Any]:
+    """Environment steps per second of the whole training loop, the policy on the GPU and on the CPU."""
+    if missing := [name for name in ("gymnasium", "sb3_contrib") if importlib.util.find_spec(name) is None]:
+        return {"left out": f"{' and '.join(missing)} not installed"}
+    from sb3_contrib import RecurrentPPO
+    from stable_baselines3.common.env_util import make_vec_env
+
+    from ncp_rl import NCPPolicy
+
+    rates = {}
+    for device in ("cuda", "cpu"):
+        env = make_vec_env("Pendulum-v1", 8, seed=0)
+        model = RecurrentPPO(NCPPolicy, env, n_steps=256, batch_size=512, n_epochs=5, device=device, seed=0)
+        model.learn(2048)
+        started = time.perf_counter()
+        model.learn(4096, reset_num_timesteps=False)
+        rates[f"{device}_steps_per_s"] = 4096 / (time.perf_counter() - started)
+    return rates
+
+
+#: Parts by name, in the order in which they run.
+PARTS: dict[str, Part] = {
+    part.__name__: part for part in (tests, sanitizer, scans, resets, steps, loop)
+}  # fmt: skip
+
+
+def ltc(shape: Shape) -> LTC:
+    """Our layer on the GPU, without maps of inputs and outputs, which an LSTM has not either."""
+    torch.manual_seed(0)
+    return LTC(AutoNCP(shape.units).build(shape.n_inputs, N_MOTOR), input_map=False, motor_map=False).to(DEVICE)
+
+
+def time_scan(shape: Shape, episode_starts: Tensor | None = None) -> dict[str, Any]:
+    """Milliseconds of each contender; of ours the share of the ceiling, and how much faster than each it is."""
+    ours, inputs = ltc(shape), torch.randn(shape.n_steps, shape.n_sequences, shape.n_inputs, device=DEVICE)
+    lstm = nn.LSTM(shape.n_inputs, shape.units).to(DEVICE)
+    contenders: dict[str, tuple[nn.Module, Callable[[], Tensor]]] = {
+        "ours": (ours, lambda: ours(inputs, episode_starts=episode_starts)[0]),
+        "cudnn_lstm": (lstm, lambda: lstm(inputs)[0]),
+    }
+    if episode_starts is None and shape.n_sequences <= NCPS_SEQUENCES and importlib.util.find_spec("ncps") is not None:
+        theirs = ncps_layer(shape)
+        contenders["ncps"] = (theirs, lambda: theirs(inputs)[0])
+    result: dict[str, Any] = {}
+    for name, (module, run) in contenders.items():
+        with torch.no_grad():
+            forward = milliseconds(run)
+        result[name] = {
+            "forward_ms": forward,
+            "both_ms": milliseconds(functools.partial(back, run, module)),
+        }
+    sigmoids_ms = 1e3 * evaluations(ours, shape) / sigmoids_per_second()
+    result["share_of_ceiling"] = {
+        "forward": sigmoids_ms / result["ours"]["forward_ms"], "both": 3 * sigmoids_ms / result["ours"]["both_ms"],
+    }  # fmt: skip
+    result["times_as_fast_as"] = {
+        name: {kind: result[name][kind] / result["ours"][kind] for kind in ("forward_ms", "both_ms")}
+        for name in contenders
+        if name != "ours"
+    }
+    return result
+
+
+def ncps_layer(shape: Shape) -> nn.Module:
+    """The layer of ncps, of the same size."""
+    from ncps.torch import LTC as NcpsLTC
+    from ncps.wirings import AutoNCP as NcpsAutoNCP
+
+    maps: dict[str, Any] = dict(input_mapping=None, output_mapping=None)
+    layer: nn.Module = NcpsLTC(shape.n_inputs, NcpsAutoNCP(shape.units, N_MOTOR), batch_first=False, **maps)
+    return layer.to(DEVICE)
+
+
+def back(run: Callable[[], Tensor], module: nn.Module) -> None:
+    """One forward and backward pass."""
+    module.zero_grad(set_to_none=True)
+    run().sum().backward()
+
+
+def evaluations(layer: LTC, shape: Shape) -> int:
+    """Sigmoids that a forward pass must evaluate; a backward pass evaluates each of them once or twice again."""
+    n_synapses, n_sensory = len(layer.wiring.synapses.source), len(layer.wiring.sensory_synapses.source)
+    return shape.n_steps * shape.n_sequences * (layer.ode_unfolds * n_synapses + n_sensory)
+
+
+def sigmoids_per_second() -> float:
+    """What the GPU's special functions allow: two for each sigmoid, 16 a cycle and multiprocessor."""
+    gpu = torch.cuda.get_device_properties(0)
+    return 8 * gpu.multi_processor_count * gpu.clock_rate * 1e3
+
+
+def milliseconds(run: Callable[[], object], seconds: float = 0.5) -> float:
+    """Median time of a run on the GPU, the first ones, which compile and load, left out."""
+    for _ in range(3):
+        run()
+    torch.cuda.synchronize()
+    times: list[float] = []
+    started = time.perf_counter()
+    while len(times) < 10 or (time.perf_counter() - started < seconds and len(times) < 200):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        run()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end))
+    return statistics.median(times)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -41,12 +41,16 @@ def write_file(path: Path, data: bytes) -> None:
             os.close(descriptor)
 
 
+class FolderInUseError(RunError):
+    """Another process trains in the folder."""
+
+
 @contextmanager
 def trained_by_one(folder: Path) -> Iterator[None]:
     """Keep other processes from training in a folder meanwhile; a killed process keeps none from it.
 
     Raises:
-        RunError: Another process trains in it.
+        FolderInUseError: Another process trains in it.
     """
     if sys.platform == "win32":
         yield
@@ -56,7 +60,7 @@ def trained_by_one(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise RunError(f"Another process trains in {folder} now; wait for its end, or stop it.") from error
+            raise FolderInUseError(f"Another process trains in {folder} now; wait for its end, or stop it.") from error
         yield
     finally:
         os.close(descriptor)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from ncp_rl.distributed.search import setting_score
 from ncp_rl.distributed.space import Dimension, dimensions
@@ -170,7 +170,7 @@ def draw_settings(sweep: Sweep, out: Path, trials: Sequence[Trial], path: Path) 
     space = dimensions(sweep.spaces[trials[0].env])
     n_columns = min(len(space), 3)
     n_lines = -(-len(space) // n_columns)
-    figure = Figure(figsize=(3.6 * n_columns, 2.8 * n_lines), layout="constrained")
+    figure = Figure(figsize=(3.6 * n_columns, 2.8 * n_lines + 0.8), layout="constrained")
     axes = figure.subplots(n_lines, n_columns, squeeze=False, sharey=True)
     for axis in axes.flat[len(space) :]:
         axis.set_axis_off()
@@ -183,7 +183,14 @@ def draw_settings(sweep: Sweep, out: Path, trials: Sequence[Trial], path: Path) 
         ]
         for axis, dimension in zip(axes.flat, space, strict=False):
             at = [_place(dimension, values[dimension.name]) for values, _ in points]
-            axis.plot(at, [best for _, best in points], marker, color="C0", alpha=0.7, label=status if points else None)
+            axis.plot(
+                at,
+                [best for _, best in points],
+                marker,
+                color="C0",
+                alpha=0.7,
+                label=status if points else None,
+            )
     for axis, dimension in zip(axes.flat, space, strict=False):
         _label_axis(axis, dimension)
     for line in axes:
@@ -205,12 +212,18 @@ def _label_axis(axis: Axes, dimension: Dimension) -> None:
     axis.set_xlabel(dimension.name + (" (falls linearly)" if dimension.linear else ""), fontsize=8)
     axis.tick_params(which="both", labelsize=7)
     if dimension.kind == "choice":
-        axis.set_xticks(np.arange(len(dimension.values)), list(map(str, dimension.values)))
+        labels = [text if len(text := json.dumps(value)) <= 20 else f"{text[:19]}…" for value in dimension.values]
+        slanted: dict[str, Any] = dict(rotation=25, ha="right") if max(map(len, labels)) > 6 else {}
+        axis.set_xticks(np.arange(len(labels)), labels, **slanted)
         axis.set_xlim(-0.5, len(dimension.values) - 0.5)
         return
     if dimension.kind.startswith("log"):
         axis.set_xscale("log")
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
         axis.xaxis.set_minor_formatter(NullFormatter())
-    axis.set_xlim(*dimension.values)
-    axis.margins(x=0.03)
+        low, high = np.log(dimension.values)
+        axis.set_xlim(np.exp(low - 0.04 * (high - low)), np.exp(high + 0.04 * (high - low)))
+        return
+    axis.xaxis.set_major_locator(MaxNLocator(6, integer=dimension.kind == "int"))
+    low, high = dimension.values
+    axis.set_xlim(low - 0.04 * (high - low), high + 0.04 * (high - low))

@@ -64,7 +64,7 @@ class Dimension:
         if not isinstance(entry, Mapping) or len(kinds := [kind for kind in entry if kind != "linear"]) != 1:
             raise SpaceError(f"{name} of a search space must be one of {_FORMS}, got {entry!r}.")
         kind, linear = kinds[0], entry.get("linear", False)
-        values = plain({name: entry[kind]})[name]
+        values = plain({kind: entry[kind]})[kind]
         if kind not in (*_RANGES, "choice"):
             raise SpaceError(f"{name} of a search space must be one of {_FORMS}, got {kind!r}.")
         if not isinstance(values, list) or not values:

@@ -69,11 +69,15 @@ def ask(name, call):
     except (ImportError, NCPError, gymnasium.error.DependencyNotInstalled) as error:
         said[name] = str(error)
 
-def run_folder():
+def run_folder(progress_bar):
     from ncp_rl.runs import RunConfig, train
     import pathlib, tempfile
     with tempfile.TemporaryDirectory() as folder:
-        train(RunConfig("Pendulum-v1", dict(n_timesteps=8)), pathlib.Path(folder) / "run", progress_bar=False)
+        try:
+            config = RunConfig("Pendulum-v1", dict(n_timesteps=8))
+            train(config, pathlib.Path(folder) / "run", progress_bar=progress_bar)
+        finally:
+            assert not any(pathlib.Path(folder).iterdir())
 
 def settings():
     from ncp_rl.runs import read_hyperparams, tuned_file
@@ -83,7 +87,8 @@ ask("graph", model.policy.wiring.graph)
 ask("plot", model.policy.wiring.plot)
 for part in ("recording", "audit", "teach", "export", "distributed"):
     ask(part, lambda: __import__(f"ncp_rl.{part}"))
-ask("run folder", run_folder)
+ask("run folder", lambda: run_folder(False))
+ask("progress", lambda: run_folder(True))
 ask("settings", settings)
 ask("drawing", lambda: gymnasium.make("ncp/LaneKeeping-v0", render_mode="rgb_array"))
 ask("ncp/HopperNoVel-v5", lambda: gymnasium.make("ncp/HopperNoVel-v5"))
@@ -97,9 +102,10 @@ print(json.dumps(said))
     )
     assert found.pop("steps") == 64 and found.pop("status") == 2
     extras = {"graph": "plot", "plot": "plot", "recording": "record", "audit": "audit", "teach": "record"}
-    extras |= {"export": "export", "run folder": "cli", "settings": "cli", "drawing": "envs", "command": "cli"}
-    extras |= {"ncp/HopperNoVel-v5": "mujoco", "distributed": "ray"}
+    extras |= {"export": "export", "run folder": "cli", "progress": "cli", "settings": "cli", "command": "cli"}
+    extras |= {"drawing": "envs", "ncp/HopperNoVel-v5": "mujoco", "distributed": "ray"}
     assert found.keys() == extras.keys()
+    assert "needs tensorboard, tqdm, rich, which are" in found["progress"]
     for name, extra in extras.items():
         assert f'pip install "ncp-rl[{extra}]"' in found[name], (name, found[name])
 

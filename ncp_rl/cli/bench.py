@@ -15,6 +15,7 @@ over rounds. Compilation and caches come before the first round. ncps takes part
 from __future__ import annotations
 
 import json
+import os
 import platform
 import sys
 from dataclasses import asdict, dataclass
@@ -88,8 +89,6 @@ def has_ncps() -> bool:
 
 def describe_machine(args: Args, peers: bool) -> dict[str, Any]:
     """What the figures were measured on."""
-    import multiprocessing
-
     import torch
 
     names = ("torch", "numba", "numpy", "gymnasium", "stable-baselines3", "sb3-contrib", *(["ncps"] if peers else []))
@@ -98,7 +97,7 @@ def describe_machine(args: Args, peers: bool) -> dict[str, Any]:
     return {
         "cpu": models[0].partition(": ")[2] if models else platform.processor(),
         "vectors": torch.backends.cpu.get_cpu_capability(),
-        "cores": multiprocessing.cpu_count(),
+        "cores": os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if args.device == "cuda" else "none",
         "threads": args.threads,
         "python": platform.python_version(),

@@ -13,6 +13,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, VecTransposeImage, unwrap_vec_normalize
 
+from ncp_rl.extras import require
 from ncp_rl.policy import NCPPolicy
 from ncp_rl.readings import BadInputError
 from ncp_rl.runs import settings
@@ -72,7 +73,9 @@ def train(
     Raises:
         RunError: The folder exists, the environment or the model cannot be made, training was interrupted, a reading
             is bad, or an evaluation's episode does not end.
+        ncp_rl.extras.MissingExtraError: What writes training curves or shows progress is not installed.
     """
+    _require(progress_bar)
     if folder.exists():
         raise RunError(
             f"The folder {folder} exists and is left as it is; name another one for this run, or go on with a killed "
@@ -125,6 +128,7 @@ def resume(
         RunError: There is no checkpoint, or a damaged one; the training is finished; config.json was changed; another
             process trains in the folder; and all that `train` raises.
     """
+    _require(progress_bar)
     config = read_config(folder)
     with trained_by_one(folder):
         checkpoint = read_checkpoint(folder)
@@ -144,6 +148,11 @@ def resume(
                 on_evaluation=on_evaluation,
                 checkpoint=checkpoint if began else None,
             )
+
+
+def _require(progress_bar: bool) -> None:
+    """Check what training needs before anything is made: Stable-Baselines3 would tell only once it begins."""
+    require("cli", "tensorboard", *(["tqdm", "rich"] if progress_bar else []), by="Training into a run folder")
 
 
 def _going_on(config: RunConfig, checkpoint: Mapping[str, Any], folder: Path, n_timesteps: int | None) -> RunConfig:

@@ -11,7 +11,7 @@ import importlib
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -23,7 +23,7 @@ from ray import tune
 from ncp_rl.distributed.space import dimensions, with_values
 from ncp_rl.errors import NCPError
 from ncp_rl.runs import Evaluation, RunConfig, resume, train
-from ncp_rl.runs.checkpoint import CHECKPOINT
+from ncp_rl.runs.checkpoint import CHECKPOINT, read_checkpoint
 from ncp_rl.runs.folder import FolderInUseError, trained_by_one, write_file
 
 #: What trials report to Tune: environment steps, the mean return of the best evaluation so far, and of the last one.
@@ -220,13 +220,29 @@ def train_trial(given: Mapping[str, Any]) -> None:
         for steps, mean_return in zip(*read_curve(folder), strict=True):
             reporter.report(steps, mean_return)
     if read_record(folder) is None:
-        write_record(folder, _trained(sweep, trial, folder, reporter))
+        write_record(folder, trained(sweep, trial, folder, reporter))
     reporter.end()
 
 
-def _trained(sweep: Sweep, trial: Trial, folder: Path, reporter: _Reporter) -> Record:
-    how: dict[str, Any] = dict(device="cpu", progress_bar=False, on_evaluation=reporter)
+def trained(sweep: Sweep, trial: Trial, folder: Path, on_evaluation: Callable[[int, Evaluation], object]) -> Record:
+    """Train what is left of a trial, if anything is.
+
+    Args:
+        sweep: What is tried.
+        trial: Which of it.
+        folder: The trial's run folder, new or left by a process that died.
+        on_evaluation: As for `ncp_rl.runs.train`.
+
+    Returns:
+        How it ended.
+
+    Raises:
+        OSError: Of the machine, such as a full disk.
+    """
+    how: dict[str, Any] = dict(device="cpu", progress_bar=False, on_evaluation=on_evaluation)
     try:
+        if _is_finished(sweep, trial, folder):
+            return Record("finished")
         if (folder / CHECKPOINT).exists():
             resume(folder, **how)
         else:
@@ -238,6 +254,14 @@ def _trained(sweep: Sweep, trial: Trial, folder: Path, reporter: _Reporter) -> R
     except Exception as error:  # Settings may fail in any way, such as by numbers that overflow, and fail again.
         return Record("failed", f"{type(error).__name__}: {error}")
     return Record("finished")
+
+
+def _is_finished(sweep: Sweep, trial: Trial, folder: Path) -> bool:
+    """Whether the training of a process that died before it could keep the record had ended."""
+    if not (folder / CHECKPOINT).exists() or not (folder / "last" / "model.zip").exists():
+        return False
+    steps: int = read_checkpoint(folder)["steps"]
+    return steps >= sweep.config(trial).n_timesteps
 
 
 def _wait_until_free(folder: Path) -> None:

@@ -96,11 +96,16 @@ def main(args: Args) -> int:
         progress_bar=args.progress_bar,
     )
     for env, (trial, score) in best.items():
-        values = ", ".join(f"{name} {value}" for name, value in trial.values.items())
+        values = ", ".join(f"{name} {number(value)}" for name, value in trial.values.items())
         print(f"{env}: best return {score:.1f} with setting {trial.setting}: {values}")
     print(f"trials: {args.out / 'trials.csv'}")
     print(f"best settings: {args.out / 'best.yml'}")
     return FINE
+
+
+def number(value: Any) -> str:
+    """A value for people."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def resumed(args: Args) -> int | None:

@@ -15,8 +15,8 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from ncp_rl.distributed.trial import BEST, STEPS, Record, Sweep, Trial, read_curve, read_record, write_record
 
-#: Of the trials that reach a rung, one in so many goes on.
-REDUCTION = 3
+#: Of the trials that reach a rung, one in so many goes on, and rungs lie so many times as far apart.
+REDUCTION = 2
 
 
 class HalvingByEnvironment(FIFOScheduler):

@@ -62,7 +62,7 @@ class Sweep:
     halving: bool = True
     """Whether trials whose return lies behind are stopped early (ASHA)."""
     grace: int = 2
-    """Evaluations before a trial may be stopped; it is looked at again after three times as many, and so on."""
+    """Evaluations before a trial may be stopped; it is looked at again after twice as many, and so on."""
     search_seed: int = 0
     """Of the search."""
     modules: tuple[str, ...] = ()

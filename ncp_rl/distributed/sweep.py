@@ -117,7 +117,10 @@ def _tune(
 ) -> None:
     """Let Ray Tune run all trials that are left."""
     ended = [trial for trial in search.all_trials() if read_record(trial.folder(out)) is not None]
-    with tqdm(total=sweep.n_trials, initial=len(ended), unit="trial", disable=not progress_bar) as bar:
+    with (
+        _faults() as faults,
+        tqdm(total=sweep.n_trials, initial=len(ended), unit="trial", disable=not progress_bar) as bar,
+    ):
         tuner = tune.Tuner(
             tune.with_resources(train_trial, {"cpu": 1}),
             tune_config=tune.TuneConfig(
@@ -134,7 +137,7 @@ def _tune(
             run_config=tune.RunConfig(
                 name=f"from_{len(ended)}",
                 storage_path=str(out / "tune"),
-                callbacks=[_Tell(out, bar)],
+                callbacks=[_Tell(out, bar, faults)],
                 failure_config=tune.FailureConfig(max_failures=max_failures),
                 verbose=0,
             ),
@@ -146,11 +149,36 @@ def _name(trial: Any) -> str:
     return Trial.of(trial.config).name
 
 
+class _Faults(logging.Filter):
+    """Keeps the last line of each traceback that Tune logs of a worker, in place of showing all of it."""
+
+    last = "its worker died"
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info is None or record.exc_info[1] is None:
+            return True
+        error = record.exc_info[1]
+        self.last = _Faults.last
+        if not isinstance(error, ray.exceptions.RayActorError):  # Of that, the message is about Ray.
+            self.last += f" of {(str(error).strip() or type(error).__name__).splitlines()[-1]}"
+        return False
+
+
+@contextmanager
+def _faults() -> Iterator[_Faults]:
+    log, faults = logging.getLogger("ray.tune.execution.tune_controller"), _Faults()
+    log.addFilter(faults)
+    try:
+        yield faults
+    finally:
+        log.removeFilter(faults)
+
+
 class _Tell(tune.Callback):
     """Says in a line how each trial ended."""
 
-    def __init__(self, out: Path, bar: Any) -> None:
-        self._out, self._bar = out, bar
+    def __init__(self, out: Path, bar: Any, faults: _Faults) -> None:
+        self._out, self._bar, self._faults = out, bar, faults
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         ended = row(Trial.of(trial.config), self._out)
@@ -159,10 +187,10 @@ class _Tell(tune.Callback):
         self._bar.update()
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._say(f"the worker died of {Trial.of(trial.config)}: it is tried again from its checkpoint")
+        self._say(f"{Trial.of(trial.config)}: {self._faults.last}; it is tried again from its checkpoint")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._say(f"given up {Trial.of(trial.config)}: {trial.get_error() or 'its worker died too often'}")
+        self._say(f"{Trial.of(trial.config)}: {self._faults.last}, too often; it is left to --resume")
 
     def _say(self, line: str) -> None:
         if not self._bar.disable:

@@ -26,10 +26,11 @@ class Counting(BaseCallback):
             self.meet_end(folder)
 
     def meet_end(self, folder: Path) -> None:
-        """Once."""
-        if (folder / "met").exists():
+        """Once, whatever becomes of the folder."""
+        met = folder.parents[1] / f"met{folder.name}"
+        if met.exists():
             return
-        (folder / "met").touch()
+        met.touch()
         if folder.name.endswith(KILLED):
             os.kill(os.getpid(), signal.SIGKILL)
         while True:

@@ -50,28 +50,24 @@ class Swept(NamedTuple):
     """By the second driver."""
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
+def start(log: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    """A driver that says into a file what it says."""
     paths = os.pathsep.join([str(ROOT), str(ROOT / "envs")])
-    return subprocess.Popen(
-        [sys.executable, "-m", "ncp_rl", "sweep", *arguments],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": paths},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    command = [sys.executable, "-m", "ncp_rl", "sweep", *arguments]
+    environment = os.environ | {"PYTHONPATH": paths}
+    with log.open("w") as file:
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
 
 
-def wait_until(true: Callable[[], bool], driver: subprocess.Popen[str] | None = None) -> None:
-    """Wait; whether a machine is fast or slow, it must become true."""
+def wait_until(true: Callable[[], bool], driver: subprocess.Popen[bytes] | None = None) -> None:
+    """Wait; whether a machine is fast or slow, it must become true, and the driver must run until then."""
     began = time.monotonic()
     while not true():
-        if driver is not None and driver.poll() is not None:
-            pytest.fail(f"The sweep ended before: {driver.communicate()[0]}")
-        if time.monotonic() - began > 400:
+        ended = driver is not None and driver.poll() is not None
+        if ended or time.monotonic() - began > 400:
             if driver is not None:
                 driver.kill()
-            pytest.fail("It did not become true.")
+            pytest.fail("The driver ended before it became true." if ended else "It did not become true.")
         time.sleep(0.05)
 
 
@@ -103,16 +99,17 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Swept:
     often = ["--evaluations", "4", "--eval-episodes", "2", "--checkpoints", str(N_STEPS // ROLLOUT)]
     what = [str(folder / "space.yml"), "--envs", ENV, "--seeds", "0", "1", "--settings", "4", "--no-halving"]
     what += ["--hyperparams", str(folder / "base.yml"), *often]
-    driver = start(*what, "--out", str(out), "--max-concurrent", "2")
+    driver = start(folder / "first.log", *what, "--out", str(out), "--max-concurrent", "2")
     # One trial waits; the other worker trains all trials before it, and the one beside it.
-    wait_until(lambda: len(endings(out)) >= 4 and any(out.glob(f"trials/*{WAITING}/met")), driver)
+    wait_until(lambda: len(endings(out)) >= 4 and any(out.glob(f"met*{WAITING}")), driver)
     driver.send_signal(signal.SIGKILL)
-    driver.communicate()
+    driver.wait()
     wait_until(lambda: not any(map(is_alive, processes(out))))
     ended = endings(out)
     assert 4 <= len(ended) < 8
-    driver = start("--out", str(out), "--resume", "--max-concurrent", "2")
-    said, _ = driver.communicate(timeout=400)
+    driver = start(folder / "second.log", "--out", str(out), "--resume", "--max-concurrent", "2")
+    wait_until(lambda: driver.poll() is not None, driver)
+    said = (folder / "second.log").read_text()
     assert driver.returncode == 0, said
     return Swept(out, ended, said)
 

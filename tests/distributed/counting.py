@@ -15,12 +15,17 @@ STEP = 256
 KILLED, WAITING = "__000__1", "__002__0"
 
 
+def rollouts_of(folder: Path) -> Path:
+    """Where a trial's rollouts are written down: outside of its run folder, so that they outlive that."""
+    return folder.parents[1] / f"rollouts{folder.name}.txt"
+
+
 class Counting(BaseCallback):
-    """Appends the steps so far, and its process, to rollouts.txt in the run folder at each rollout's start."""
+    """Appends the steps so far, and its process, to a file at each rollout's start."""
 
     def _on_rollout_start(self) -> None:
         folder = Path(self.logger.dir or "")
-        with (folder / "rollouts.txt").open("a") as file:
+        with rollouts_of(folder).open("a") as file:
             file.write(f"{self.num_timesteps} {os.getpid()}\n")
         if self.num_timesteps == STEP and folder.name.endswith((KILLED, WAITING)):
             self.meet_end(folder)

@@ -17,7 +17,7 @@ import pytest
 from ncp_rl.cli import main
 from ncp_rl.distributed import Row, read_table
 from ncp_rl.runs import RunConfig, load_run, read_config, read_hyperparams, train
-from tests.distributed.counting import KILLED, STEP, WAITING
+from tests.distributed.counting import KILLED, STEP, WAITING, rollouts_of
 
 ROOT = Path(__file__).parents[2]
 ENV = "CartPole-v1"
@@ -77,9 +77,7 @@ def endings(out: Path) -> dict[str, int]:
 
 def processes(out: Path) -> set[int]:
     """Those that have trained."""
-    return {
-        int(line.split()[1]) for path in out.glob("trials/*/rollouts.txt") for line in path.read_text().splitlines()
-    }
+    return {int(line.split()[1]) for path in out.glob("rollouts*.txt") for line in path.read_text().splitlines()}
 
 
 def is_alive(pid: int) -> bool:
@@ -116,7 +114,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Swept:
 
 def rollouts(folder: Path) -> list[int]:
     """Environment steps at the beginnings of all rollouts, whichever process began them."""
-    return [int(line.split()[0]) for line in (folder / "rollouts.txt").read_text().splitlines()]
+    return [int(line.split()[0]) for line in rollouts_of(folder).read_text().splitlines()]
 
 
 def test_no_trial_is_lost(swept: Swept) -> None:
@@ -148,7 +146,7 @@ def test_a_killed_trial_goes_on_from_its_checkpoint_in_another_process(name: str
     (folder,) = swept.out.glob(f"trials/*{name}")
     assert (folder / "resumed.log").read_text() == f"At step {STEP} the training goes on where it was.\n"
     assert rollouts(folder) == sorted([*range(0, N_STEPS, ROLLOUT), STEP])
-    pids = [line.split()[1] for line in (folder / "rollouts.txt").read_text().splitlines()]
+    pids = [line.split()[1] for line in rollouts_of(folder).read_text().splitlines()]
     at = rollouts(folder).index(STEP)
     assert len(set(pids[: at + 1])) == len(set(pids[at + 1 :])) == 1 and pids[at] != pids[at + 1]
 

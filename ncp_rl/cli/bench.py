@@ -1,7 +1,7 @@
 """Time this machine: the scan, a step, and the training loop, beside nn.LSTM, SB3's own policies, and ncps.
 
 Examples:
-    ncp-rl bench                          # the table, on the CPU with one thread: about a minute and a half
+    ncp-rl bench                          # the table, on the CPU with one thread: a minute; with ncps, three
     ncp-rl bench --device cuda            # the scan on a GPU
     ncp-rl bench --parts cars             # lane keeping: one simulation against many, the camera
     ncp-rl bench --parts deployed         # exported controllers: here, and on a Cortex-M4F

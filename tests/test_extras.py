@@ -19,6 +19,7 @@ OPTIONAL = {
     "audit": ["sklearn", "scipy", "jinja2", "plotly"],
     "envs": ["pygame", "mujoco", "Box2D"],
     "export": ["pandas", "pyarrow", "onnx", "onnxruntime"],
+    "ray": ["ray", "optuna"],
     "minari": ["minari"],
     "video": ["moviepy"],
     "bench": ["ncps"],
@@ -84,7 +85,7 @@ def settings():
 
 ask("graph", model.policy.wiring.graph)
 ask("plot", model.policy.wiring.plot)
-for part in ("recording", "audit", "teach", "export"):
+for part in ("recording", "audit", "teach", "export", "distributed"):
     ask(part, lambda: __import__(f"ncp_rl.{part}"))
 ask("run folder", lambda: run_folder(False))
 ask("progress", lambda: run_folder(True))
@@ -102,7 +103,7 @@ print(json.dumps(said))
     assert found.pop("steps") == 64 and found.pop("status") == 2
     extras = {"graph": "plot", "plot": "plot", "recording": "record", "audit": "audit", "teach": "record"}
     extras |= {"export": "export", "run folder": "cli", "progress": "cli", "settings": "cli", "command": "cli"}
-    extras |= {"drawing": "envs", "ncp/HopperNoVel-v5": "mujoco"}
+    extras |= {"drawing": "envs", "ncp/HopperNoVel-v5": "mujoco", "distributed": "ray"}
     assert found.keys() == extras.keys()
     assert "needs tensorboard, tqdm, rich, which are" in found["progress"]
     for name, extra in extras.items():
@@ -125,9 +126,10 @@ def test_each_command_names_its_extra() -> None:
         "monitor run a --monitor b": "export",
         "evaluate runs/a --video b": "video",
         "bench --parts recording --seconds 0": "record",
+        "sweep --envs A-v0 --out b": "ray",
     }
     found = without(
-        names("plot", "record", "audit", "envs", "export", "minari", "video", "bench"),
+        names("plot", "record", "audit", "envs", "export", "ray", "minari", "video", "bench"),
         f"""
 import contextlib, io
 from ncp_rl.cli import main

@@ -4,6 +4,7 @@ Examples:
     ncp-rl audit runs/mine
     ncp-rl audit runs/ncp runs/lstm --disturbances sensor_noise action_delay --processes 2
     ncp-rl audit flight.mcap --fail-on chain replay "certificate.width>2" --public-key key.pub.pem
+    ncp-rl audit flights --processes 8 --out audits/flights     # a folder of recordings: one table, worst first
 
 Runs are recorded first, and perturbed; recordings answer for themselves.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +23,8 @@ from tyro.conf import Positional
 from ncp_rl.cli.status import reports_errors, verdict
 
 if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
     from ncp_rl.audit import Plan
     from ncp_rl.audit.audit import Questions
 
@@ -33,7 +37,8 @@ class Args:
     """What to audit."""
 
     sources: Positional[tuple[Path, ...]]
-    """Run folders of ncp-rl train, and recordings (.mcap)."""
+    """Run folders of ncp-rl train, and recordings (.mcap); or one folder of many recordings, each of which is audited
+    alone, into one table. Where that is interrupted, the same command with the same --out goes on."""
     out: Path | None = None
     """New folder for audit.json, report.html and the recordings of runs. Default: audits/NAME__TIME."""
     episodes: int = 20
@@ -60,7 +65,7 @@ class Args:
     max_loss: float = 0.5
     """Share of the return that a disturbance may cost before its verdict fails."""
     processes: int = 1
-    """Trials of the sweep at a time."""
+    """Trials of the sweep at a time, or recordings of a folder."""
     public_key: Path | None = None
     """PEM file of the key that must have signed the recordings given."""
     deployed: Path | None = None
@@ -86,18 +91,53 @@ def main(args: Args) -> int:
     torch.set_num_threads(args.threads)
     out = args.out or Path("audits") / f"{args.sources[0].stem}__{time.time():.0f}"
     key = None if args.public_key is None else read_public_key(args.public_key)
+    must_pass = tuple(question.name for question in QUESTIONS if question.must_pass)
+    conditions = must_pass if args.fail_on is None else args.fail_on
+    if is_fleet(args.sources):
+        return fleet(args, out, key, conditions)
     audit = audit_sources(
         args.sources, out, plan(args), public_key=key, questions=questions(args), progress_bar=args.progress_bar
     )
     report = write_report(audit, out / "report.html")
-    must_pass = tuple(question.name for question in QUESTIONS if question.must_pass)
-    conditions = must_pass if args.fail_on is None else args.fail_on
     failed = failures(audit, (*conditions, *(["deployed"] if args.deployed else [])))
     print("\n".join(audit.lines()))
     print(f"audit: {out / 'audit.json'}\nreport: {report}")
     for failure in failed:
         print(f"failed: {failure}", file=sys.stderr)
     return verdict(not failed)
+
+
+def is_fleet(sources: tuple[Path, ...]) -> bool:
+    """Whether the one source is a folder of recordings, not of a run."""
+    return len(sources) == 1 and sources[0].is_dir() and not (sources[0] / "config.json").exists()
+
+
+def fleet(args: Args, out: Path, key: Ed25519PublicKey | None, conditions: Sequence[str]) -> int:
+    """Audit each recording of a folder, print the ten worst, and where the table lies.
+
+    Raises:
+        ValueError: --deployed is given, which is the export of one policy.
+    """
+    from ncp_rl.audit.fleet import audit_fleet
+
+    if args.deployed is not None:
+        raise ValueError("--deployed names the export of one policy, got a folder of recordings; audit one of them.")
+    rows = audit_fleet(
+        args.sources[0],
+        out,
+        plan(args),
+        conditions=conditions,
+        public_key=key,
+        n_processes=args.processes,
+        progress_bar=args.progress_bar,
+    )
+    bad = [row for row in rows if row.bad]
+    for row in bad[:10]:
+        print(f"{row.recording}: {row.error or row.failed}")
+    steps, peak = sum(row.n_steps for row in rows), max(row.peak_mib for row in rows)
+    print(f"{len(bad)} of {len(rows)} recordings fail; {steps:,} steps, at most {peak:.0f} MiB a process")
+    print(f"table: {out / 'fleet.csv'}\npage: {out / 'index.html'}")
+    return verdict(not bad)
 
 
 def questions(args: Args) -> Questions:

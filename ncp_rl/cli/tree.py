@@ -21,6 +21,7 @@ from ncp_rl.cli import (
     monitor,
     record,
     replay,
+    sweep,
     teach,
     train,
     verify,
@@ -28,6 +29,7 @@ from ncp_rl.cli import (
 
 COMMANDS: dict[str, ModuleType] = {
     "train": train,
+    "sweep": sweep,
     "evaluate": evaluate,
     "teach": teach,
     "record": record,

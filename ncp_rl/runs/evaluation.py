@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -168,17 +168,26 @@ def evaluate(
 class SeededEvaluation(EvalCallback):
     """Evaluates every model from the same starts, so that luck does not decide, and logs the time of training alone."""
 
-    def __init__(self, eval_env: VecEnv, folder: Path, *, seed: int, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        eval_env: VecEnv,
+        folder: Path,
+        *,
+        seed: int,
+        on_evaluation: Callable[[int, Evaluation], object] | None = None,
+        **kwargs: Any,
+    ) -> None:
         """Evaluate in `eval_env`, whose environment i starts from seed + i.
 
         Args:
             eval_env: Environments.
             folder: Folder for evaluations.npz.
             seed: Seed of the environments.
+            on_evaluation: Called with the environment steps so far and each evaluation, once all its files are written.
             **kwargs: Arguments of upstream's class.
         """
         super().__init__(eval_env, **kwargs)
-        self.seed, self.path = seed, folder / "evaluations.npz"
+        self.seed, self.path, self.on_evaluation = seed, folder / "evaluations.npz", on_evaluation
         # Upstream writes in place; here it writes beside the file, which is then replaced.
         self.log_path = str(folder / "evaluations.partial.npz")
 
@@ -196,6 +205,9 @@ class SeededEvaluation(EvalCallback):
         self.bound = EpisodeBound(self.eval_env)
         go_on = super()._on_step()
         Path(self.log_path or "").replace(self.path)
+        if self.on_evaluation is not None:
+            returns, lengths = self.evaluations_results[-1], self.evaluations_length[-1]
+            self.on_evaluation(self.num_timesteps, Evaluation(tuple(map(float, returns)), tuple(map(int, lengths))))
         self.training_began += _seconds() - began
         return go_on
 

@@ -41,12 +41,16 @@ def write_file(path: Path, data: bytes) -> None:
             os.close(descriptor)
 
 
+class FolderInUseError(RunError):
+    """Raised where another process is training in the folder."""
+
+
 @contextmanager
 def training_lock(folder: Path) -> Iterator[None]:
     """Lock a folder against other processes that train; the lock of a killed process vanishes.
 
     Raises:
-        RunError: Another process is training in it.
+        FolderInUseError: Another process is training in it.
     """
     if sys.platform == "win32":
         yield
@@ -56,7 +60,9 @@ def training_lock(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise RunError(f"Another process is training in {folder}; wait until it ends, or stop it.") from error
+            raise FolderInUseError(
+                f"Another process is training in {folder}; wait until it ends, or stop it."
+            ) from error
         yield
     finally:
         os.close(descriptor)

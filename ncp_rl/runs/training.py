@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from ncp_rl.runs import settings
 from ncp_rl.runs.checkpoint import KeepCheckpoint, TrainingPlan, read_checkpoint, restore, restore_files
 from ncp_rl.runs.config import EVALUATION_SEED, RunConfig, RunError, installed_versions, to_json
 from ncp_rl.runs.environments import make_envs
-from ncp_rl.runs.evaluation import SeededEvaluation
+from ncp_rl.runs.evaluation import Evaluation, SeededEvaluation
 from ncp_rl.runs.folder import load_run, read_config, save_model, training_lock, write_file
 from ncp_rl.runs.logs import make_logger
 from ncp_rl.runs.models import make_model
@@ -48,6 +48,7 @@ def train(
     init: Path | None = None,
     progress_bar: bool = True,
     callback: BaseCallback | None = None,
+    on_evaluation: Callable[[int, Evaluation], object] | None = None,
 ) -> OnPolicyAlgorithm:
     """Train a policy and fill its run folder.
 
@@ -63,6 +64,8 @@ def train(
             are unpickled. Its statistics of observations are taken over where both runs normalise them.
         progress_bar: Whether to show progress and remaining time.
         callback: A further callback.
+        on_evaluation: Called after each periodic evaluation, once its files are written, with the environment steps so
+            far and the evaluation. What it raises ends the training.
 
     Returns:
         The trained model, as in `last/`.
@@ -88,7 +91,7 @@ def train(
         folder.mkdir(parents=True)
         with training_lock(folder):
             write_file(folder / "config.json", text.encode())
-            return _learn(made, folder, progress_bar=progress_bar, callback=callback)
+            return _learn(made, folder, progress_bar=progress_bar, callback=callback, on_evaluation=on_evaluation)
 
 
 def resume(
@@ -98,6 +101,7 @@ def resume(
     device: str = "auto",
     progress_bar: bool = True,
     callback: BaseCallback | None = None,
+    on_evaluation: Callable[[int, Evaluation], object] | None = None,
 ) -> OnPolicyAlgorithm:
     """Resume a training that was killed or interrupted, from the last checkpoint in its run folder.
 
@@ -115,6 +119,7 @@ def resume(
         progress_bar: Whether to show progress and remaining time.
         callback: The callback that `train` was given, if any. A callback gets back its `state_dict()` through
             `load_state_dict`, or, without these, all of its attributes that are data.
+        on_evaluation: As for `train`; evaluations before the checkpoint are not told again.
 
     Returns:
         The trained model, as in `last/`.
@@ -140,6 +145,7 @@ def resume(
                 folder,
                 progress_bar=progress_bar,
                 callback=callback,
+                on_evaluation=on_evaluation,
                 checkpoint=checkpoint if began else None,
             )
 
@@ -201,6 +207,7 @@ def _learn(
     *,
     progress_bar: bool,
     callback: BaseCallback | None,
+    on_evaluation: Callable[[int, Evaluation], object] | None,
     checkpoint: Mapping[str, Any] | None = None,
 ) -> OnPolicyAlgorithm:
     """Train to the end, from the beginning or from a checkpoint that `restore` has restored."""
@@ -209,6 +216,7 @@ def _learn(
         made.eval_venv,
         folder,
         seed=config.seed + EVALUATION_SEED,
+        on_evaluation=on_evaluation,
         callback_on_new_best=_KeepModel(folder / "best"),
         callback_after_eval=_KeepModel(folder / "checkpoints", by_step=True),
         n_eval_episodes=plan.n_eval_episodes,

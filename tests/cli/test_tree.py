@@ -18,7 +18,7 @@ from ncp_rl.cli.evaluate import Args
 from ncp_rl.recording import MAX_MEMORY
 
 #: What no help needs.
-HEAVY = ("torch", "stable_baselines3", "gymnasium", "numba", "numpy", "matplotlib", "mcap", "sklearn")
+HEAVY = ("torch", "stable_baselines3", "gymnasium", "numba", "numpy", "matplotlib", "mcap", "sklearn", "ray", "optuna")
 #: Commands with commands of their own.
 NESTED = {"teach": ["clone", "dagger", "distil"], "monitor": ["fit", "check", "run"]}
 
@@ -39,7 +39,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_help_names_every_command_with_a_line_and_the_exit_statuses(capsys: pytest.CaptureFixture[str]) -> None:
     said = printed(capsys, "--help")
-    names = "train evaluate teach record verify replay convert export audit monitor envs keygen bench".split()
+    names = "train sweep evaluate teach record verify replay convert export audit monitor envs keygen bench".split()
     assert list(tree.COMMANDS) == names
     for name in names:
         assert f"• {name} " in said
@@ -99,7 +99,8 @@ def test_help_and_version_import_nothing_heavy() -> None:
 import sys
 from ncp_rl.cli import main
 main(["--version"])
-for command in (["--help"], ["train", "--help"], ["teach", "dagger", "--help"], ["audit", "--help"]):
+helped = (["--help"], ["train", "--help"], ["sweep", "--help"], ["teach", "dagger", "--help"], ["audit", "--help"])
+for command in helped:
     try:
         main(command)
     except SystemExit as end:

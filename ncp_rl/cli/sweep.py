@@ -48,7 +48,7 @@ class Args:
     timesteps: int | None = None
     """Environment steps of each training. Default: those of the settings."""
     policy: str | None = None
-    """As for ncp-rl train. Default: that of the settings, or the NCP that fits."""
+    """Policy, named as for ncp-rl train. Default: that of the settings, or the NCP that fits."""
     hyperparams: Path | None = None
     """Settings that are not varied, by environment; as for ncp-rl train."""
     disturb: tuple[str, ...] = ()

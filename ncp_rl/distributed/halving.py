@@ -15,7 +15,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from ncp_rl.distributed.trial import BEST, STEPS, Record, Sweep, Trial, read_curve, read_record, write_record
 
-#: Of the trials that reach a rung, one in so many goes on, and rungs lie so many times as far apart.
+#: One in so many of the trials that reach a rung goes on, and rungs lie so many times as far apart.
 REDUCTION = 2
 
 

@@ -37,9 +37,9 @@ class Row:
     best_return: float
     """Mean return of the best periodic evaluation; NaN where there was none."""
     last_return: float
-    """Of the last one."""
+    """Mean return of the last evaluation."""
     seconds: float
-    """That the training took, on the clock."""
+    """Seconds that the training took on the clock."""
     settings: str
     """The values of the setting, as JSON by dotted name."""
     folder: str

@@ -46,7 +46,7 @@ class Dimension:
     """A setting that a sweep varies."""
 
     name: str
-    """Of the setting; dots lead into nested settings."""
+    """Name of the setting; dots lead into nested settings."""
     kind: str
     """uniform, loguniform, int, logint or choice."""
     values: tuple[Any, ...]
@@ -121,7 +121,7 @@ def read_space(path: Path, policy: str | None) -> dict[str, Any]:
     """The search space of a policy from a yml file.
 
     Args:
-        path: Of the file.
+        path: Path of the file.
         policy: As in `policy` of the hyperparameters; the last part of a dotted path counts. Circuits that the file
             does not name have the space of `NCPPolicy`, other policies that of `default`.
 

@@ -50,7 +50,7 @@ def run_sweep(
         sweep: What to try, into a new folder; None goes on with the sweep of a folder.
         out: The folder. On a cluster it must be a path that all nodes see, such as one on a network file system.
         n_settings: Settings of each environment, where they shall be others than those of the sweep that goes on.
-        address: Of a Ray cluster; None starts Ray on this machine for as long as the sweep lasts.
+        address: Address of a Ray cluster; None starts Ray on this machine for as long as the sweep lasts.
         max_concurrent: Trials at a time, each with one CPU and one thread; as many as there are CPUs where None.
         max_failures: How often a trial whose worker died is tried again, each time from its checkpoint.
         progress_bar: Show progress, and a line for each trial that has ended.

@@ -64,7 +64,7 @@ class Sweep:
     grace: int = 2
     """Evaluations before a trial may be stopped; it is looked at again after twice as many, and so on."""
     search_seed: int = 0
-    """Of the search."""
+    """Seed of the search."""
     modules: tuple[str, ...] = ()
     """Modules that workers import first, such as those that register environments."""
 
@@ -134,11 +134,11 @@ class Trial:
     """Number of the setting, counted in each environment from 0."""
     seed: int
     values: dict[str, Any] = field(hash=False)
-    """Of the setting, by dotted name, as they stand in the hyperparameters."""
+    """Values of the setting, by dotted name, as they stand in the hyperparameters."""
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """Return the name of its folder."""
         return f"{self.env.replace('/', '_').replace(':', '_')}__{self.setting:03d}__{self.seed}"
 
     def folder(self, out: Path) -> Path:
@@ -237,7 +237,7 @@ def trained(sweep: Sweep, trial: Trial, folder: Path, on_evaluation: Callable[[i
         How it ended.
 
     Raises:
-        OSError: Of the machine, such as a full disk.
+        OSError: The machine fails, such as by a full disk.
     """
     how: dict[str, Any] = dict(device="cpu", progress_bar=False, on_evaluation=on_evaluation)
     try:

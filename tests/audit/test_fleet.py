@@ -91,7 +91,7 @@ def test_what_cannot_be_audited_is_told(fleet: Path, tmp_path: Path, capsys: pyt
     (tmp_path / "full" / "mine").touch()
     with pytest.raises(RunError, match="is left as it is"):
         audit_fleet(fleet, tmp_path / "full", conditions=CONDITIONS)
-    with pytest.raises(ValueError, match="asks for what no recording is asked; there are certificate, chain"):
+    with pytest.raises(ValueError, match="asks for what no recording is asked; there are ablation, certificate"):
         audit_fleet(fleet, tmp_path / "out", conditions=["perturbation.loss>0.3"])
     assert main(["audit", str(fleet), "--out", str(tmp_path / "out"), "--deployed", "controller"]) == 2
     assert "--deployed names the export of one policy" in capsys.readouterr().err

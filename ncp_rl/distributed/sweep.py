@@ -21,7 +21,7 @@ from ncp_rl.distributed.search import Search
 from ncp_rl.distributed.space import dimensions, with_values
 from ncp_rl.distributed.trial import BEST, Sweep, SweepError, Trial, read_record, read_sweep, train_trial, write_sweep
 from ncp_rl.runs import RunConfig, make_envs, make_model
-from ncp_rl.runs.folder import trained_by_one
+from ncp_rl.runs.folder import training_lock
 
 #: Trainings take little memory for objects of Ray: they write files.
 _OBJECT_STORE_BYTES = 100 * 2**20
@@ -80,7 +80,7 @@ def run_sweep(
         for env in sweep.base:
             _check_settings(sweep, env)
         out.mkdir(parents=True)
-    with trained_by_one(out):
+    with training_lock(out):
         write_sweep(sweep, out)
         search = Search(sweep, out)
         if search.n_left:

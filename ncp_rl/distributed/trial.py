@@ -24,7 +24,7 @@ from ncp_rl.distributed.space import dimensions, with_values
 from ncp_rl.errors import NCPError
 from ncp_rl.runs import Evaluation, RunConfig, resume, train
 from ncp_rl.runs.checkpoint import CHECKPOINT, read_checkpoint
-from ncp_rl.runs.folder import FolderInUseError, trained_by_one, write_file
+from ncp_rl.runs.folder import FolderInUseError, training_lock, write_file
 
 #: What trials report to Tune: environment steps, the mean return of the best evaluation so far, and of the last one.
 STEPS, BEST, LAST = "steps", "best_return", "last_return"
@@ -273,7 +273,7 @@ def _wait_until_free(folder: Path) -> None:
     began = time.monotonic()
     while folder.exists():
         try:
-            with trained_by_one(folder):
+            with training_lock(folder):
                 return
         except FolderInUseError:
             if time.monotonic() - began > _PATIENCE:

@@ -178,7 +178,7 @@ def test_the_best_settings_train(swept: Swept, tmp_path: Path) -> None:
     rows = read_table(swept.out)
     best = max(rows, key=lambda row: sum(r.best_return for r in rows if r.setting == row.setting))
     assert found == read_config(swept.out / best.folder).hyperparams
-    train(RunConfig(ENV, found).lasting(64), tmp_path / "run", progress_bar=False, n_eval_episodes=1)
+    train(RunConfig(ENV, found).with_n_timesteps(64), tmp_path / "run", progress_bar=False, n_eval_episodes=1)
 
 
 def test_plots_are_drawn(swept: Swept) -> None:

@@ -59,21 +59,21 @@ class Row:
     """A recording, as a row of fleet.csv."""
 
     recording: str
-    """Its path in the folder."""
+    """Path of the recording in the folder."""
     n_failed: int
-    """Conditions that it fails."""
+    """Number of conditions that it fails."""
     failed: str
-    """Which, a sentence each."""
+    """The failed conditions, a sentence each."""
     error: str
-    """Why it could not be audited, such as a damaged file; "" where it was."""
+    """Reason why it could not be audited, such as a damaged file; empty where it was audited."""
     n_episodes: int
     n_steps: int
     seconds: float
-    """That its audit took."""
+    """Seconds that its audit took."""
     peak_mib: float
-    """Of the process that audited it, until then."""
+    """Largest memory until then of the process that audited it."""
     report: str
-    """The page of its audit, in the folder of audits."""
+    """Path of its report in the folder of audits."""
 
     @property
     def bad(self) -> bool:

@@ -56,3 +56,8 @@ def test_the_report_says_what_the_table_holds(tmp_path: Path, capsys: pytest.Cap
     assert "900; 3 of 100 crashed" in printed
     assert (tmp_path / "driver.png").stat().st_size > 10_000 and len(read_rows(table, Row)) == 35
     assert driver.main(driver.Args(contenders=("gru",), table=table)) == 1
+
+
+def test_the_page_on_teaching_says_what_the_table_holds() -> None:
+    page = (driver.ROOT / "docs" / "teaching.md").read_text()
+    assert driver.summary(read_rows(driver.ROOT / "results" / "driver.csv", Row)) in page

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from gymnasium import spaces
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
-from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.distributions import DiagGaussianDistribution, Distribution
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from torch import Tensor, nn
@@ -33,6 +33,8 @@ from ncp_rl.teach.demonstrations import Demonstration, Sequences, sequences, tak
 _LAST_RATE = 0.02
 # Largest number of observations that a new standardisation is computed from.
 _N_MOMENTS = 4096
+# Smallest error of an action, in half ranges, that the deviation of sampled actions is set to.
+_LEAST_ERROR = 0.01
 # Error of an action, in half ranges, beyond which the squared error becomes linear.
 _HUBER = 0.2
 
@@ -64,6 +66,9 @@ def clone(
     progress_bar: bool = False,
 ) -> Taught:
     """Teach a model's actor the actions of demonstrations; the critic changes only by an encoder that both share.
+
+    Where the loss is an error of the action mean, the deviation of sampled actions becomes that error on held-out
+    episodes, so that reinforcement learning can go on from there.
 
     Where the model's environment normalises observations, so are demonstrations, by statistics that are
     computed from them if there are none yet; the same holds for the standardisation of `Receptors`.
@@ -135,7 +140,19 @@ class Imitation:
                     break
         policy.load_state_dict(best)
         error = self.judge(held_out or shown)[1]
+        self._explore(error)
         return Taught(tuple(losses), tuple(held_out_losses), int(np.argmin(held_out_losses)), error)
+
+    def _explore(self, error: float) -> None:
+        """Set the deviation of sampled actions to the error of the mean, as maximum likelihood would.
+
+        Other losses than the likelihood leave the deviation as it began, often 1: a reinforcement learning that goes on
+        from there would lose what was taught to its own noise. gSDE's deviation has other units, and is left alone.
+        """
+        if self.loss == "likelihood" or not isinstance(self.policy.action_dist, DiagGaussianDistribution):
+            return
+        with torch.no_grad():
+            self.policy.log_std.copy_((self.scale * max(error, _LEAST_ERROR)).log().expand_as(self.policy.log_std))
 
     def judge(self, demonstrations: Sequence[Demonstration]) -> tuple[float, float]:
         """Return mean loss and error (see `Taught`) over demonstrations, without learning from them."""

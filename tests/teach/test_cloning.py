@@ -53,8 +53,9 @@ def test_sampled_actions_deviate_as_far_as_the_mean_errs(loss: Any) -> None:
 
 
 def test_the_deviation_of_gsde_is_left_alone() -> None:
-    policy_kwargs = dict(wiring=AutoNCP(12))
-    model = RecurrentPPO(NCPPolicy, student().get_env(), use_sde=True, device="cpu", policy_kwargs=policy_kwargs)
+    venv = student().get_env()
+    assert venv is not None
+    model = RecurrentPPO(NCPPolicy, venv, use_sde=True, device="cpu", policy_kwargs=dict(wiring=AutoNCP(12)))
     began = model.policy.log_std.detach().clone()
     clone(model, echoes(), Lessons(n_epochs=1))
     torch.testing.assert_close(model.policy.log_std.detach(), began)

@@ -25,10 +25,11 @@ from ncp_rl.runs.folder import training_lock
 
 #: Trainings take little memory for objects of Ray: they write files.
 _OBJECT_STORE_BYTES = 100 * 2**20
-_QUIET = {
+_RAY = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # The other output is silent where it is told to be.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # The run folders have the curves.
+    "RAY_worker_niceness": "0",  # Workers have the priority of the driver, not the lowest.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # module:id is found in the current folder.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
@@ -208,7 +209,7 @@ def _ray(address: str | None, max_concurrent: int | None) -> Iterator[None]:
         yield
         return
     before = dict(os.environ)
-    os.environ.update({name: value for name, value in _QUIET.items() if name not in os.environ})
+    os.environ.update({name: value for name, value in _RAY.items() if name not in os.environ})
     local: dict[str, Any] = dict(
         num_cpus=max_concurrent, object_store_memory=_OBJECT_STORE_BYTES, include_dashboard=False
     )

@@ -70,8 +70,8 @@ class Args:
     resume: bool = False
     """Go on with the interrupted sweep of --out. Its arguments hold; --settings may be given anew."""
     address: str | None = None
-    """Of a Ray cluster; auto is the one that this machine is part of. Default: Ray is started here while the sweep
-    lasts. --out must be a path that all nodes see."""
+    """Address of a Ray cluster; auto is the one that this machine is part of. Default: Ray is started on this machine
+    while the sweep lasts. --out must be a path that all nodes see."""
     max_concurrent: int | None = None
     """Trials at a time, each with one CPU. Default: as many as there are CPUs."""
     max_failures: int = 3

@@ -8,6 +8,7 @@ the nominal episodes. Ablated policies (`ncp_rl.audit.ablate`) run the same epis
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -18,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 from tqdm import tqdm
@@ -26,7 +28,7 @@ from ncp_rl.audit.ablate import Ablation, ablated
 from ncp_rl.audit.cell import Array
 from ncp_rl.audit.verdict import Verdict
 from ncp_rl.policy import NCPPolicy
-from ncp_rl.runs import EpisodeBound, Interval, load_run, mean_interval
+from ncp_rl.runs import EpisodeBound, Interval, load_run, mean_interval, read_config
 
 #: Disturbs an environment by a level; level 0 leaves it unchanged.
 DisturbEnv = Callable[[gym.Env[Any, Any], float], gym.Env[Any, Any]]
@@ -263,8 +265,18 @@ def _outcomes(trials: Sequence[Trial], n_processes: int) -> Iterable[TrialOutcom
         return
     # Forked processes would inherit the threads of PyTorch and Numba in whatever state they are.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(n_processes, context, torch.set_num_threads, (1,)) as pool:
+    specs = [gym.registry[env] for env in {read_config(trial.run).env for trial in trials} if env in gym.registry]
+    with ProcessPoolExecutor(n_processes, context, _begin_process, (specs,)) as pool:
         yield from pool.map(roll_out, trials)
+
+
+def _begin_process(specs: Sequence[EnvSpec]) -> None:
+    """Prepare a new process: one thread, and the environments of the runs, which this process has not registered."""
+    torch.set_num_threads(1)
+    for spec in specs:
+        if isinstance(spec.entry_point, str):
+            importlib.import_module(spec.entry_point.partition(":")[0])
+        gym.registry.setdefault(spec.id, spec)
 
 
 def _point(policy: str, condition: str, level: float, outcome: TrialOutcome, nominal: TrialOutcome | None) -> Point:

@@ -1,3 +1,4 @@
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -130,3 +131,16 @@ def test_the_verdict_names_the_option_that_trains_under_what_costs_much(swept: P
 def test_a_missing_run_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="is no run folder"):
         perturb({"ncp": tmp_path}, {}, n_episodes=1)
+
+
+def test_other_processes_know_the_environments_that_this_one_has_registered(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    """An id alone, without the module that registers it, as the commands have it."""
+    folder = tmp_path / "run"
+    shutil.copytree(runs["ncp"], folder)
+    config = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(config.replace(ENV, ENV.partition(":")[2]))
+    assert ENV in config and ENV.partition(":")[2] in gym.registry
+    two, one = (perturb({"ncp": folder}, {}, which="last", n_episodes=2, n_processes=n) for n in (2, 1))
+    assert two.nominal == one.nominal

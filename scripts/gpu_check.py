@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import importlib.util
 import json
 import multiprocessing
 import os
@@ -31,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from ncp_rl import LTC, AutoNCP
+from ncp_rl.extras import is_installed
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = ("tests/kernels/test_triton_gpu.py", "tests/kernels/test_scan.py")
@@ -51,7 +51,7 @@ class Shape(NamedTuple):
 
 
 SHAPES = (Shape(32, 16, 16, 128), Shape(64, 32, 64, 128), Shape(64, 32, 4096, 128))
-#: With this share of steps that start an episode, in the share of which an LSTM would have to be started anew.
+#: Share of steps that start an episode, at which an LSTM would have to be started anew, and the shape timed with it.
 RESETS, RESET_SHAPE = 0.03, Shape(64, 256, 128, 128)
 STEP_SHAPES = tuple(Shape(64, 32, n, 1) for n in (1, 64, 4096))
 #: ncps builds dense (N, U, U) tensors in each unfold, 200 GB of them beyond this many sequences.
@@ -122,7 +122,7 @@ def describe() -> dict[str, Any]:
 def tests() -> dict[str, Any]:
     """The CUDA tests, side by side where pytest-xdist is installed; compiled kernels are shared by the processes."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "triton", *TESTS]
-    if importlib.util.find_spec("xdist") is not None:
+    if is_installed("xdist"):
         command += ["-n", str(min(12, os.cpu_count() or 1))]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     summary = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR", "SKIPPED"))]
@@ -181,7 +181,7 @@ def steps() -> dict[str, Any]:
 
 def loop() -> dict[str, Any]:
     """Environment steps per second of the whole training loop, the policy on the GPU and on the CPU."""
-    if missing := [name for name in ("gymnasium", "sb3_contrib") if importlib.util.find_spec(name) is None]:
+    if missing := [name for name in ("gymnasium", "sb3_contrib") if not is_installed(name)]:
         return {"left out": f"{' and '.join(missing)} not installed"}
     from sb3_contrib import RecurrentPPO
     from stable_baselines3.common.env_util import make_vec_env
@@ -219,7 +219,7 @@ def time_scan(shape: Shape, episode_starts: Tensor | None = None) -> dict[str, A
         "ours": (ours, lambda: ours(inputs, episode_starts=episode_starts)[0]),
         "cudnn_lstm": (lstm, lambda: lstm(inputs)[0]),
     }
-    if episode_starts is None and shape.n_sequences <= NCPS_SEQUENCES and importlib.util.find_spec("ncps") is not None:
+    if episode_starts is None and shape.n_sequences <= NCPS_SEQUENCES and is_installed("ncps"):
         theirs = ncps_layer(shape)
         contenders["ncps"] = (theirs, lambda: theirs(inputs)[0])
     result: dict[str, Any] = {}

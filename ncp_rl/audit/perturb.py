@@ -265,7 +265,8 @@ def _outcomes(trials: Sequence[Trial], n_processes: int) -> Iterable[TrialOutcom
         return
     # Forked processes would inherit the threads of PyTorch and Numba in whatever state they are.
     context = multiprocessing.get_context("spawn")
-    specs = [gym.registry[env] for env in {read_config(trial.run).env for trial in trials} if env in gym.registry]
+    envs = {read_config(run).env for run in {trial.run for trial in trials}}
+    specs = [gym.registry[env] for env in envs if env in gym.registry]
     with ProcessPoolExecutor(n_processes, context, _begin_process, (specs,)) as pool:
         yield from pool.map(roll_out, trials)
 

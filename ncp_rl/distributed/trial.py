@@ -50,7 +50,7 @@ class Sweep:
     n_settings: int
     """Settings of each environment."""
     seeds: tuple[int, ...] = (0,)
-    """With which each setting is trained; the mean over them is what the search goes by."""
+    """Seeds that each setting is trained with; the search goes by the mean over them."""
     n_evaluations: int = 10
     """Periodic evaluations of a training, which the search sees."""
     n_eval_episodes: int = 20
@@ -58,7 +58,7 @@ class Sweep:
     n_checkpoints: int = 20
     """How often a training keeps all from which it goes on."""
     max_episode_steps: int | None = None
-    """As in `RunConfig`."""
+    """Steps after which evaluations cut an episode, as in `RunConfig`."""
     halving: bool = True
     """Whether trials whose return lies behind are stopped early (ASHA)."""
     grace: int = 2

@@ -58,7 +58,7 @@ class Gaze:
 
 
 class GazeQuestion(RecordingQuestion[Gaze]):
-    """Of policies that look through a `ncp_rl.vision.ConvHead`; it gives no verdict."""
+    """Asks where a `ncp_rl.vision.ConvHead` looks; it gives no verdict."""
 
     name = "gaze"
     schema: ClassVar[Schema] = {

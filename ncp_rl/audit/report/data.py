@@ -109,16 +109,16 @@ def pictures(subject: Subject, shown: Sequence[int], room: int) -> dict[int, dic
     found: dict[int, dict[str, Pictures]] = {i: {} for i in shown}
     gaze: Gaze | None = subject.answers.get("gaze")
     if gaze is not None:
-        looked = _fitting(subject, shown, room // 2, partial(_gazes, subject, gaze))
+        looked = _thinned(subject, shown, room // 2, partial(_gazes, subject, gaze))
         room -= sum(pictures.size() for pictures in looked.values())
         for i, pictures in looked.items():
             found[i]["gaze"] = pictures
-    for i, pictures in _fitting(subject, shown, room, partial(_frames, subject)).items():
+    for i, pictures in _thinned(subject, shown, room, partial(_frames, subject)).items():
         found[i]["environment"] = pictures
     return found
 
 
-def _fitting(subject: Subject, shown: Sequence[int], room: int, source: Source) -> dict[int, Pictures]:
+def _thinned(subject: Subject, shown: Sequence[int], room: int, source: Source) -> dict[int, Pictures]:
     """Pictures of one kind; no entry of an episode that has none."""
     first = next(source(shown[0], 1), None) if shown else None
     if first is None:
@@ -157,7 +157,7 @@ def _webp(pixels: npt.NDArray[np.uint8]) -> tuple[str, int]:
 
 
 def _bounds(subject: Subject) -> dict[str, Array]:
-    """Of potentials and time constants, (U,) each; NaN where the question that gives them was not asked."""
+    """Return bounds of potentials and time constants, (U,) each; NaN where their question was not asked."""
     unknown = np.full(subject.recording.circuit.wiring.units, np.nan)
     certified: Certified | None = subject.answers.get("certificate")
     dynamics: Dynamics | None = subject.answers.get("dynamics")

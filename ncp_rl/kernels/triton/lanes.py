@@ -90,12 +90,12 @@ class Lanes(NamedTuple):
 
     @property
     def n_slots(self) -> int:
-        """Of all blocks."""
+        """Number of slots of all blocks."""
         return sum(self.trips)
 
     @property
     def cost(self) -> int:
-        """Of a sequence, in slots of one lane."""
+        """Cost of a sequence, in slots of one lane."""
         return self.rows * (self.n_slots + _TRIPS_PER_BLOCK * len(self.trips))
 
     def fits(self, registers: Registers) -> bool:
@@ -126,7 +126,7 @@ class Groups(NamedTuple):
     rows: int
     """R"""
     n_slots: int
-    """Of the group that has most"""
+    """Slots of the group that has most"""
     chunks: int
     """Groups that share the synapses of the same rows"""
     members: Tensor
@@ -146,7 +146,7 @@ class Groups(NamedTuple):
 
     @property
     def n_groups(self) -> int:
-        """Of all chunks."""
+        """Number of groups of all chunks."""
         return len(self.trips)
 
     def to(self, device: torch.device) -> Groups:

@@ -90,7 +90,7 @@ def _cleared(values, reset, BLOCKS: tl.constexpr):
 
 @triton.jit
 def _rows(neurons, partners, roles, neuronal, row, home, ROWS: tl.constexpr, BLOCKS: tl.constexpr):
-    """Of every row its neuron, the lane of its partner, its role and its cm: BLOCKS of (32,) each."""
+    """Return for every row its neuron, the lane of its partner, its role and its cm: BLOCKS of (32,) each."""
     ids, lanes_of_partners, bits, cms = (), (), (), ()
     for block in tl.static_range(BLOCKS):
         neuron = tl.load(neurons + block * ROWS + row)
@@ -112,7 +112,7 @@ def _are_neurons(neuron, in_batch, BLOCKS: tl.constexpr):
 
 @triton.jit
 def _take(values, at, BLOCKS: tl.constexpr):
-    """Of other lanes' `values`, BLOCKS of (32,): the one in lane `at` % 32 of block `at` // 32."""
+    """Return from other lanes' `values`, BLOCKS of (32,), the one in lane `at` % 32 of block `at` // 32."""
     taken = tl.gather(values[0], at & 31, 0)
     for block in tl.static_range(1, BLOCKS):
         taken = tl.where(at >= block * WARP, tl.gather(values[block], at & 31, 0), taken)

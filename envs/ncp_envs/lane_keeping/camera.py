@@ -81,10 +81,8 @@ class Frame:
         images = images[:, self.rows[0] : self.rows[1]]
         if self.pool == 1:
             return images
-        n, height, width, pool = *images.shape[:3], self.pool
-        squares = images.reshape(n, height // pool, pool, width // pool, pool, 3)
-        total = squares.sum(axis=(2, 4), dtype=np.uint32)
-        means: Images = ((total + pool * pool // 2) // (pool * pool)).astype(np.uint8)
+        means = np.empty((len(images), *self.space.shape), dtype=np.uint8)
+        average(images, self.pool, means)
         return means
 
 
@@ -153,6 +151,21 @@ def _compiled(function: Any) -> Any:
 
 
 @_compiled
+def average(images: Images, pool: int, means: Images) -> None:
+    """Fill (N, h, w, 3) with the rounded means of squares of `pool` pixels of (N, h pool, w pool, 3) pictures."""
+    area = pool * pool
+    for n in range(means.shape[0]):
+        for v in range(means.shape[1]):
+            for u in range(means.shape[2]):
+                for c in range(3):
+                    total = area // 2
+                    for j in range(v * pool, (v + 1) * pool):
+                        for i in range(u * pool, (u + 1) * pool):
+                            total += int(images[n, j, i, c])
+                    means[n, v, u, c] = total // area
+
+
+@_compiled
 def soft(inside: float, pixel: float) -> float:
     """Return how much of a pixel is covered, whose middle lies `inside` metres within an edge; `pixel` is its size."""
     return min(max(inside / pixel + 0.5, 0.0), 1.0)
@@ -181,12 +194,17 @@ def line_cover(
 
     The pixel is `pixel` metres wide across the line and `length` metres long along it.
     """
+    cover: float = soft(inside, pixel)
+    if cover == 0.0:
+        return 0.0
     # A pixel that is wider than the line holds all of it.
-    cover = soft(inside, pixel) * min(1.0, LINE / pixel)
+    cover *= min(1.0, LINE / pixel)
     if line == MIDDLE:
         phase = station - PERIOD * math.floor(station / PERIOD)
         cover *= soft(min(phase, DASH - phase), length)
-    return 0.0 if uniform(scene, 1 + line, math.floor(station / PIECE)) < missing else cover
+    if missing > 0.0 and uniform(scene, 1 + line, math.floor(station / PIECE)) < missing:
+        return 0.0
+    return cover
 
 
 @_compiled
@@ -214,7 +232,8 @@ def nearest(course: Floats, sample: int, ahead: float, side: float) -> int:
 
 @_compiled
 def paint_ground(
-    pixel: npt.NDArray[np.uint8],
+    pixels: Images,
+    u: int,
     course: Floats,
     sample: int,
     ahead: float,
@@ -227,7 +246,7 @@ def paint_ground(
     shadow: float,
     missing: float,
 ) -> None:
-    """Fill (3,) of a pixel that is `across` by `length` metres of ground, `ahead` of the car and to its left.
+    """Fill pixel u of a row, (WIDTH, 3): `across` by `length` metres of ground, `ahead` of the car and to its left.
 
     `haze` is the share of its colour that haze takes, `gain` a factor of brightness.
     """
@@ -238,18 +257,19 @@ def paint_ground(
     along = (dx * cosine + dy * sine) / (1.0 - kappa * offset)
     offset -= 0.5 * kappa * along * along * (1.0 - kappa * offset)
     station, half = course[ALONG, sample] + along, 0.5 * course[LANE, sample]
-    # The pixel's size across the lines.
-    size = across * abs(cosine) + length * abs(side / ahead * cosine - sine)
-    road_cover = 0.0
+    road_cover = lines = 0.0
     if abs(along) <= SAMPLE:
         road_cover = soft(3.0 * half + SHOULDER - offset, across) * soft(offset + half + SHOULDER, across)
-    lines = line_cover(scene, RIGHT, 0.5 * LINE - abs(offset + half), size, station, length, missing)
-    lines += line_cover(scene, MIDDLE, 0.5 * LINE - abs(offset - half), size, station, length, missing)
-    lines += line_cover(scene, LEFT, 0.5 * LINE - abs(offset - 3.0 * half), size, station, length, missing)
+    if road_cover > 0.0:
+        # The pixel's size across the lines.
+        size = across * abs(cosine) + length * abs(side / ahead * cosine - sine)
+        lines += line_cover(scene, RIGHT, 0.5 * LINE - abs(offset + half), size, station, length, missing)
+        lines += line_cover(scene, MIDDLE, 0.5 * LINE - abs(offset - half), size, station, length, missing)
+        lines += line_cover(scene, LEFT, 0.5 * LINE - abs(offset - 3.0 * half), size, station, length, missing)
     marked = road_cover * min(lines, 1.0)
     stripe = 0.04 if math.floor(station / STRIPE) % 2 == 0 else -0.04
     dark = 1.0
-    if uniform(scene, 4, math.floor((station + 0.4 * offset) / SHADE)) < SHADED:
+    if shadow > 0.0 and uniform(scene, 4, math.floor((station + 0.4 * offset) / SHADE)) < SHADED:
         dark = 1.0 - 0.8 * shadow
     for c in range(3):
         color = GRASS[c] * (1.0 + stripe)
@@ -257,7 +277,7 @@ def paint_ground(
         color += marked * (PAINT[c] - color)
         color *= dark
         color += haze * (HORIZON[c] - color)
-        pixel[c] = int(min(gain * color, 255.0) + 0.5)
+        pixels[u, c] = int(min(gain * color, 255.0) + 0.5)
 
 
 @_compiled
@@ -280,28 +300,27 @@ def paint(
     """
     for n in range(courses.shape[0]):
         light, shadow, noise, missing = disturbances[n]
-        scene, start = scenes[n], 0
+        # Taken out of the loops over pixels: Numba counts references to each slice of an array.
+        course, image, scene, start = courses[n], images[n], scenes[n], 0
         gain = 1.0 + 0.8 * light * (2.0 * uniform(scene, 0, 0) - 1.0)
         for v in range(HEIGHT - 1, -1, -1):
             slope = (v + 0.5 - 0.5 * HEIGHT) / FOCAL
             fall = math.sin(PITCH) + slope * math.cos(PITCH)
             if fall <= MIN_FALL:
-                paint_sky(images[n, v], fall, gain)
+                paint_sky(image[v], fall, gain)
                 continue
             depth = CAMERA_HEIGHT / fall
             ahead = CAMERA_AHEAD + depth * (math.cos(PITCH) - slope * math.sin(PITCH))
             # A pixel's size on the ground, to the side and ahead.
             across, length = depth / FOCAL, depth * depth / (CAMERA_HEIGHT * FOCAL)
-            haze, sample = 1.0 - math.exp(-ahead / HAZE), start
+            haze, sample, pixels = 1.0 - math.exp(-ahead / HAZE), start, image[v]
             for u in range(WIDTH):
                 side = -across * (u + 0.5 - 0.5 * WIDTH)
-                sample = nearest(courses[n], sample, ahead, side)
+                sample = nearest(course, sample, ahead, side)
                 start = sample if u == 0 else start
-                paint_ground(
-                    images[n, v, u], courses[n], sample, ahead, side, across, length, haze, scene, gain, shadow, missing
-                )
+                paint_ground(pixels, u, course, sample, ahead, side, across, length, haze, scene, gain, shadow, missing)
         if noise > 0.0:
-            add_noise(images[n], scene, steps[n], 64.0 * noise)
+            add_noise(image, scene, steps[n], 64.0 * noise)
 
 
 @_compiled

@@ -30,6 +30,9 @@ train: setup  ## Train an NCP on ncp/PendulumNoVel-v1, evaluate, record and audi
 
 .PHONY: driver
 driver: RUN := runs/driver__$(shell date +%s)
+# Memory that a minibatch of images frees is kept for the next one: glibc would give it back, page by page.
+driver: export MALLOC_TRIM_THRESHOLD_ := 2000000000
+driver: export MALLOC_MMAP_THRESHOLD_ := 1000000000
 driver: setup  ## Teach 19 neurons to keep a lane by camera, drive fresh roads, film and audit them: half an hour.
 	$(BIN)/python scripts/driver.py --levels --table $(RUN)/driver.csv --runs $(RUN)
 	$(BIN)/python scripts/evaluate.py $(RUN)/ncp__0 --episodes 3 --video $(RUN)/video

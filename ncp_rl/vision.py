@@ -12,11 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ncp_rl.encoder import Standardize
+from ncp_rl.kernels import exporting
 
 # Where sensory synapses open, and how far around it the features begin (`LTCInit.sensory_mu`).
 _MIDDLE, _DEVIATION = 0.5, 0.5
 # Added to the variance of an image of values from 0 to 1: a dark frame's noise is not blown up.
 _VARIANCE_FLOOR = 4e-4
+# Images that go through the convolutions at once on a CPU, where feature maps of more would leave its cache.
+_PART = 128
 
 
 class ConvHead(BaseFeaturesExtractor):
@@ -64,20 +67,23 @@ class ConvHead(BaseFeaturesExtractor):
 
     def prepare(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> the same, each image standardised."""
-        variance, mean = torch.var_mean(images.flatten(1), 1, keepdim=True)
-        standard: Tensor = (images.flatten(1) - mean) / (variance + _VARIANCE_FLOOR).sqrt()
+        around = images.flatten(1) - images.flatten(1).mean(1, keepdim=True)
+        variance = around.square().sum(1, keepdim=True) / (around.shape[1] - 1)
+        standard: Tensor = around / (variance + _VARIANCE_FLOOR).sqrt()
         return standard.view_as(images)
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """The rectified feature maps of each convolution, (B, channels, h, w) each."""
         found = [self.prepare(images)]
         for convolution in self.convolutions:
-            found.append(functional.relu(convolution(found[-1])))
+            found.append(functional.relu(convolution(found[-1]), inplace=True))
         return found[1:]
 
     def forward(self, observations: Tensor) -> Tensor:
         """(B, C, H, W) images from 0 to 1 -> (B, features_dim)."""
-        features = self.linear(self.maps(observations)[-1].flatten(1))
+        in_parts = observations.device.type == "cpu" and not exporting()
+        parts = observations.split(_PART) if in_parts else (observations,)
+        features = torch.cat([self.linear(self.maps(part)[-1].flatten(1)) for part in parts])
         standard: Tensor = self.standardize(features)
         return _MIDDLE + _DEVIATION * standard
 

@@ -62,6 +62,8 @@ class Workers:
     the steps of a rollout or of a minibatch."""
     max_restarts: int = 100
     """How often each env runner is started again after its process died."""
+    sample_timeout_s: float = 600.0
+    """Seconds after which a training goes on without the env runners that have not brought their part of a rollout."""
 
     def __post_init__(self) -> None:
         """Check the numbers.
@@ -69,7 +71,7 @@ class Workers:
         Raises:
             RunError: A number is out of range.
         """
-        least = dict(runners=1, learners=0, gpus_per_learner=0, max_seq_len=1, max_restarts=0)
+        least = dict(runners=1, learners=0, gpus_per_learner=0, max_seq_len=1, max_restarts=0, sample_timeout_s=1)
         for name, number in asdict(self).items():
             if number is not None and number < least[name]:
                 raise RunError(f"{name} must be at least {least[name]}, got {number}.")
@@ -163,6 +165,7 @@ def algorithm_config(
         num_env_runners=workers.runners,
         num_envs_per_env_runner=model.n_envs // workers.runners,
         rollout_fragment_length=model.n_steps,
+        sample_timeout_s=workers.sample_timeout_s,
     )
     made.learners(
         num_learners=workers.learners,

@@ -173,12 +173,13 @@ def _count(model: OnPolicyAlgorithm, told: Mapping[str, Any], began: float) -> N
     Raises:
         RunError: There were none.
     """
-    runners = told["env_runners"]
+    runners = told.get("env_runners", {})
     steps = int(runners.get("num_env_steps_sampled_lifetime", 0))
     if steps <= model.num_timesteps:
         raise RunError(
-            "No env runner has given steps: their processes end, or their environments raise errors. Ray's logs say "
-            "why: /tmp/ray/session_latest/logs/worker-*.err on the machine of the runner."
+            "No env runner has given steps in time: their processes end, their environments raise errors, or they need "
+            "more seconds than sample_timeout_s. Ray's logs say more: /tmp/ray/session_latest/logs/worker-*.err on the "
+            "machine of the runner."
         )
     model.num_timesteps = steps
     learned = told["learners"][DEFAULT_MODULE_ID]

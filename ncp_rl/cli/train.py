@@ -139,7 +139,11 @@ def train_by_rllib(args: Args, config: RunConfig, folder: Path) -> None:
 
     Raises:
         RunError: The command line asks for checkpoints, which such a training does not keep.
+        ncp_rl.extras.MissingExtraError: Ray, or what RLlib needs, is not installed.
     """
+    from ncp_rl.extras import require
+
+    require("rllib", "ray", "tree", by="A training by RLlib")
     from ncp_rl.distributed.rllib import Workers, train
     from ncp_rl.runs import RunError
 

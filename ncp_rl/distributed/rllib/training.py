@@ -39,6 +39,9 @@ from ncp_rl.runs.training import (
 #: File of a run folder that says how the training was spread.
 WORKERS = "rllib.json"
 
+#: Seconds within which dead env runners are back, or the training ends.
+_PATIENCE = 120
+
 
 def train(
     config: RunConfig,
@@ -90,7 +93,7 @@ def train(
         with (
             new_folder(folder, config),
             ray_running(address, workers.runners + workers.learners),
-            _algorithm(settings, made.model) as algorithm,
+            built(settings, made.model) as algorithm,
         ):
             spread = asdict(workers) | dict(address=address, versions={"ray": version("ray")})
             write_file(folder / WORKERS, (json.dumps(spread, indent=2) + "\n").encode())
@@ -98,8 +101,13 @@ def train(
 
 
 @contextmanager
-def _algorithm(settings: PPOConfig, model: OnPolicyAlgorithm) -> Iterator[PPO]:
-    """Build RLlib's algorithm around the weights of a model, and stop it at the end."""
+def built(settings: PPOConfig, model: OnPolicyAlgorithm) -> Iterator[PPO]:
+    """Build RLlib's algorithm, with the weights of a model in all of its processes, and stop it at the end.
+
+    Args:
+        settings: Configuration of the algorithm; see `algorithm_config`.
+        model: The model whose policy RLlib trains.
+    """
     log = logging.getLogger("ray.rllib")
     level = log.level
     log.setLevel(logging.ERROR)  # It warns that its current API stack is the current one.
@@ -134,12 +142,17 @@ def _learn(
     evaluation.init_callback(model)
     evaluation.on_training_start({}, {})
     interval = max(in_all // made.plan.n_evaluations, 1)
-    began, evaluated = time.perf_counter(), 0
+    began = came = time.perf_counter()
+    evaluated = 0
     try:
         with _bar(in_all, progress_bar) as bar:
             while model.num_timesteps < in_all:
                 told = algorithm.train()
-                _count(model, told, began)
+                if _steps(told) <= model.num_timesteps:
+                    _wait_for_runners(came)
+                    continue
+                came = time.perf_counter()
+                _count(model, told, came - began)
                 bar.update(model.num_timesteps - bar.n)
                 if model.num_timesteps >= min(evaluated + interval, in_all):
                     evaluated = model.num_timesteps // interval * interval
@@ -148,12 +161,13 @@ def _learn(
                 else:
                     model.logger.dump(model.num_timesteps)
     except KeyboardInterrupt as interrupt:
+        _take_weights(model, algorithm)
         raise RunError(
             f"Training was interrupted; the model so far is in {folder / 'last'}. A training with RLlib is not "
             f"resumed; another one can begin with its best policy: --init {folder}."
         ) from interrupt
     finally:
-        _take_weights(model, algorithm)
+        # The model has the weights of the last evaluation: where a learner has died, there are no newer ones.
         save_model(model, folder / "last")
         model.logger.close()
     return model
@@ -167,23 +181,39 @@ def _take_weights(model: OnPolicyAlgorithm, algorithm: PPO) -> None:
     model.policy.load_state_dict(state)
 
 
-def _count(model: OnPolicyAlgorithm, told: Mapping[str, Any], began: float) -> None:
-    """Count the steps of an iteration and log what it brought, under the names of Stable-Baselines3.
+def _steps(told: Mapping[str, Any]) -> int:
+    """The environment steps of all iterations so far."""
+    return int(told.get("env_runners", {}).get("num_env_steps_sampled_lifetime", 0))
+
+
+def _wait_for_runners(since: float) -> None:
+    """Wait a second for env runners to come back.
+
+    Args:
+        since: When the last steps came.
 
     Raises:
-        RunError: There were none.
+        RunError: They have been away for too long.
     """
-    runners = told.get("env_runners", {})
-    steps = int(runners.get("num_env_steps_sampled_lifetime", 0))
-    if steps <= model.num_timesteps:
+    if time.perf_counter() - since > _PATIENCE:
         raise RunError(
-            "No env runner has given steps in time: their processes end, their environments raise errors, or they need "
-            "more seconds than sample_timeout_s. Ray's logs say more: /tmp/ray/session_latest/logs/worker-*.err on the "
-            "machine of the runner."
+            f"No env runner has given steps for {_PATIENCE} seconds: their processes end, their environments raise "
+            "errors, or they need more seconds than sample_timeout_s. RLlib has said above which error it was; Ray's "
+            "logs have the rest, /tmp/ray/session_latest/logs/worker-*.err on the machine of the runner."
         )
-    model.num_timesteps = steps
-    learned = told["learners"][DEFAULT_MODULE_ID]
-    seconds = time.perf_counter() - began
+    time.sleep(1)
+
+
+def _count(model: OnPolicyAlgorithm, told: Mapping[str, Any], seconds: float) -> None:
+    """Count the steps of an iteration and log what it brought, under the names of Stable-Baselines3.
+
+    Args:
+        model: The model.
+        told: What RLlib tells of the iteration.
+        seconds: Since the training began.
+    """
+    runners, learned = told["env_runners"], told["learners"][DEFAULT_MODULE_ID]
+    steps = model.num_timesteps = _steps(told)
     for name, value in {
         "rollout/ep_rew_mean": runners.get(RETURN),
         "rollout/ep_len_mean": runners.get(LENGTH),

@@ -20,6 +20,7 @@ OPTIONAL = {
     "envs": ["pygame", "mujoco", "Box2D"],
     "export": ["pandas", "pyarrow", "onnx", "onnxruntime"],
     "ray": ["ray", "optuna"],
+    "rllib": ["tree"],
     "minari": ["minari"],
     "video": ["moviepy"],
     "bench": ["ncps"],
@@ -127,9 +128,10 @@ def test_each_command_names_its_extra() -> None:
         "evaluate runs/a --video b": "video",
         "bench --parts recording --seconds 0": "record",
         "sweep --envs A-v0 --out b": "ray",
+        "train --rllib-runners 2 --out b": "rllib",
     }
     found = without(
-        names("plot", "record", "audit", "envs", "export", "ray", "minari", "video", "bench"),
+        names("plot", "record", "audit", "envs", "export", "ray", "rllib", "minari", "video", "bench"),
         f"""
 import contextlib, io
 from ncp_rl.cli import main

@@ -3,6 +3,7 @@
 Examples:
     ncp-rl bench                          # the table, on the CPU with one thread: a minute; with ncps, three
     ncp-rl bench --device cuda            # the scan on a GPU
+    ncp-rl bench --parts rllib            # training loops by RLlib on Ray, with one env runner and with two
     ncp-rl bench --parts cars             # lane keeping: one simulation against many, the camera
     ncp-rl bench --parts deployed         # exported controllers: here, and on a Cortex-M4F
     ncp-rl bench --out cpu.json
@@ -30,7 +31,7 @@ from ncp_rl.extras import MissingExtraError, require
 if TYPE_CHECKING:
     from ncp_rl.cli.stopwatch import Group
 
-Part = Literal["scan", "step", "loop", "recording", "memory", "cars", "deployed"]
+Part = Literal["scan", "step", "loop", "rllib", "recording", "memory", "cars", "deployed"]
 #: All parts of the table.
 PARTS: tuple[Part, ...] = get_args(Part)
 

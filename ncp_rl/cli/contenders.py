@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from ncp_rl.kernels.contract import Operands
 from ncp_rl.kernels.numba import backend as numba_backend
 from ncp_rl.kernels.numba.forward import forward_kernel
 from ncp_rl.policy import DEFAULT_WIRING
+from ncp_rl.runs import RunConfig, make_envs, make_model
 
 HAS_NCPS = is_installed("ncps")
 SHAPES = ((32, 16, 16, 128), (64, 32, 64, 128))
@@ -219,6 +221,27 @@ def loop(timing: Timing) -> list[Group]:
     }
     name = f"training loop, {LOOP_ENV}, {N_ENVS} envs"
     return [measure(name, "steps/s", -n_steps, contenders, timing)]
+
+
+def rllib(timing: Timing) -> list[Group]:
+    """Training loops by RLlib on Ray, with one env runner and with two, in environment steps per second."""
+    from ncp_rl.distributed.cluster import ray_running
+    from ncp_rl.distributed.rllib import Workers, algorithm_config, built
+
+    n_steps = N_ENVS * LOOP["n_steps"]
+    settings = {name: value for name, value in LOOP.items() if name != "seed"}
+    config = RunConfig(LOOP_ENV, settings | dict(n_envs=N_ENVS, policy_kwargs=dict(wiring=dict(units=32))))
+    model = make_model(config, make_envs(config, N_ENVS), "cpu")
+    assert isinstance(model, RecurrentPPO)
+    contenders: dict[str, Run] = {"RecurrentPPO, one process": lambda: model.learn(n_steps, reset_num_timesteps=False)}
+    with ExitStack() as stack:
+        stack.enter_context(ray_running(None, 3))
+        for runners in (1, 2):
+            spread = algorithm_config(config, model, Workers(runners=runners), modules=("ncp_rl.cli.worlds",))
+            algorithm = stack.enter_context(built(spread, model))
+            contenders[f"RLlib's PPO, {runners} env runner{'s' * (runners > 1)}"] = algorithm.train
+        name = f"training loop, {LOOP_ENV}, {N_ENVS} envs, NCPPolicy-32"
+        return [measure(name, "steps/s", -n_steps, contenders, timing)]
 
 
 def recording(timing: Timing) -> list[Group]:
@@ -414,6 +437,7 @@ TIMED: dict[str, Callable[[Timing], list[Group]]] = {
     "scan": scan,
     "step": step,
     "loop": loop,
+    "rllib": rllib,
     "recording": recording,
     "memory": memory,
     "cars": cars,

@@ -6,6 +6,7 @@ Examples:
     ncp-rl train --disturb observation_delay=0..2 sensor_noise=0.05
     ncp-rl train --resume runs/mine
     ncp-rl train --init runs/taught
+    ncp-rl train --rllib-runners 4 --address auto
 
 Hyperparameters come from --hyperparams where it names the environment; arguments given here come before them.
 """
@@ -81,6 +82,14 @@ class Args:
     """Go on with the killed or interrupted training of this run folder, from its last checkpoint; its files are
     unpickled. The run's settings hold; --timesteps gives it more or fewer steps in all, so that a finished one goes on
     too."""
+    rllib_runners: int | None = None
+    """Train by RLlib's PPO on Ray, with so many processes that step the environments, which they share. Such a training
+    is not resumed. Default: RecurrentPPO in this process."""
+    rllib_learners: int = 0
+    """Processes of RLlib that learn, each with a GPU under --device cuda; 0: this process."""
+    address: str | None = None
+    """Address of a Ray cluster for RLlib; auto is the one that this machine is part of. Default: Ray is started on this
+    machine while the training lasts."""
     final_episodes: int = 100
     """Episodes of the evaluation at the end."""
     progress_bar: bool = True
@@ -93,7 +102,7 @@ def main(args: Args) -> int:
     import torch
 
     import ncp_rl.cli.worlds  # noqa: F401  (registers ncp/ environments)
-    from ncp_rl.runs import RunConfig, has_training_wrappers, read_config, resume, train
+    from ncp_rl.runs import RunConfig, RunError, has_training_wrappers, read_config, resume, train
 
     torch.set_num_threads(args.threads)
     name = args.env.replace("/", "_").replace(":", "_")
@@ -101,7 +110,11 @@ def main(args: Args) -> int:
     if args.init is not None and args.env == Args.env:
         args = replace(args, env=read_config(args.init).env)
     config = RunConfig(args.env, hyperparams(args), seed=args.seed, max_episode_steps=args.max_episode_steps)
-    if args.resume is None:
+    if args.rllib_runners is not None:
+        train_by_rllib(args, config, folder)
+    elif args.rllib_learners or args.address:
+        raise RunError("--rllib-learners and --address belong to a training by RLlib: give --rllib-runners too.")
+    elif args.resume is None:
         train(
             config,
             folder,
@@ -119,6 +132,37 @@ def main(args: Args) -> int:
     print(evaluation if disturbed is None else f"undisturbed: {evaluation}\nas trained: {disturbed}")
     print(f"run folder: {folder}")
     return FINE
+
+
+def train_by_rllib(args: Args, config: RunConfig, folder: Path) -> None:
+    """Train on Ray.
+
+    Raises:
+        RunError: The command line asks for checkpoints, which such a training does not keep.
+        ncp_rl.extras.MissingExtraError: Ray, or what RLlib needs, is not installed.
+    """
+    from ncp_rl.extras import require
+
+    require("rllib", "ray", "tree", by="A training by RLlib")
+    from ncp_rl.distributed.rllib import Workers, train
+    from ncp_rl.runs import RunError
+
+    if args.resume is not None or args.checkpoints != Args.checkpoints:
+        raise RunError("A training by RLlib keeps no checkpoints to go on from; leave out --resume and --checkpoints.")
+    train(
+        config,
+        folder,
+        workers=Workers(
+            runners=args.rllib_runners or 0,
+            learners=args.rllib_learners,
+            gpus_per_learner=1.0 if args.device == "cuda" else 0.0,
+        ),
+        address=args.address,
+        n_eval_episodes=args.eval_episodes,
+        init=args.init,
+        modules=("ncp_rl.cli.worlds",),
+        progress_bar=args.progress_bar,
+    )
 
 
 def resumed(args: Args, given: RunConfig, folder: Path) -> RunConfig:

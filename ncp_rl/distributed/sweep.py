@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,6 +14,7 @@ import ray
 from ray import tune
 from tqdm import tqdm
 
+from ncp_rl.distributed.cluster import ray_running
 from ncp_rl.distributed.halving import HalvingByEnvironment
 from ncp_rl.distributed.results import Best, row, write_results
 from ncp_rl.distributed.search import Search
@@ -22,17 +22,6 @@ from ncp_rl.distributed.space import dimensions, with_values
 from ncp_rl.distributed.trial import BEST, Sweep, SweepError, Trial, read_record, read_sweep, train_trial, write_sweep
 from ncp_rl.runs import RunConfig, make_envs, make_model
 from ncp_rl.runs.folder import training_lock
-
-#: Trainings take little memory for objects of Ray: they write files.
-_OBJECT_STORE_BYTES = 100 * 2**20
-_RAY = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",  # The other output is silent where it is told to be.
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # The run folders have the curves.
-    "RAY_worker_niceness": "0",  # Workers have the priority of the driver, not the lowest.
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # module:id is found in the current folder.
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}
 
 
 def run_sweep(
@@ -60,8 +49,9 @@ def run_sweep(
         The best setting of each environment that has one.
 
     Raises:
-        SweepError: The folder exists, or holds no sweep; a number is out of range; the cluster cannot be reached; or
-            trials are left, since workers died too often or the sweep was interrupted.
+        SweepError: The folder exists, or holds no sweep; a number is out of range; or trials are left, since workers
+            died too often or the sweep was interrupted.
+        ncp_rl.distributed.ClusterError: The cluster cannot be reached.
         ncp_rl.distributed.SpaceError: A search space does not fit the settings of its environment.
         ncp_rl.runs.RunError: An environment or a model cannot be made; or another process sweeps in the folder.
     """
@@ -85,7 +75,7 @@ def run_sweep(
         write_sweep(sweep, out)
         search = Search(sweep, out)
         if search.n_left:
-            with _ray(address, max_concurrent):
+            with ray_running(address, max_concurrent):
                 _tune(sweep, out, search, max_concurrent, max_failures, progress_bar)
         best = write_results(sweep, out, search.all_trials())
     left = sweep.n_trials - sum(read_record(trial.folder(out)) is not None for trial in search.all_trials())
@@ -196,35 +186,3 @@ class _Tell(tune.Callback):
     def _say(self, line: str) -> None:
         if not self._bar.disable:
             self._bar.write(line)
-
-
-@contextmanager
-def _ray(address: str | None, max_concurrent: int | None) -> Iterator[None]:
-    """Ray, started for the sweep or connected to; one that the process has started already is used and left running.
-
-    Raises:
-        SweepError: The cluster cannot be reached.
-    """
-    if ray.is_initialized():
-        yield
-        return
-    before = dict(os.environ)
-    os.environ.update({name: value for name, value in _RAY.items() if name not in os.environ})
-    local: dict[str, Any] = dict(
-        num_cpus=max_concurrent, object_store_memory=_OBJECT_STORE_BYTES, include_dashboard=False
-    )
-    try:
-        ray.init(
-            address=address or "local",
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-            **({} if address else local),
-        )
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise SweepError(f"Ray cannot be reached at {address or 'this machine'}: {error}") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
-        os.environ.clear()
-        os.environ.update(before)

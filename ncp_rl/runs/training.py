@@ -26,7 +26,7 @@ from ncp_rl.runs.logs import make_logger
 from ncp_rl.runs.models import make_model
 
 
-class _Made(NamedTuple):
+class Made(NamedTuple):
     """The parts of a training."""
 
     config: RunConfig
@@ -75,22 +75,10 @@ def train(
             is bad, or an evaluation's episode does not end.
         ncp_rl.extras.MissingExtraError: What writes training curves or shows progress is not installed.
     """
-    _require(progress_bar)
-    if folder.exists():
-        raise RunError(
-            f"The folder {folder} exists and is left as it is; name another one for this run, or resume a killed "
-            f"training: ncp-rl train --resume {folder}."
-        )
-    text, plan = to_json(config), TrainingPlan(n_evaluations, n_eval_episodes, n_checkpoints)
-    for name, number in plan._asdict().items():
-        if number < 1:
-            raise RunError(f"{name} must be at least 1, got {number}.")
-    with _made(config, plan, device) as made:
-        if init is not None:
-            _begin_with(init, made)
-        folder.mkdir(parents=True)
-        with training_lock(folder):
-            write_file(folder / "config.json", text.encode())
+    require_packages(progress_bar)
+    check_new(folder)
+    with parts_of_training(config, TrainingPlan(n_evaluations, n_eval_episodes, n_checkpoints), device, init) as made:
+        with new_folder(folder, config):
             return _learn(made, folder, progress_bar=progress_bar, callback=callback, on_evaluation=on_evaluation)
 
 
@@ -128,12 +116,12 @@ def resume(
         RunError: The checkpoint is missing or damaged; the training is finished; config.json was changed; another
             process is training in the folder; or `train` would raise an error.
     """
-    _require(progress_bar)
+    require_packages(progress_bar)
     config = read_config(folder)
     with training_lock(folder):
         checkpoint = read_checkpoint(folder)
         config = _going_on(config, checkpoint, folder, n_timesteps)
-        with _made(config, TrainingPlan(*checkpoint["plan"]), device) as made:
+        with parts_of_training(config, TrainingPlan(*checkpoint["plan"]), device) as made:
             began = checkpoint["steps"] > 0
             seed = int(np.random.SeedSequence([config.seed, checkpoint["steps"]]).generate_state(1)[0])
             why_not = restore(made.model, checkpoint, seed % 2**31) if began else ""
@@ -150,9 +138,32 @@ def resume(
             )
 
 
-def _require(progress_bar: bool) -> None:
+def require_packages(progress_bar: bool) -> None:
     """Check what training needs before anything is made: Stable-Baselines3 would tell only once it begins."""
     require("cli", "tensorboard", *(["tqdm", "rich"] if progress_bar else []), by="Training into a run folder")
+
+
+def check_new(folder: Path) -> None:
+    """Refuse a folder that exists.
+
+    Raises:
+        RunError: It does.
+    """
+    if folder.exists():
+        raise RunError(
+            f"The folder {folder} exists and is left as it is; name another one for this run, or resume a killed "
+            f"training: ncp-rl train --resume {folder}."
+        )
+
+
+@contextmanager
+def new_folder(folder: Path, config: RunConfig) -> Iterator[None]:
+    """Make the folder of a run, with its configuration, and lock it against other processes that train."""
+    text = to_json(config)
+    folder.mkdir(parents=True)
+    with training_lock(folder):
+        write_file(folder / "config.json", text.encode())
+        yield
 
 
 def _going_on(config: RunConfig, checkpoint: Mapping[str, Any], folder: Path, n_timesteps: int | None) -> RunConfig:
@@ -187,7 +198,22 @@ def _tell(folder: Path, checkpoint: Mapping[str, Any], why_not: str) -> None:
 
 
 @contextmanager
-def _made(config: RunConfig, plan: TrainingPlan, device: str) -> Iterator[_Made]:
+def parts_of_training(config: RunConfig, plan: TrainingPlan, device: str, init: Path | None = None) -> Iterator[Made]:
+    """Make environments, model and callbacks of a run, and close the environments at the end.
+
+    Args:
+        config: Configuration of the run.
+        plan: How often it is evaluated and saved.
+        device: Device of torch.
+        init: A run folder whose best policy the training starts from.
+
+    Raises:
+        RunError: A number of the plan is below 1, or a part cannot be made.
+    """
+    to_json(config)  # What config.json cannot hold is refused before anything is made.
+    for name, number in plan._asdict().items():
+        if number < 1:
+            raise RunError(f"{name} must be at least 1, got {number}.")
     callbacks = _callbacks(config)
     n_envs = int(config.hyperparams.get("n_envs") or 1)
     venv, eval_venv = make_envs(config, n_envs), make_envs(config, min(plan.n_eval_episodes, 20), training=False)
@@ -195,14 +221,17 @@ def _made(config: RunConfig, plan: TrainingPlan, device: str) -> Iterator[_Made]
         model = make_model(config, venv, device)
         if isinstance(model.get_env(), VecTransposeImage):
             eval_venv = VecTransposeImage(eval_venv)  # The model wraps its own so, and EvalCallback warns otherwise.
-        yield _Made(config, plan, venv, eval_venv, model, callbacks)
+        made = Made(config, plan, venv, eval_venv, model, callbacks)
+        if init is not None:
+            _begin_with(init, made)
+        yield made
     finally:
         venv.close()
         eval_venv.close()
 
 
 def _learn(
-    made: _Made,
+    made: Made,
     folder: Path,
     *,
     progress_bar: bool,
@@ -212,17 +241,8 @@ def _learn(
 ) -> OnPolicyAlgorithm:
     """Train to the end, from the beginning or from a checkpoint that `restore` has restored."""
     config, plan, model = made.config, made.plan, made.model
-    evaluation = SeededEvaluation(
-        made.eval_venv,
-        folder,
-        seed=config.seed + EVALUATION_SEED,
-        on_evaluation=on_evaluation,
-        callback_on_new_best=_KeepModel(folder / "best"),
-        callback_after_eval=_KeepModel(folder / "checkpoints", by_step=True),
-        n_eval_episodes=plan.n_eval_episodes,
-        eval_freq=max(config.n_timesteps // plan.n_evaluations // model.n_envs, 1),
-        verbose=0,
-    )
+    eval_freq = max(config.n_timesteps // plan.n_evaluations // model.n_envs, 1)
+    evaluation = periodic_evaluation(made, folder, eval_freq=eval_freq, on_evaluation=on_evaluation)
     others = made.callbacks + ([callback] if callback else [])
     keep = KeepCheckpoint(folder, config, plan, callbacks=[evaluation, *others], checkpoint=checkpoint)
     steps = model.num_timesteps
@@ -252,7 +272,31 @@ def _learn(
         ) from error
 
 
-def _begin_with(init: Path, made: _Made) -> None:
+def periodic_evaluation(
+    made: Made, folder: Path, *, eval_freq: int, on_evaluation: Callable[[int, Evaluation], object] | None
+) -> SeededEvaluation:
+    """Make the callback that evaluates the model and keeps it in the run folder, as the best one and by step.
+
+    Args:
+        made: The parts of the training.
+        folder: Folder of the run.
+        eval_freq: Calls of the callback for each evaluation.
+        on_evaluation: As for `train`.
+    """
+    return SeededEvaluation(
+        made.eval_venv,
+        folder,
+        seed=made.config.seed + EVALUATION_SEED,
+        on_evaluation=on_evaluation,
+        callback_on_new_best=_KeepModel(folder / "best"),
+        callback_after_eval=_KeepModel(folder / "checkpoints", by_step=True),
+        n_eval_episodes=made.plan.n_eval_episodes,
+        eval_freq=eval_freq,
+        verbose=0,
+    )
+
+
+def _begin_with(init: Path, made: Made) -> None:
     """Take over the best policy of another run, and the statistics of its observations."""
     taught, venv = load_run(init, device=made.model.device.type)
     venv.close()

@@ -24,7 +24,7 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from tqdm import tqdm
 
-from ncp_rl.audit.audit import on_recordings
+from ncp_rl.audit.audit import check_asked, on_recordings
 from ncp_rl.audit.fail_on import failures
 from ncp_rl.audit.orchestrate import audit_sources
 from ncp_rl.audit.plan import Plan
@@ -113,13 +113,14 @@ def audit_fleet(
 
     Raises:
         ncp_rl.runs.RunError: `out` holds something else, there is no recording, or a process was killed.
-        ValueError: A condition names what is not asked of recordings.
+        ValueError: A condition names what is not asked of recordings, or `plan` a question that there is not.
     """
     paths, table = recordings_in(folder), out / "fleet.csv"
     if not paths:
         raise RunError(f"{folder} is no run folder, and neither it nor a folder below it holds a recording (*.mcap).")
     if out.exists() and not table.exists() and any(out.iterdir()):
         raise RunError(f"The folder {out} exists and is left as it is; name another one for the audits.")
+    check_asked(QUESTIONS, plan)
     _check(conditions)
     out.mkdir(parents=True, exist_ok=True)
     done = {row.recording for row in read_rows(table, Row)}
@@ -171,7 +172,7 @@ def _audited(
         failed = failures(audit, conditions)
         report = str(write_report(audit, own / "report.html").relative_to(out))
         (subject,) = audit.subjects
-        n_episodes, n_steps = len(subject.episodes), sum(map(len, subject.episodes))
+        n_episodes, n_steps = len(subject.recording), subject.n_steps
     except (NCPError, ValueError) as refused:  # A damaged file must not end the audit of the others.
         error = str(refused)
     return Row(

@@ -71,6 +71,11 @@ class Args:
     deployed: Path | None = None
     """Export of the one source's policy (ncp-rl export), which must do what was recorded: a folder with
     controller.c, or controller.json or controller.onnx."""
+    questions: tuple[str, ...] | None = None
+    """Questions to ask: chain and replay alone take a fifth of the time. Default: all."""
+    max_steps: int = 100_000
+    """Steps of a recording that are held in memory. Of a longer one every step is checked, while statistics are of
+    episodes drawn at random."""
     fail_on: tuple[str, ...] | None = None
     """Exit with status 1 where one of these verdicts fails, or a figure is beyond a limit: "perturbation.loss>0.3".
     Default: chain, replay, explain, certificate, sensitivity, monitor and dynamics."""
@@ -187,4 +192,7 @@ def plan(args: Args) -> Plan:
         n_perturb_episodes=args.perturb_episodes,
         n_processes=args.processes,
         max_loss=args.max_loss,
+        max_steps=args.max_steps,
+        # What --deployed names is asked for.
+        questions=None if args.questions is None else (*args.questions, *(["deployed"] if args.deployed else [])),
     )

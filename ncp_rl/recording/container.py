@@ -57,8 +57,8 @@ IMAGE_CHANNEL = 6
 class Container:
     """The offset of the next record in the file, and the contents of the summary.
 
-    What the summary says of chunks is kept as the bytes that it will be, some 200 a chunk: a recorder writes four chunks
-    a second, for as long as it runs.
+    What the summary says of chunks is kept as the bytes that it will be, some 200 a chunk: a recorder writes four
+    chunks a second, for as long as it runs.
     """
 
     offset: int = 0

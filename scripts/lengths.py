@@ -3,8 +3,8 @@
     python scripts/lengths.py                                  # 10^5, 3 10^5 and 10^6 steps, into results/lengths.json
     python scripts/lengths.py --steps 20000 60000              # shorter ones
 
-An untrained circuit steers 16 cars. Each figure is that of a process of its own: its peak (ru_maxrss), and the seconds
-of processor that it took. The growth in bytes a step is that between the shortest and the longest recording.
+An untrained circuit steers 16 cars. Each figure is that of a process of its own: its peak (VmHWM, as Linux counts), and
+the seconds of processor that it took. The growth in bytes a step is that between the shortest and the longest recording.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import platform
-import resource
 import sys
 import tempfile
 import time
@@ -28,6 +27,7 @@ from sb3_contrib import RecurrentPPO
 
 from ncp_rl import NCPPolicy
 from ncp_rl.audit import audit_sources, write_report
+from ncp_rl.cli.contenders import resident
 from ncp_rl.recording import Recording, record_rollouts, replay, verify
 
 ROOT = Path(__file__).parents[1]
@@ -42,6 +42,8 @@ class Args:
 
     steps: tuple[int, ...] = (100_000, 300_000, 1_000_000)
     """Steps of each recording, about."""
+    tasks: tuple[str, ...] = ("open", "verify", "replay", "audit")
+    """What to measure."""
     out: Path = ROOT / "results" / "lengths.json"
     """File for the figures."""
     folder: Path | None = None
@@ -75,8 +77,7 @@ def measured(task: str, path: Path) -> dict[str, float]:
     torch.set_num_threads(1)
     began = time.process_time()
     TASKS[task](path)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"peak_mib": round(peak / 2**10, 1), "seconds": round(time.process_time() - began, 1)}
+    return {"peak_mib": round(resident("VmHWM") / 2**20, 1), "seconds": round(time.process_time() - began, 1)}
 
 
 def main(args: Args) -> int:
@@ -88,7 +89,7 @@ def main(args: Args) -> int:
             path = Path(folder) / f"{n_steps}.mcap"
             record(path, n_steps)
             row = {"steps": sum(Recording.open(path).lengths), "mib": round(path.stat().st_size / 2**20, 1)}
-            for task in TASKS:
+            for task in args.tasks:
                 with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
                     row |= {f"{task}_{k}": v for k, v in pool.submit(measured, task, path).result().items()}
             print(json.dumps(row), flush=True)
@@ -98,7 +99,7 @@ def main(args: Args) -> int:
         task: round(
             (last[f"{task}_peak_mib"] - first[f"{task}_peak_mib"]) * 2**20 / (last["steps"] - first["steps"]), 1
         )
-        for task in TASKS
+        for task in args.tasks
         if len(rows) > 1
     }
     print(f"bytes a step: {growth}")

@@ -169,8 +169,8 @@ def audit_recording(
     if not len(recording):
         raise ValueError(f"An audit needs at least one episode, and {recording.path} holds none; record some.")
     episodes = tuple(map(recording.__getitem__, _drawn(recording.lengths, plan.max_steps)))
+    check_measurable(recording.circuit, episodes)
     evidence = Evidence(recording, episodes, run, faults or {}, public_key)
-    check_measurable(recording.circuit, evidence.every_episode())
     own = on_recordings(questions)
     asked = ask(tqdm(own, f"audit {name}", disable=not progress_bar), evidence, plan)
     return Subject(

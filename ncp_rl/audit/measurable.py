@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -17,7 +17,7 @@ _QUANTITIES = (
 )
 
 
-def check_measurable(circuit: Circuit, episodes: Iterable[Episode]) -> None:
+def check_measurable(circuit: Circuit, episodes: Sequence[Episode]) -> None:
     """Refuse numbers that are not finite, or so large that sums of their products are not.
 
     Raises:

@@ -33,6 +33,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from ncp_rl.audit.measurable import check_measurable
 from ncp_rl.audit.plan import Plan
 from ncp_rl.audit.section import Part
 from ncp_rl.audit.verdict import Verdict
@@ -65,8 +66,17 @@ class Evidence:
     public_key: Ed25519PublicKey | None = None
 
     def every_episode(self) -> Iterator[Episode]:
-        """Yield all episodes of the recording, one in memory at a time where it is long."""
-        return iter(self.episodes if len(self.episodes) == len(self.recording) else self.recording)
+        """Yield all episodes of the recording, one in memory at a time where it is long.
+
+        Raises:
+            ncp_rl.recording.RecordingError: The file is damaged, or holds numbers that are not finite.
+        """
+        if len(self.episodes) == len(self.recording):
+            yield from self.episodes
+            return
+        for episode in self.recording:
+            check_measurable(self.circuit, [episode])
+            yield episode
 
     @property
     def circuit(self) -> Circuit:
@@ -96,6 +106,8 @@ class Question(ABC, Generic[EvidenceT, AnswerT]):
             manifest.
         must_pass: Whether ncp-rl audit exits with status 1 where a verdict fails, unless `--fail-on` sets other
             conditions.
+        of_fleets: Whether ncp-rl audit asks it of each recording of a folder by default. An answer that depends on the
+            circuit more than on what was recorded is much the same for all recordings of a policy.
     """
 
     name: ClassVar[str]
@@ -105,6 +117,7 @@ class Question(ABC, Generic[EvidenceT, AnswerT]):
     lead: ClassVar[str] = ""
     anchor: ClassVar[str] = ""
     must_pass: ClassVar[bool] = False
+    of_fleets: ClassVar[bool] = True
 
     def concerns(self, evidence: EvidenceT) -> bool:
         """Return whether the question applies: one about images is left out silently where there are no images."""

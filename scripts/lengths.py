@@ -4,7 +4,7 @@
     python scripts/lengths.py --steps 20000 60000              # shorter ones
 
 An untrained circuit steers 16 cars. Each figure is that of a process of its own: its peak (VmHWM, as Linux counts), and
-the seconds of processor that it took. The growth in bytes a step is that between the shortest and the longest recording.
+the seconds of processor that it took. Growth, in bytes a step, is that between the shortest and the longest recording.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from ncp_rl.recording import Recording, record_rollouts, replay, verify
 ROOT = Path(__file__).parents[1]
 N_CARS = 16
 #: Steps of an untrained driver's episode, on average.
-EPISODE_STEPS = 42
+EPISODE_STEPS = 25
 
 
 @dataclass(frozen=True)

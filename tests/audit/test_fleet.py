@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -95,6 +96,19 @@ def test_the_command_audits_a_folder(
     said = capsys.readouterr().out
     assert "2 of 5 recordings fail; 2,400 steps, at most" in said or "2 of 5 recordings fail; 3,200 steps" in said
     assert f"page: {audited[1] / 'index.html'}" in said
+
+
+def test_recordings_of_a_folder_are_not_asked_about_their_circuit_alone(fleet: Path, tmp_path: Path) -> None:
+    arguments = ["audit", str(fleet / "monday"), "--out", str(tmp_path / "out"), "--no-progress-bar"]
+    assert main(arguments) == 0
+    (written,) = (tmp_path / "out" / "reports").glob("*/audit.json")
+    (subject,) = json.loads(written.read_text())["subjects"]
+    left_out = {name for name, why in subject["skipped"].items() if why == "It was left out by choice."}
+    assert left_out == {"sensitivity", "trees", "ablation"}
+    assert main([*arguments[:3], str(tmp_path / "few"), "--questions", "chain", "--no-progress-bar"]) == 0
+    (few,) = (tmp_path / "few" / "reports").glob("*/audit.json")
+    assert [verdict["check"] for verdict in json.loads(few.read_text())["subjects"][0]["verdicts"]] == ["chain"]
+    assert main([*arguments[:3], str(tmp_path / "none"), "--questions", "change"]) == 2
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it looks into /proc")

@@ -101,6 +101,17 @@ gpu-compile: $(TRITONS:%=build/triton-%)  ## Interpret the CUDA kernels, and com
 		PYTHONPATH=build/triton-$$version $(BIN)/python -m tests.kernels.triton_cost || exit 1; \
 	done
 
+.PHONY: soak
+soak: setup  ## Record and monitor 64 lane keepers for half an hour; writes results/soak.json.
+	$(BIN)/python scripts/soak.py $(ARGS)
+
+.PHONY: rl-zoo
+rl-zoo:  ## Train a policy with rl_zoo3 from our settings and replay it, in .venv-rl-zoo.
+	$(PYTHON) -m venv $(VENV)-rl-zoo
+	$(VENV)-rl-zoo/bin/python -m pip install --quiet --disable-pip-version-check \
+		"$$(grep '^torch==' constraints.txt)" rl_zoo3 requests .
+	$(VENV)-rl-zoo/bin/python -m tests.rl_zoo build/rl-zoo
+
 .PHONY: clean
 clean:  ## Remove environments and caches; runs stay.
-	rm -rf $(VENV) $(VENV)-lowest $(VENV)-newest .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build dist
+	rm -rf $(VENV) $(VENV)-lowest $(VENV)-newest $(VENV)-rl-zoo .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build dist

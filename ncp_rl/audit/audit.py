@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from tqdm import tqdm
 
@@ -36,7 +37,8 @@ class Subject:
     Attributes:
         name: Name of the recording.
         recording: The recording, for its circuit, manifest and images.
-        episodes: Its episodes.
+        episodes: Its episodes: all of them, or of a recording of more steps than `Plan.max_steps` those that statistics
+            are of.
         answers: Answers by the question's name; questions that were not asked are missing.
         verdicts: Verdicts on the answers, in the order of the questions.
         skipped: Reason why a question was not asked, by its name.
@@ -48,6 +50,21 @@ class Subject:
     answers: Mapping[str, Any]
     verdicts: tuple[Verdict, ...]
     skipped: Mapping[str, str]
+
+    @property
+    def n_steps(self) -> int:
+        """Number of steps of all episodes of the recording."""
+        return sum(self.recording.lengths)
+
+    @property
+    def sampled(self) -> str:
+        """A sentence on which episodes statistics are of; empty where they are of all."""
+        if len(self.episodes) == len(self.recording):
+            return ""
+        return (
+            f"The recording is long: its statistics are of {len(self.episodes)} episodes, drawn at random, with "
+            f"{sum(map(len, self.episodes)):,} steps together."
+        )
 
 
 @dataclass(frozen=True)
@@ -78,8 +95,9 @@ class Audit:
         """Return the verdicts as lines of text, under the names of the recordings."""
         lines = []
         for subject in self.subjects:
-            lines += [f"{subject.name}: {len(subject.episodes)} episodes", *map(str, subject.verdicts)]
+            lines += [f"{subject.name}: {len(subject.recording)} episodes", *map(str, subject.verdicts)]
             lines += [f"skip  {check:<12}  {why}" for check, why in subject.skipped.items()]
+            lines += [subject.sampled] if subject.sampled else []
         return lines + [str(verdict) for verdict in self.of_runs.verdicts]
 
     def to_dict(self) -> dict[str, Any]:
@@ -101,8 +119,9 @@ class Audit:
         wiring = circuit.wiring
         found = {
             "name": subject.name,
-            "n_episodes": len(subject.episodes),
-            "n_steps": sum(map(len, subject.episodes)),
+            "n_episodes": len(subject.recording),
+            "n_steps": subject.n_steps,
+            "n_sampled_episodes": len(subject.episodes),
             "circuit": {
                 "cell": circuit.cell,
                 "neurons": list(wiring.names),
@@ -144,11 +163,12 @@ def audit_recording(
 
     Raises:
         ncp_rl.recording.RecordingError: The file is damaged, or holds numbers that are not finite.
-        ValueError: The recording holds no episode.
+        ValueError: The recording holds no episode, or `plan` names a question that there is not.
     """
-    episodes = tuple(recording)
-    if not episodes:
+    check_asked(questions, plan)
+    if not len(recording):
         raise ValueError(f"An audit needs at least one episode, and {recording.path} holds none; record some.")
+    episodes = tuple(map(recording.__getitem__, _drawn(recording.lengths, plan.max_steps)))
     check_measurable(recording.circuit, episodes)
     evidence = Evidence(recording, episodes, run, faults or {}, public_key)
     own = on_recordings(questions)
@@ -176,8 +196,32 @@ def audit_runs(
 
     Raises:
         ncp_rl.runs.RunError: A run folder is missing or damaged, or an episode does not end.
+        ValueError: `plan` names a question that there is not.
     """
+    check_asked(questions, plan)
     return ask(on_runs(questions), Runs(folders, progress_bar), plan)
+
+
+def check_asked(questions: Questions, plan: Plan) -> None:
+    """Check that each question that a plan names exists.
+
+    Raises:
+        ValueError: One does not.
+    """
+    names = {question.name for question in questions}
+    for name in plan.questions or ():
+        if name not in names:
+            raise ValueError(f"There is no question {name!r}; there are {', '.join(sorted(names))}.")
+
+
+def _drawn(lengths: Sequence[int], max_steps: int) -> list[int]:
+    """Return the numbers of episodes with `max_steps` steps together at most: all, or the first and random ones."""
+    if sum(lengths) <= max_steps:
+        return list(range(len(lengths)))
+    # Episodes side by side end in an order of their own, so that every n-th would be those of one environment.
+    order = np.concatenate([[0], 1 + np.random.default_rng(0).permutation(len(lengths) - 1)])
+    n_fitting = int(np.searchsorted(np.cumsum(np.array(lengths)[order]), max_steps, side="right"))
+    return sorted(order[: max(n_fitting, 1)].tolist())
 
 
 def on_recordings(questions: Questions) -> list[RecordingQuestion[Any]]:

@@ -153,14 +153,21 @@ class Explanation:
             parts[layer] = synapses.total(self.synaptic * inside, self.cell.units)
         return parts | {"memory": self.memory, "leak": self.leak}
 
-    def sentence(self, step: int, action: int = 0, *, n_parts: int = 3) -> str:
+    def sentence(self, step: int, action: int = 0, *, n_parts: int = 3, time: float | None = None) -> str:
         """The action at a step in words: its strongest parts, and what drove the strongest neuron among them.
+
+        Args:
+            step: The step; -1 is the last.
+            action: The action.
+            n_parts: Number of parts to name.
+            time: Seconds since the episode's start, where the explanation is of a part of the episode; those of the
+                step where None.
 
         Raises:
             IndexError: The episode has no such step; -1 is the last.
         """
         step = self._step(step)
-        drivers, time = self.of_action(action), self.episode.time[step]
+        drivers, time = self.of_action(action), self.episode.time[step] if time is None else time
         strongest = int(np.argmax(np.abs(drivers.neurons[step])))
         text = (
             f"{self.circuit.action_names[action]} {drivers.total()[step]:.2f} at {time:.2f} s: "

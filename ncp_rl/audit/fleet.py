@@ -20,16 +20,16 @@ from pathlib import Path
 from urllib.parse import quote
 
 import jinja2
-import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from tqdm import tqdm
 
-from ncp_rl.audit.audit import on_recordings
+from ncp_rl.audit.audit import check_asked, on_recordings
 from ncp_rl.audit.fail_on import failures
 from ncp_rl.audit.orchestrate import audit_sources
 from ncp_rl.audit.plan import Plan
 from ncp_rl.audit.questions import QUESTIONS
 from ncp_rl.audit.report import write_report
+from ncp_rl.audit.workers import begin_worker
 from ncp_rl.errors import NCPError
 from ncp_rl.runs import RunError
 from ncp_rl.tables import append_rows, read_rows
@@ -83,7 +83,7 @@ class Row:
 
 def recordings_in(folder: Path) -> list[Path]:
     """All recordings in a folder and those below it, by name."""
-    return sorted(folder.rglob("*.mcap"))
+    return sorted(path for path in folder.rglob("*.mcap") if path.is_file())
 
 
 def audit_fleet(
@@ -113,20 +113,21 @@ def audit_fleet(
 
     Raises:
         ncp_rl.runs.RunError: `out` holds something else, there is no recording, or a process was killed.
-        ValueError: A condition names what is not asked of recordings.
+        ValueError: A condition names what is not asked of recordings, or `plan` a question that there is not.
     """
     paths, table = recordings_in(folder), out / "fleet.csv"
     if not paths:
         raise RunError(f"{folder} is no run folder, and neither it nor a folder below it holds a recording (*.mcap).")
     if out.exists() and not table.exists() and any(out.iterdir()):
         raise RunError(f"The folder {out} exists and is left as it is; name another one for the audits.")
+    check_asked(QUESTIONS, plan)
     _check(conditions)
     out.mkdir(parents=True, exist_ok=True)
     done = {row.recording for row in read_rows(table, Row)}
     left = [path for path in paths if str(path.relative_to(folder)) not in done]
     key = None if public_key is None else public_key.public_bytes_raw()
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(n_processes, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ProcessPoolExecutor(n_processes, context, begin_worker) as pool:
         futures = [pool.submit(_audited, path, folder, out, plan, conditions, key) for path in left]
         try:
             for future in tqdm(as_completed(futures), "audit", len(futures), unit="file", disable=not progress_bar):
@@ -161,7 +162,7 @@ def _audited(
 ) -> Row:
     """The audit of one recording, in a process of the pool."""
     began, name = time.perf_counter(), path.relative_to(folder)
-    own = out / "reports" / name.with_suffix("")
+    own = out / "reports" / name  # With its suffix, since a folder may have the name of the file without it.
     shutil.rmtree(own, ignore_errors=True)  # Of an audit that was cut off.
     key = None if public_key is None else Ed25519PublicKey.from_public_bytes(public_key)
     failed: list[str] = []
@@ -171,7 +172,7 @@ def _audited(
         failed = failures(audit, conditions)
         report = str(write_report(audit, own / "report.html").relative_to(out))
         (subject,) = audit.subjects
-        n_episodes, n_steps = len(subject.episodes), sum(map(len, subject.episodes))
+        n_episodes, n_steps = len(subject.recording), subject.n_steps
     except (NCPError, ValueError) as refused:  # A damaged file must not end the audit of the others.
         error = str(refused)
     return Row(

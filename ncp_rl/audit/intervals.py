@@ -8,12 +8,15 @@ Trying all switch points gives the extremes exactly, in one pass of cumulated su
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from ncp_rl.audit.cell import Array, Cell, Connections, Indices
 from ncp_rl.kernels import EPSILON
+from ncp_rl.recording import Episode
 
 
 class Range(NamedTuple):
@@ -29,6 +32,18 @@ class Range(NamedTuple):
     def meet(self, other: Range) -> Range:
         """Return the intersection of both."""
         return Range(np.maximum(self.low, other.low), np.minimum(self.high, other.high))
+
+
+def seen_ranges(
+    episodes: Iterable[Episode], *quantities: Callable[[Episode], npt.NDArray[np.floating[Any]]]
+) -> tuple[Range, ...]:
+    """Return the range of each quantity (T, ...) over all steps of all episodes, in one pass; NaN where a value is."""
+    found: tuple[Range, ...] = ()
+    for episode in episodes:
+        values = [quantity(episode) for quantity in quantities]
+        own = tuple(Range(array.min(axis=0), array.max(axis=0)) for array in values)
+        found = tuple(map(Range.hull, found, own)) if found else own
+    return found
 
 
 class Means:

@@ -18,7 +18,6 @@ from typing import Any, Literal, NamedTuple
 
 import gymnasium as gym
 import numpy as np
-import torch
 from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
@@ -27,6 +26,7 @@ from tqdm import tqdm
 from ncp_rl.audit.ablate import Ablation, ablated
 from ncp_rl.audit.cell import Array
 from ncp_rl.audit.verdict import Verdict
+from ncp_rl.audit.workers import begin_worker
 from ncp_rl.policy import NCPPolicy
 from ncp_rl.runs import EpisodeBound, Interval, load_run, mean_interval, read_config
 
@@ -273,7 +273,7 @@ def _outcomes(trials: Sequence[Trial], n_processes: int) -> Iterable[TrialOutcom
 
 def _begin_process(specs: Sequence[EnvSpec]) -> None:
     """Prepare a new process: one thread, and the environments of the runs, which this process has not registered."""
-    torch.set_num_threads(1)
+    begin_worker()
     for spec in specs:
         if isinstance(spec.entry_point, str):
             importlib.import_module(spec.entry_point.partition(":")[0])

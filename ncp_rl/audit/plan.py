@@ -43,9 +43,13 @@ class Plan:
         n_perturb_episodes: Number of episodes of each level.
         n_processes: Number of trials that run at a time, each in a process.
         max_loss: Largest share of the return that a disturbance may cost.
+        max_steps: Number of steps of a recording that are held in memory at most. Of a longer one, statistics are taken
+            over episodes drawn at random that have so many steps together; questions about every step read it episode
+            by episode.
+        questions: Names of the questions to ask; the others are skipped. None asks all.
 
     Raises:
-        ValueError: alpha is not between 0 and 1.
+        ValueError: alpha is not between 0 and 1, or max_steps is not positive.
     """
 
     n_episodes: int = 20
@@ -62,7 +66,11 @@ class Plan:
     n_perturb_episodes: int = 10
     n_processes: int = 1
     max_loss: float = 0.5
+    max_steps: int = 100_000
+    questions: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        """Check alpha before anything is recorded."""
+        """Check alpha and max_steps before anything is recorded."""
         episodes_needed(self.alpha)
+        if self.max_steps < 1:
+            raise ValueError(f"max_steps must be at least 1, got {self.max_steps}.")

@@ -6,7 +6,7 @@
         title, navigation = "How long was it?", "Length"
 
         def ask(self, evidence, plan):
-            return sum(map(len, evidence.episodes))
+            return sum(map(len, evidence.every_episode()))
 
         def verdicts(self, answer):
             return [Verdict(self.name, answer > 0, f"It lasted {answer} steps.", {"steps": answer})]
@@ -26,13 +26,14 @@ the tuple of questions, by default `ncp_rl.audit.questions.QUESTIONS`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from ncp_rl.audit.measurable import check_measurable
 from ncp_rl.audit.plan import Plan
 from ncp_rl.audit.section import Part
 from ncp_rl.audit.verdict import Verdict
@@ -51,7 +52,8 @@ class Evidence:
 
     Attributes:
         recording: The recording, with its circuit and its file.
-        episodes: All its episodes, at least one.
+        episodes: Its episodes, at least one, the first among them: all of them, or of a recording of more steps than
+            `Plan.max_steps` some, drawn at random.
         run: Folder of the run that was recorded; None where only the recording is there.
         faults: Episodes with a fault, and the step at which it begins in each, by the fault's name.
         public_key: Key that must have signed the recording; None where no signature is required.
@@ -62,6 +64,19 @@ class Evidence:
     run: Path | None = None
     faults: Mapping[str, tuple[Sequence[Episode], Sequence[int]]] = field(default_factory=dict)
     public_key: Ed25519PublicKey | None = None
+
+    def every_episode(self) -> Iterator[Episode]:
+        """Yield all episodes of the recording, one in memory at a time where it is long.
+
+        Raises:
+            ncp_rl.recording.RecordingError: The file is damaged, or holds numbers that are not finite.
+        """
+        if len(self.episodes) == len(self.recording):
+            yield from self.episodes
+            return
+        for episode in self.recording:
+            check_measurable(self.circuit, [episode])
+            yield episode
 
     @property
     def circuit(self) -> Circuit:
@@ -91,6 +106,8 @@ class Question(ABC, Generic[EvidenceT, AnswerT]):
             manifest.
         must_pass: Whether ncp-rl audit exits with status 1 where a verdict fails, unless `--fail-on` sets other
             conditions.
+        of_fleets: Whether ncp-rl audit asks it of each recording of a folder by default. An answer that depends on the
+            circuit more than on what was recorded is much the same for all recordings of a policy.
     """
 
     name: ClassVar[str]
@@ -100,6 +117,7 @@ class Question(ABC, Generic[EvidenceT, AnswerT]):
     lead: ClassVar[str] = ""
     anchor: ClassVar[str] = ""
     must_pass: ClassVar[bool] = False
+    of_fleets: ClassVar[bool] = True
 
     def concerns(self, evidence: EvidenceT) -> bool:
         """Return whether the question applies: one about images is left out silently where there are no images."""
@@ -193,7 +211,8 @@ def ask(questions: Iterable[Question[EvidenceT, Any]], evidence: EvidenceT, plan
             raise ValueError(f"Two questions have the name {question.name!r}; answers are kept by name, so rename one.")
         if not question.concerns(evidence):
             continue
-        why = question.why_not(evidence, plan)
+        left_out = plan.questions is not None and question.name not in plan.questions
+        why = "It was left out by choice." if left_out else question.why_not(evidence, plan)
         if why is not None:
             skipped[question.name] = why
             continue

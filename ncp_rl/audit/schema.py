@@ -50,6 +50,8 @@ def _subject(questions: Questions) -> dict[str, Any]:
         "name": {"type": "string"},
         "n_episodes": _COUNT | {"minimum": 1},
         "n_steps": _COUNT | {"minimum": 1},
+        "n_sampled_episodes": _COUNT
+        | {"minimum": 1, "description": "Episodes that statistics are of; fewer than n_episodes where they are many."},
         "circuit": _closed(
             {
                 "cell": {"type": "string", "description": "Kind of the neurons: ltc or cfc."},

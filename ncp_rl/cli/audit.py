@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,6 +71,12 @@ class Args:
     deployed: Path | None = None
     """Export of the one source's policy (ncp-rl export), which must do what was recorded: a folder with
     controller.c, or controller.json or controller.onnx."""
+    questions: tuple[str, ...] | None = None
+    """Questions to ask, the others are skipped. Default: all; of a folder of recordings all but sensitivity, trees and
+    ablation, which say much the same of every recording of a policy."""
+    max_steps: int = 100_000
+    """Steps of a recording that are held in memory. Of a longer one every step is checked, while statistics are of
+    episodes drawn at random."""
     fail_on: tuple[str, ...] | None = None
     """Exit with status 1 where one of these verdicts fails, or a figure is beyond a limit: "perturbation.loss>0.3".
     Default: chain, replay, explain, certificate, sensitivity, monitor and dynamics."""
@@ -118,14 +124,18 @@ def fleet(args: Args, out: Path, key: Ed25519PublicKey | None, conditions: Seque
     Raises:
         ValueError: --deployed is given, which is the export of one policy.
     """
+    from ncp_rl.audit import QUESTIONS
     from ncp_rl.audit.fleet import audit_fleet
 
     if args.deployed is not None:
         raise ValueError("--deployed names the export of one policy, got a folder of recordings; audit one of them.")
+    asked = plan(args)
+    if asked.questions is None:
+        asked = replace(asked, questions=tuple(question.name for question in QUESTIONS if question.of_fleets))
     rows = audit_fleet(
         args.sources[0],
         out,
-        plan(args),
+        asked,
         conditions=conditions,
         public_key=key,
         n_processes=args.processes,
@@ -187,4 +197,7 @@ def plan(args: Args) -> Plan:
         n_perturb_episodes=args.perturb_episodes,
         n_processes=args.processes,
         max_loss=args.max_loss,
+        max_steps=args.max_steps,
+        # What --deployed names is asked for.
+        questions=None if args.questions is None else (*args.questions, *(["deployed"] if args.deployed else [])),
     )

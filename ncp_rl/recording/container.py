@@ -14,7 +14,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from mcap.data_stream import RecordBuilder
@@ -42,6 +42,8 @@ from ncp_rl.recording.layout import COMPRESSED_IMAGE, Layout, Topic
 # Fields: opcode, length of the rest, channel, bytes of the entries.
 _INDEX_HEADER = struct.Struct("<BQHI")
 
+_Data = TypeVar("_Data", bytes, bytes | bytearray)
+
 MAGIC = b"\x89MCAP0\r\n"
 LIBRARY = "ncp_rl recording 1"
 
@@ -53,14 +55,22 @@ IMAGE_CHANNEL = 6
 
 @dataclass
 class Container:
-    """The offset of the next record in the file, and the contents of the summary."""
+    """The offset of the next record in the file, and the contents of the summary.
+
+    What the summary says of chunks is kept as the bytes that it will be, some 200 a chunk: a recorder writes four
+    chunks a second, for as long as it runs.
+    """
 
     offset: int = 0
     _schemas: list[Schema] = field(default_factory=list)
     _channels: list[Channel] = field(default_factory=list)
     _attachments: list[AttachmentIndex] = field(default_factory=list)
-    _chunks: list[ChunkIndex] = field(default_factory=list)
-    _metadata: list[MetadataIndex] = field(default_factory=list)
+    _chunks: bytearray = field(default_factory=bytearray)
+    _metadata: bytearray = field(default_factory=bytearray)
+    _n_chunks: int = 0
+    _n_metadata: int = 0
+    _times: tuple[int, int] | None = None
+    """First and last time of a message"""
     _counts: dict[int, int] = field(default_factory=dict)
 
     def begin(self, layout: Layout, attachments: Mapping[str, bytes]) -> bytes:
@@ -86,46 +96,48 @@ class Container:
         )
         start, record = self.offset, self._advance(_bytes([chunk]))
         indexes, index_start, places = [], self.offset, {}
-        for channel, index in _message_indexes(messages).items():
+        for channel, entries in _message_indexes(messages).items():
             places[channel] = self.offset
-            indexes.append(self._advance(index))
-            self._counts[channel] = self._counts.get(channel, 0) + (len(index) - _INDEX_HEADER.size) // 16
-        self._chunks.append(
-            ChunkIndex(
-                chunk_length=len(record),
-                chunk_start_offset=start,
-                compression=compression,
-                compressed_size=len(compressed),
-                message_end_time=chunk.message_end_time,
-                message_index_length=self.offset - index_start,
-                message_index_offsets=places,
-                message_start_time=chunk.message_start_time,
-                uncompressed_size=len(messages.data),
-            )
+            indexes.append(self._advance(entries))
+            self._counts[channel] = self._counts.get(channel, 0) + (len(entries) - _INDEX_HEADER.size) // 16
+        index = ChunkIndex(
+            chunk_length=len(record),
+            chunk_start_offset=start,
+            compression=compression,
+            compressed_size=len(compressed),
+            message_end_time=chunk.message_end_time,
+            message_index_length=self.offset - index_start,
+            message_index_offsets=places,
+            message_start_time=chunk.message_start_time,
+            uncompressed_size=len(messages.data),
         )
+        self._chunks += _bytes([index])
+        self._n_chunks += 1
+        first, last = self._times or (chunk.message_start_time, chunk.message_end_time)
+        self._times = min(first, chunk.message_start_time), max(last, chunk.message_end_time)
         return record + b"".join(indexes)
 
     def metadata(self, name: str, entries: dict[str, str]) -> bytes:
         """Return a metadata record."""
         record = _bytes([Metadata(name, entries)])
-        self._metadata.append(MetadataIndex(self.offset, len(record), name))
+        self._metadata += _bytes([MetadataIndex(self.offset, len(record), name)])
+        self._n_metadata += 1
         return self._advance(record)
 
     def end(self) -> bytes:
         """Return the file's end: the summary, which lists the offsets of records, and the footer."""
         data_end = self._advance(_bytes([DataEnd(0)]))
         start = self.offset
-        groups: list[tuple[Opcode, Iterable[McapRecord]]] = [
-            (Opcode.SCHEMA, self._schemas),
-            (Opcode.CHANNEL, self._channels),
-            (Opcode.STATISTICS, [self._statistics()]),
+        groups: list[tuple[Opcode, bytes | bytearray]] = [
+            (Opcode.SCHEMA, _bytes(self._schemas)),
+            (Opcode.CHANNEL, _bytes(self._channels)),
+            (Opcode.STATISTICS, _bytes([self._statistics()])),
             (Opcode.CHUNK_INDEX, self._chunks),
-            (Opcode.ATTACHMENT_INDEX, self._attachments),
+            (Opcode.ATTACHMENT_INDEX, _bytes(self._attachments)),
             (Opcode.METADATA_INDEX, self._metadata),
         ]
         summary, offsets = b"", []
-        for opcode, records in groups:
-            group = _bytes(records)
+        for opcode, group in groups:
             offsets.append(SummaryOffset(opcode, self.offset, len(group)))
             summary += self._advance(group)
         offset_start = self.offset
@@ -135,15 +147,16 @@ class Container:
         return data_end + summary + self._advance(_bytes([Footer(start, offset_start, crc)]) + MAGIC)
 
     def _statistics(self) -> Statistics:
+        first, last = self._times or (0, 0)
         return Statistics(
             attachment_count=len(self._attachments),
             channel_count=len(self._channels),
             channel_message_counts=dict(sorted(self._counts.items())),
-            chunk_count=len(self._chunks),
+            chunk_count=self._n_chunks,
             message_count=sum(self._counts.values()),
-            message_end_time=max((chunk.message_end_time for chunk in self._chunks), default=0),
-            message_start_time=min((chunk.message_start_time for chunk in self._chunks), default=0),
-            metadata_count=len(self._metadata),
+            message_end_time=last,
+            message_start_time=first,
+            metadata_count=self._n_metadata,
             schema_count=len(self._schemas),
         )
 
@@ -154,7 +167,7 @@ class Container:
         self._attachments.append(AttachmentIndex(self.offset, len(record), 0, 0, len(data), name, media_type))
         return self._advance(record)
 
-    def _advance(self, data: bytes) -> bytes:
+    def _advance(self, data: _Data) -> _Data:
         self.offset += len(data)
         return data
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -61,6 +61,17 @@ class Episode:
     def __len__(self) -> int:
         """Return the number of steps T."""
         return len(self.reward)
+
+    def part(self, first: int, stop: int) -> Episode:
+        """Return the steps from `first` to before `stop`, as an episode that starts from the potentials before them."""
+        arrays = {field.name: getattr(self, field.name) for field in fields(self)}
+        whole = ("start", "final_observation")
+        steps: dict[str, Any] = {
+            name: array[first:stop]
+            for name, array in arrays.items()
+            if isinstance(array, np.ndarray) and name not in whole
+        }
+        return replace(self, **steps, start=self.potentials[first - 1] if first else self.start)
 
     @property
     def time(self) -> npt.NDArray[np.float64]:

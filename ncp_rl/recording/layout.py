@@ -84,6 +84,10 @@ class Topic:
         """Kind of each number of a message."""
         return tuple(field.kind for field in self.fields for _ in range(field.width))
 
+    @cached_property
+    def _places(self) -> tuple[tuple[list[str], Field], ...]:
+        return tuple((field.name.split("."), field) for field in self.fields)
+
     def schema(self) -> dict[str, Any]:
         """Return the JSON Schema of the messages."""
         root: dict[str, Any] = _object()
@@ -139,9 +143,9 @@ class Topic:
         message = load_json(bytes(data), f"a message of {self.name}", infinite=True)
         numbers: list[float] = []
         try:
-            for field in self.fields:
+            for keys, field in self._places:
                 value = message
-                for key in field.name.split("."):
+                for key in keys:
                     value = value[key]
                 numbers += _numbers(value, field)
             for at, bits in _nans(message):
@@ -366,7 +370,7 @@ def load_json(data: bytes, what: str, *, infinite: bool = False) -> Any:
     """
     try:
         text = data.decode()
-        value = json.loads(text, parse_constant=_refuse_constant, parse_float=None if infinite else _finite)
+        value = (_DECODER if infinite else _FINITE_DECODER).decode(text)
         if "\\u" in text:
             # An escape can stand for half a character, which cannot be written to files or screens.
             json.dumps(value, ensure_ascii=False).encode()
@@ -388,18 +392,21 @@ def _refuse_constant(name: str) -> float:
     raise ValueError(f"JSON has no number {name}")
 
 
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+_FINITE_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
+
+
 def _object() -> dict[str, Any]:
     return {"type": "object", "properties": {}, "required": []}
 
 
 def _numbers(value: Any, field: Field) -> Sequence[float]:
     values = [value] if field.size is None else value
-    if type(values) is not list or len(values) != field.width:
+    if type(values) is not list or len(values) != (1 if field.size is None else field.size):
         raise ValueError(f"{field.name} must be {field.width} numbers, got {value!r:.40}")
-    allowed: set[type] = {int} if field.kind == "integer" else {bool} if field.kind == "boolean" else {int, float}
-    if not allowed.issuperset(map(type, values)):
+    if not _NUMBER_TYPES[field.kind].issuperset(map(type, values)):
         raise ValueError(f"{field.name} must hold values of type {field.kind}, got {value!r:.40}")
-    return [float(value) for value in values]
+    return list(map(float, values))
 
 
 def _nans(message: dict[str, Any]) -> list[tuple[Any, Any]]:
@@ -424,5 +431,13 @@ def nan_bits(kind: Kind, value: float) -> str:
     """Return the hexadecimal bits of a NaN."""
     return struct.pack(_NAN_FORMS[kind], value).hex()
 
+
+# Types of a number's values in JSON.
+_NUMBER_TYPES: dict[Kind, frozenset[type]] = {
+    "float32": frozenset((int, float)),
+    "float64": frozenset((int, float)),
+    "integer": frozenset((int,)),
+    "boolean": frozenset((bool,)),
+}
 
 _NAN_FORMS: dict[Kind, str] = {"float32": ">f", "float64": ">d"}

@@ -248,7 +248,7 @@ def _environment(env: VecEnv) -> dict[str, Any]:
         inner = inner.venv
     found = {
         "id": None if spec is None else spec.id,
-        "description": str(env.env_method("__str__", indices=0)[0]),
+        "description": _description(env, inner),
         "vectorised": [*wrappers, type(inner).__name__],
         "max_episode_steps": None if spec is None else spec.max_episode_steps,
         "spec": None,
@@ -259,6 +259,13 @@ def _environment(env: VecEnv) -> dict[str, Any]:
         except (TypeError, ValueError) as error:
             found["spec_error"] = f"The specification has no JSON form: {error}"
     return found
+
+
+def _description(env: VecEnv, inner: VecEnv) -> str:
+    try:
+        return str(env.env_method("__str__", indices=0)[0])
+    except AttributeError:  # Every object has __str__: there is no single environment, as in a batched simulation.
+        return f"{type(inner).__name__} of {env.num_envs} environments"
 
 
 def describe_space(space: spaces.Space[Any]) -> dict[str, Any]:

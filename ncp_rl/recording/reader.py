@@ -8,10 +8,11 @@ import io
 import json
 import re
 import warnings
+from array import array
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -53,6 +54,9 @@ _PIXEL_BYTES = 8
 _ROW_BYTES = 400
 _RECORD_BYTES = 200
 
+# Text with which every message of an episode begins: numbers as they are written, without zeros before them.
+_EPISODE = re.compile(rb'\{"env":(0|[1-9][0-9]{0,14}),"episode":(0|[1-9][0-9]{0,14}),')
+
 # Counts in a file must be below this, so that sums of them are exact.
 _MAX_COUNT = 2**40
 
@@ -66,6 +70,14 @@ class RecordedImage(NamedTuple):
     """Simulated time since the recording began, as in the file"""
     pixels: npt.NDArray[np.uint8]
     """(H, W, 3) or (H, W)"""
+
+
+class _Chunk(NamedTuple):
+    """Messages of a chunk, and the episode of each; (M,) each, -1 where a message belongs to none."""
+
+    messages: Messages
+    env_index: npt.NDArray[np.int64]
+    episode: npt.NDArray[np.int64]
 
 
 class _EpisodeSpan(NamedTuple):
@@ -96,7 +108,7 @@ class Recording:
         self.path = Path(path)
         self.ending: str | None = None
         self.budget = Budget(max_memory)
-        self._cache: OrderedDict[int, Messages] = OrderedDict()
+        self._cache: OrderedDict[int, _Chunk] = OrderedDict()
         attachments, spans = self._read_index()
         if set(attachments) != set(ATTACHMENTS):
             raise RecordingError(
@@ -189,11 +201,10 @@ class Recording:
         n_numbers = span.n_steps * sum(len(topics[channel].kinds) for channel in STEP_CHANNELS)
         self.budget.need(_NUMBER_BYTES * n_numbers, f"Episode {index} of {span.n_steps} steps")
         rows: dict[int, list[npt.NDArray[np.float64]]] = {channel: [] for channel in topics}
-        prefix = f'{{"env":{span.env_index},"episode":{index},'.encode()
-        for messages in self._messages(span):
-            for channel, text in _texts(messages):
-                if channel in topics and text[: len(prefix)] == prefix:
-                    rows[channel].append(np.array(topics[channel].parse(text)))
+        for messages, own in self._messages_of(index, span):
+            for at in own.tolist():
+                if (channel := int(messages.channels[at])) in topics:
+                    rows[channel].append(np.array(topics[channel].parse(_text(messages, at))))
         counts = {channel: len(found) for channel, found in rows.items()}
         expected = {channel: span.n_steps for channel in STEP_CHANNELS} | {EPISODE_CHANNEL: 1}
         expected[END_CHANNEL] = min(counts[END_CHANNEL], 1)  # An episode that the recording cut off has no end message.
@@ -212,11 +223,11 @@ class Recording:
             RecordingError: Its part of the file is damaged.
         """
         span = self._span(index)
-        times = set(self._log_times(index, span))
-        for messages in self._messages(span):
-            for (channel, text), time in zip(_texts(messages), messages.log_times.tolist(), strict=True):
-                if channel == IMAGE_CHANNEL and time in times:
-                    image = _image(text, span.env_index, time, self.budget)
+        times = {time for messages, own in self._messages_of(index, span) for time in messages.log_times[own].tolist()}
+        for messages, _ in self._messages_of(index, span):
+            for at in np.flatnonzero(messages.channels == IMAGE_CHANNEL).tolist():
+                if (time := int(messages.log_times[at])) in times:
+                    image = _image(_text(messages, at), span.env_index, time, self.budget)
                     if image is not None:
                         yield image
 
@@ -249,27 +260,22 @@ class Recording:
         images = {key: np.stack(frames) for key, frames in found.items()}
         return images[None] if None in images else {**parts, **images}
 
-    def _log_times(self, index: int, span: _EpisodeSpan) -> Iterator[int]:
-        prefix = f'{{"env":{span.env_index},"episode":{index},'.encode()
-        for messages in self._messages(span):
-            for (_, text), time in zip(_texts(messages), messages.log_times.tolist(), strict=True):
-                if text[: len(prefix)] == prefix:
-                    yield time
-
     def _span(self, index: int) -> _EpisodeSpan:
         if not 0 <= index < len(self):
             raise IndexError(f"There is no episode {index}: the recording has {len(self)}, counted from 0.")
         return self._spans[index]
 
-    def _messages(self, span: _EpisodeSpan) -> Iterator[Messages]:
+    def _messages_of(self, index: int, span: _EpisodeSpan) -> Iterator[tuple[Messages, npt.NDArray[np.int64]]]:
+        """Yield the messages of each of an episode's chunks, and the positions of its own among them."""
         with _opened(self.path) as (file, _):
             for record in span.chunks:
                 if record.offset not in self._cache:
-                    self._cache[record.offset] = read_messages(file, record, self.budget)
+                    self._cache[record.offset] = _chunk(read_messages(file, record, self.budget))
                     room = _CACHED * self.budget.max_memory
-                    while len(self._cache) > 1 and sum(len(m.data) for m in self._cache.values()) > room:
+                    while len(self._cache) > 1 and sum(len(c.messages.data) for c in self._cache.values()) > room:
                         self._cache.popitem(last=False)
-                yield self._cache[record.offset]
+                messages, env_index, episode = self._cache[record.offset]
+                yield messages, np.flatnonzero((episode == index) & (env_index == span.env_index))
 
     def _episode(self, index: int, env_index: int, rows: Mapping[int, npt.NDArray[np.float64]]) -> Episode:
         fields: dict[str, npt.NDArray[np.float64]] = {}
@@ -392,11 +398,19 @@ def _opened(path: Path) -> Iterator[tuple[IO[bytes], int]]:
         raise RecordingError(f"The recording {path} cannot be read: {error}.") from error
 
 
-def _texts(messages: Messages) -> Iterator[tuple[int, memoryview]]:
-    """Yield channel and JSON of each message."""
+def _chunk(messages: Messages) -> _Chunk:
+    """Find the episode of each message, once for all episodes of a chunk."""
+    found = array("q")
     offsets = messages.offsets.tolist()
-    for channel, start, stop in zip(messages.channels.tolist(), offsets, offsets[1:], strict=False):
-        yield channel, messages.data[start + MESSAGE_HEADER.size : stop]
+    for start, stop in pairwise(offsets):
+        begin = _EPISODE.match(messages.data, start + MESSAGE_HEADER.size, stop)
+        found.extend((-1, -1) if begin is None else (int(begin[1]), int(begin[2])))
+    return _Chunk(messages, *np.array(found, np.int64).reshape(-1, 2).T.copy())
+
+
+def _text(messages: Messages, at: int) -> memoryview:
+    """Return the JSON of a message."""
+    return messages.data[int(messages.offsets[at]) + MESSAGE_HEADER.size : int(messages.offsets[at + 1])]
 
 
 class _SpansByEpisode:

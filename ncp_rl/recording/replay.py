@@ -12,7 +12,7 @@ dynamics: 1e-5 is enough for them.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -107,7 +107,11 @@ def _place(divergence: Divergence) -> tuple[int, int]:
 
 
 def replay(
-    recording: Recording | Path | str, model: OnPolicyAlgorithm | None = None, env: VecEnv | None = None
+    recording: Recording | Path | str,
+    model: OnPolicyAlgorithm | None = None,
+    env: VecEnv | None = None,
+    *,
+    episodes: Iterable[Episode] | None = None,
 ) -> Replay:
     """Compute a recording again.
 
@@ -118,6 +122,7 @@ def replay(
             again from its seeds, on another platform with the recorded actions. Where the model was trained on
             normalised observations, the statistics are this `VecNormalize`'s, or those of the model's own environments
             where none are given.
+        episodes: All episodes of the recording in their order, where they have been read already; None reads them.
 
     Raises:
         RecordingError: The recording cannot be read, or does not name this model or these environments.
@@ -141,7 +146,7 @@ def replay(
         policy_replay = None if model is None else _PolicyReplay(recording, model, env)
         if policy_replay is not None:
             policy_replay.compare_parameters(tally)
-        for episode in recording:
+        for episode in recording if episodes is None else episodes:
             _replay_circuit(recording, episode, tally)
             if policy_replay is not None:
                 policy_replay.add(episode, tally)

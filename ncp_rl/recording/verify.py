@@ -53,8 +53,9 @@ from ncp_rl.recording.records import (
 _MAX_BEGINNING = 64
 _MAX_INDEXES = 16
 
-# Bytes of memory for a chunk and its chain record in the file's summary, which is built again.
-_CHUNK_ENTRY_BYTES = 2500
+# Bytes of memory for a chunk and its chain record in the file's summary, of which several copies exist while it is
+# built again and compared.
+_CHUNK_ENTRY_BYTES = 1000
 
 _STEP = re.compile(rb'\{"env":([0-9]{1,15}),"episode":([0-9]{1,15}),"step":([0-9]{1,15}),')
 

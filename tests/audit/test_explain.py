@@ -7,7 +7,7 @@ import torch
 
 from ncp_rl import LTC, AutoNCP, FullyConnected, Random
 from ncp_rl.audit import Explanation, explain
-from ncp_rl.audit.questions.explain import ExplainQuestion
+from ncp_rl.audit.questions.explain import ExplainQuestion, explain_all
 from ncp_rl.circuit import Circuit
 from ncp_rl.kernels import EPSILON
 from ncp_rl.ltc import inverse_softplus
@@ -84,7 +84,7 @@ def test_rounding_is_bounded_however_steep_the_synapses(recipe: AutoNCP, steepne
     for sign in (-1, 1):
         edited = taken.potentials.copy()
         edited[-1, 3] += np.float32(sign * 3.0 * explanation.rounding[-1, 3])
-        (verdict,) = ExplainQuestion().verdicts((explain(net, replace(taken, potentials=edited)),))
+        (verdict,) = ExplainQuestion().verdicts(explain_all(net, [replace(taken, potentials=edited)]))
         assert not verdict.passed and verdict.figures["share_of_rounding"] > 1.0
 
 

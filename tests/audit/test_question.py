@@ -200,3 +200,10 @@ def test_the_schema_is_published() -> None:
     for question in QUESTIONS:
         for key in question.schema:
             assert f'"{key}": {{' in printed
+
+
+def test_questions_that_are_not_named_are_left_out(recording: Path) -> None:
+    subject = audit_recording(Recording.open(recording), "mine", Plan(questions=("chain",)))
+    assert set(subject.answers) == {"chain"} and subject.skipped["explain"] == "It was left out by choice."
+    with pytest.raises(ValueError, match="There is no question 'change'; there are ablation, certificate, chain"):
+        audit_recording(Recording.open(recording), "mine", Plan(questions=("change",)))

@@ -18,7 +18,7 @@ from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.env_util import make_vec_env
 
 from ncp_rl import AutoNCP, NCPPolicy, equations
-from ncp_rl.audit import Asked, Audit, Explanation, Perturbation, Plan, Subject, audit_recording, write_report
+from ncp_rl.audit import Asked, Audit, Perturbation, Plan, Subject, audit_recording, explain, write_report
 from ncp_rl.audit.intervals import Range
 from ncp_rl.audit.perturb import Point
 from ncp_rl.audit.questions.certificate import Certified
@@ -211,7 +211,8 @@ def test_verdicts_come_first_each_with_its_sentence_and_a_link(tab: Tab, report:
 def test_contributions_and_sentences_are_those_of_python(tab: Tab, report: Path, audit: Audit) -> None:
     page = tab.open(report)
     for r, subject in enumerate(audit.subjects):
-        for e, explanation in enumerate(subject.answers["explain"]):
+        for e, episode in enumerate(subject.episodes):
+            explanation = explain(subject.recording.circuit, episode)
             for t in (0, 1, 17, N_STEPS - 1):
                 page.evaluate("([r, e, t]) => { Object.assign(state, {r, e, t}); return arrange(); }", [r, e, t])
                 found = page.evaluate(PANE)
@@ -392,7 +393,7 @@ def test_a_neuron_tells_its_time_constant_contributions_and_rule(tab: Tab, repor
     np.testing.assert_allclose(
         [float(said[i]) for i in (2, 5, 7)], [subject.episodes[0].tau[9, 1], low, high], rtol=6e-3
     )
-    explanation: Explanation = subject.answers["explain"][0]
+    explanation = explain(subject.recording.circuit, subject.episodes[0])
     own = np.flatnonzero(explanation.cell.synapses.destination == 1)
     strongest = max(np.abs(explanation.synaptic[9, own]).max(initial=0), np.abs(explanation.sensory[9]).max())
     shown = [float(cell.inner_text()) for cell in page.locator(".receives .number").all()]

@@ -171,11 +171,11 @@ def test_recordings_of_before_keep_their_worth() -> None:
     bounds = tau_bounds(recording.circuit)
     assert all((episode.tau <= bounds.high * (1 + 1e-5)).all() for episode in recording)
     # As they were written, eleven times their bound.
-    assert b"59295264" in b"".join(bytes(messages.data) for i in range(2) for messages in _messages(recording, i))
+    assert b"59295264" in b"".join(bytes(messages.data) for i in range(2) for messages, _ in _messages(recording, i))
     assert bounds.high[5] < 59295264 / 10
     verdict = audit_dynamics(recording.circuit, list(recording)).verdict()
     assert verdict.passed, verdict
 
 
 def _messages(recording: Recording, index: int) -> Any:
-    return recording._messages(recording._span(index))
+    return recording._messages_of(index, recording._span(index))

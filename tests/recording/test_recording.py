@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +12,26 @@ import numpy as np
 import pytest
 import torch
 from mcap.reader import make_reader
+from ncp_envs.lane_keeping.sb3 import LaneKeepingVecEnv
+from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecNormalize
 
-from ncp_rl import equations
+from ncp_rl import AutoNCP, NCPPolicy, equations
 from ncp_rl.recording import (
     NeuronRecorder,
     Recording,
     RecordingError,
     encode,
     record_rollouts,
+    replay,
     sha256,
     steps,
     trace_neurons,
     verify,
 )
+from ncp_rl.recording.container import Container
+from ncp_rl.recording.encode import Messages
 from tests.recording.recordings import SPACES, pendulum, random_model, trained_pendulum
 
 
@@ -233,3 +239,31 @@ def test_no_kernel_is_compiled_while_steps_wait(tmp_path: Path, space: str) -> N
     record_rollouts(model, venv, tmp_path / "r.mcap", n_episodes=2, progress_bar=False)
     kernels: list[Any] = [steps._place, equations._time_constants, encode._encode_rows, sha256._link]
     assert [len(kernel.signatures) for kernel in kernels] == [1, 1, 1, 1]
+
+
+def test_cars_in_one_simulation_are_recorded(tmp_path: Path) -> None:
+    """No single environment exists that could be asked what it is."""
+    venv = LaneKeepingVecEnv(3)
+    model = RecurrentPPO(
+        NCPPolicy, venv, seed=0, device="cpu", policy_kwargs=dict(wiring=AutoNCP(12), elapsed_time=0.05)
+    )
+    path = record_rollouts(model, venv, tmp_path / "cars.mcap", n_episodes=4, progress_bar=False)
+    recording = Recording.open(path)
+    assert recording.manifest["environment"]["description"] == "LaneKeepingVecEnv of 3 environments"
+    assert recording.manifest["environment"]["id"] == "ncp/LaneKeeping-v0" and len(recording) == 4
+    assert verify(path).passed and replay(recording).passed
+
+
+def test_a_chunk_takes_little_memory_in_the_summary(recorded: tuple[Path, Any, Any]) -> None:
+    """A recorder writes four chunks a second for as long as it runs."""
+    container, n_chunks = Container(), 2000
+    messages = Messages.single(2, 0, 5, b"{}")
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for _ in range(n_chunks):
+            container.chunk(messages, "", bytes(messages.data))
+            container.metadata("chunk", {})
+        assert tracemalloc.get_traced_memory()[0] - before < 400 * n_chunks
+    finally:
+        tracemalloc.stop()

@@ -52,6 +52,7 @@ class AblationQuestion(RecordingQuestion[Ablations]):
         "Each neuron in turn is held at its mean potential while the circuit receives the senses of the first episode "
         "again: how far the action mean moves."
     )
+    of_fleets = False
 
     def ask(self, evidence: Evidence, plan: Plan) -> Ablations:
         """Clamp every neuron at its mean over all episodes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -9,12 +10,13 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ncp_rl.audit.certify import Certificate, attack_actions, certify
-from ncp_rl.audit.intervals import Range
+from ncp_rl.audit.intervals import Range, seen_ranges
 from ncp_rl.audit.plan import Plan
 from ncp_rl.audit.plots import Figure, ranges
 from ncp_rl.audit.question import Evidence, RecordingQuestion, Schema
 from ncp_rl.audit.section import Paragraph, Part, Plot, Table, named_rows
 from ncp_rl.audit.verdict import Verdict
+from ncp_rl.circuit import Circuit
 
 _RANGE = {
     "type": "array",
@@ -71,18 +73,19 @@ class CertificateQuestion(RecordingQuestion[Certified]):
 
     def ask(self, evidence: Evidence, plan: Plan) -> Certified:
         """Certify the circuit for steps as short as the recording's shortest, and attack it."""
-        # Held neurons do not move, so held steps do not count.
-        seconds = np.concatenate([episode.elapsed_time[~episode.held] for episode in evidence.episodes])
-        shortest = float(seconds.min()) if len(seconds) else 0.0
-        actions, potentials = (
-            np.concatenate([getattr(episode, name) for episode in evidence.episodes])
-            for name in ("action_mean", "potentials")
+        actions, potentials, seconds = seen_ranges(
+            evidence.every_episode(),
+            lambda episode: episode.action_mean,
+            lambda episode: episode.potentials,
+            # Held neurons do not move, so held steps do not count.
+            lambda episode: np.where(episode.held, np.inf, episode.elapsed_time),
         )
+        shortest = float(seconds.low)
         return Certified(
-            certificate=certify(evidence.circuit, min_elapsed_time=shortest or None),
-            attacked=attack_actions(evidence.circuit),
-            seen_actions=Range(actions.min(0), actions.max(0)),
-            seen_potentials=Range(potentials.min(0), potentials.max(0)),
+            certificate=certify(evidence.circuit, min_elapsed_time=shortest if 0 < shortest < np.inf else None),
+            attacked=_attacked(*evidence.circuit.save()),
+            seen_actions=actions,
+            seen_potentials=potentials,
         )
 
     def verdicts(self, answer: Certified) -> list[Verdict]:
@@ -121,6 +124,12 @@ class CertificateQuestion(RecordingQuestion[Certified]):
         ends = ("signs alone from", "to", "certified from", "to", "seen from", "to")
         rows = named_rows(neurons, *certificate.box, *certificate.range, *answer.seen_potentials)
         yield Table("Neurons in numbers", ("neuron", *ends), rows)
+
+
+@functools.lru_cache(maxsize=8)
+def _attacked(tensors: bytes, settings: bytes) -> Range:
+    """Attack a circuit once: recordings of a fleet often have the same one, and the attack takes longest."""
+    return attack_actions(Circuit.load(tensors, settings))
 
 
 def _actions(answer: Certified) -> Figure:

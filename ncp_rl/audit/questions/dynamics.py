@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
 
 from ncp_rl.audit.dynamics import Components, Dynamics, audit_dynamics
+from ncp_rl.audit.intervals import seen_ranges
 from ncp_rl.audit.plan import Plan
 from ncp_rl.audit.plots import Figure, axes, diamonds, line, packed, plain, ranges
 from ncp_rl.audit.question import Evidence, RecordingQuestion, Schema
@@ -57,8 +59,14 @@ class DynamicsQuestion(RecordingQuestion[Dynamics]):
     must_pass = True
 
     def ask(self, evidence: Evidence, plan: Plan) -> Dynamics:
-        """Measure the dynamics over all episodes."""
-        return audit_dynamics(evidence.circuit, evidence.episodes)
+        """Measure the dynamics, and the ranges of all episodes."""
+        found = audit_dynamics(evidence.circuit, evidence.episodes)
+        if len(evidence.episodes) == len(evidence.recording):
+            return found
+        every = evidence.every_episode()
+        tau, potentials = seen_ranges(every, lambda episode: episode.tau, lambda episode: episode.potentials)
+        low, high, tau_low, tau_high = (end.astype(np.float64) for end in (*potentials, *tau))
+        return replace(found, tau_low=tau_low, tau_high=tau_high, low=low, high=high)
 
     def verdicts(self, answer: Dynamics) -> list[Verdict]:
         """Return the verdict: time constants, dead neurons, and the number of directions in which the neurons move."""

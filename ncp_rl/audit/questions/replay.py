@@ -21,13 +21,13 @@ class ReplayQuestion(RecordingQuestion[Replay]):
     def ask(self, evidence: Evidence, plan: Plan) -> Replay:
         """Replay the file, with the run's model and environments where there is a run."""
         if evidence.run is None:
-            return replay(evidence.recording)
+            return replay(evidence.recording, episodes=evidence.every_episode())
         # The replay shares nothing but files with the process that made the recording.
         n_envs = min(plan.n_episodes, N_ENVS)
         model, venv = load_run(evidence.run, n_envs=n_envs, max_episode_steps=plan.max_episode_steps)
         assert isinstance(model, RecurrentPPO)
         try:
-            return replay(evidence.recording, model, venv)
+            return replay(evidence.recording, model, venv, episodes=evidence.every_episode())
         finally:
             venv.close()
 

@@ -65,6 +65,7 @@ class SensitivityQuestion(RecordingQuestion[Moves]):
         "(solid), and how far an attack moved it (dotted)."
     )
     must_pass = True
+    of_fleets = False
 
     def not_for(self, circuit: Circuit) -> str | None:
         """Return why not: the kind of neurons, or parameters whose substeps are not weighted means."""

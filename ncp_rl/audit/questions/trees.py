@@ -34,6 +34,7 @@ class TreesQuestion(RecordingQuestion[TreeAudit]):
         "A small decision tree per neuron, over what was observed and its rates of change, scored on episodes that it "
         "has not seen. R\u00b2 is the share of the neuron's variance that its rules tell there."
     )
+    of_fleets = False
 
     def lacks(self, evidence: Evidence, plan: Plan) -> str | None:
         """Return what is missing: observed quantities that rules can name, or a second episode."""

@@ -19,9 +19,9 @@ from PIL import Image
 from ncp_rl.audit.audit import Subject
 from ncp_rl.audit.cell import Array, Cell, Connections
 from ncp_rl.audit.dynamics import Dynamics
-from ncp_rl.audit.explain import Explanation
 from ncp_rl.audit.intervals import Range
 from ncp_rl.audit.questions.certificate import Certified
+from ncp_rl.audit.questions.explain import Explained
 from ncp_rl.audit.questions.gaze import Gaze
 from ncp_rl.audit.trees import NeuronTree, TreeAudit
 from ncp_rl.kernels import EPSILON
@@ -60,7 +60,7 @@ def describe(subject: Subject, shown: Sequence[int]) -> dict[str, Any]:
     neuronal: dict[str, npt.ArrayLike] = {"cm": cell.cm, "gleak": cell.gleak, "vleak": cell.vleak}
     neuronal |= {"readout": circuit.readout, "bias": circuit.bias}
     trees: TreeAudit | None = answers.get("trees")
-    explanations: Sequence[Explanation] = answers["explain"]
+    explained: Explained = answers["explain"]
     return {
         "name": subject.name,
         "neurons": wiring.names,
@@ -76,7 +76,7 @@ def describe(subject: Subject, shown: Sequence[int]) -> dict[str, Any]:
         "bounds": {name: _base64(values) for name, values in _bounds(subject).items()},
         **{name: _base64(values) for name, values in neuronal.items()},
         "rules": {tree.neuron: _rules(tree) for tree in (trees.trees if trees else ())},
-        "episodes": [_heading(subject.episodes[i], explanations[i]) for i in shown],
+        "episodes": [_heading(subject.episodes[i], explained) for i in shown],
     }
 
 
@@ -166,15 +166,14 @@ def _bounds(subject: Subject) -> dict[str, Array]:
     return {"low": potentials.low, "high": potentials.high, "tau_low": tau.low, "tau_high": tau.high}
 
 
-def _heading(episode: Episode, explanation: Explanation) -> dict[str, Any]:
+def _heading(episode: Episode, explained: Explained) -> dict[str, Any]:
     """What the list of episodes says, and the contribution that is drawn at full strength."""
-    strongest = [np.abs(part).max(1, initial=0.0) for part in (explanation.synaptic, explanation.sensory)]
     return {
         "index": episode.index,
         "steps": len(episode),
         "return": float(episode.reward.sum(dtype=np.float64)),
         "end": "terminated" if episode.terminated else "truncated" if episode.truncated else "cut off",
-        "scale": float(np.quantile(np.maximum(*strongest), 0.9)) or 1.0,
+        "scale": explained.strongest[episode.index] or 1.0,
         "sensory_scale": float(np.abs(episode.sensory).max(initial=0.0)) or 1.0,
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -66,7 +67,7 @@ def write_report(
         policy=_policy(script, plotly, css),
         css=Markup(css),
         script=Markup(script),
-        plotly=Markup(data.compress(plotly.encode())),
+        plotly=Markup(_packed_plotly()),
         anchors=_anchors(audit.questions),
         sections=list(_sections(audit)),
         run_verdicts=list(_run_verdicts(audit)),
@@ -88,6 +89,11 @@ def write_report(
     return path
 
 
+@functools.cache
+def _packed_plotly() -> str:
+    return data.compress(get_plotlyjs().encode())
+
+
 def _fitting(audit: Audit, room: int) -> list[list[int]]:
     """Which episodes of each recording the page holds: the first ones, recordings taking turns while there is room.
 
@@ -106,11 +112,14 @@ def _left_out(audit: Audit, shown: Sequence[Sequence[int]]) -> Iterator[str]:
     for subject, own in zip(audit.subjects, shown, strict=True):
         if not own:
             yield f"{subject.name} is not in the player. {subject.skipped.get('explain', 'It was not explained.')}"
-        elif len(own) < len(subject.episodes):
+        elif len(own) < len(subject.recording):
+            seen = "more" if subject.sampled else "all"
             yield (
-                f"The page has room for {len(own)} of the {len(subject.episodes)} episodes of {subject.name}; verdicts "
-                "and plots are of all of them."
+                f"The page has room for {len(own)} of the {len(subject.recording)} episodes of {subject.name}; "
+                f"verdicts and plots are of {seen} of them."
             )
+        if subject.sampled:
+            yield f"{subject.name}: {subject.sampled}"
 
 
 def _pictures(audit: Audit, shown: Sequence[Sequence[int]], room: int) -> Iterator[tuple[str, Any]]:
@@ -174,7 +183,6 @@ def _subject(subject: Subject, shown: Sequence[int]) -> dict[str, Any]:
 
 def _about(subject: Subject) -> str:
     wiring = subject.recording.circuit.wiring
-    n_steps = sum(map(len, subject.episodes))
     layers = [("inter", wiring.units - wiring.n_motor - wiring.n_command), ("command", wiring.n_command)]
     neurons = ", ".join(f"{n} {name}" for name, n in [("sensory", wiring.n_sensory), *layers])
     n_synapses = len(wiring.synapses.source) + len(wiring.sensory_synapses.source)
@@ -182,7 +190,7 @@ def _about(subject: Subject) -> str:
         _at(subject.recording.manifest, *at) for at in (("environment", "id"), ("policy", "encoder"))
     )
     return (
-        f"{len(subject.episodes)} episodes, {n_steps} steps of {environment}. The circuit: {neurons} and "
+        f"{len(subject.recording)} episodes, {subject.n_steps} steps of {environment}. The circuit: {neurons} and "
         f"{wiring.n_motor} motor neurons, {n_synapses} synapses. Encoder: {encoder}."
     )
 
@@ -207,7 +215,7 @@ def _facts(subject: Subject) -> dict[str, Any]:
     versions = manifest.get("versions")
     return {
         "file": path.name,
-        "SHA-256 of the file": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "SHA-256 of the file": _sha256(path),
         "SHA-256 of the policy": _at(manifest, "policy", "sha256"),
         "environment": _at(manifest, "environment", "description"),
         "created": manifest.get("created"),
@@ -217,6 +225,14 @@ def _facts(subject: Subject) -> dict[str, Any]:
         "ended": subject.recording.ending or "no: the file has no seal",
         "versions": ", ".join(f"{k} {v}" for k, v in versions.items()) if isinstance(versions, dict) else versions,
     }
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _at(manifest: Any, *keys: str) -> Any:

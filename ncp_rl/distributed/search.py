@@ -21,7 +21,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
-from ncp_rl.distributed.space import dimensions
+from ncp_rl.distributed.space import dimensions, values_in
 from ncp_rl.distributed.trial import BEST, Sweep, Trial, read_curve, read_record
 
 JOURNAL = "studies.log"
@@ -84,6 +84,10 @@ class Search(Searcher):
         env = min(self._studies, key=self._n_settings)
         if self._n_settings(env) >= self._sweep.n_settings:
             return
+        if not self._n_settings(env):
+            # Optuna begins with the settings that the sweep varies; what the space has besides is drawn.
+            given = values_in(self._sweep.base[env], self._dimensions[env])
+            self._studies[env].enqueue_trial(given, skip_if_exists=True)
         self._studies[env].ask({dimension.name: dimension.distribution() for dimension in self._dimensions[env]})
         self._waiting.extend(list(trials(self._sweep, self._studies[env]))[-len(self._sweep.seeds) :])
 

@@ -11,7 +11,7 @@ A name is a setting of the hyperparameters in rl-zoo's form. Nothing of a file i
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,20 @@ class Dimension:
             return next(value for value in self.values if _label(value) == drawn)
         return f"lin_{drawn:.6g}" if self.linear else drawn
 
+    def drawn(self, setting: Any) -> Any:
+        """What Optuna would have drawn for a setting of the hyperparameters; None where it never would."""
+        if self.kind == "choice":
+            return next((_label(value) for value in self.values if value == setting), None)
+        if self.linear != (isinstance(setting, str) and setting.startswith("lin_")):
+            return None
+        try:
+            value = float(setting[len("lin_") :] if self.linear else setting)
+        except (TypeError, ValueError):
+            return None
+        if not self.values[0] <= value <= self.values[1]:
+            return None
+        return int(value) if "int" in self.kind else value
+
 
 def _check_range(name: str, kind: str, values: list[Any]) -> None:
     whole = "int" in kind
@@ -150,6 +164,19 @@ def read_space(path: Path, policy: str | None) -> dict[str, Any]:
         )
     dimensions(found)
     return dict(found)
+
+
+def values_in(hyperparams: Mapping[str, Any], space: Sequence[Dimension]) -> dict[str, Any]:
+    """What Optuna would have drawn for hyperparameters: of each dimension that they have a value of, by its name."""
+    found = {}
+    for dimension in space:
+        level: Any = hyperparams
+        for part in dimension.name.split("."):
+            level = level.get(part) if isinstance(level, Mapping) else None
+        drawn = None if level is None else dimension.drawn(level)
+        if drawn is not None:
+            found[dimension.name] = drawn
+    return found
 
 
 def with_values(hyperparams: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -59,6 +59,14 @@ def test_environments_settings_and_seeds_are_all_handed_out_once(tmp_path: Path)
     assert search.suggest("one more") == Search.FINISHED
 
 
+def test_the_first_setting_is_that_which_the_sweep_varies(tmp_path: Path) -> None:
+    space = dict(gamma=dict(uniform=[0.0, 1.0]), n_epochs=dict(int=[4, 12]))
+    search = Search(replace(SWEEP, base={"A-v0": dict(gamma=0.25)}, spaces={"A-v0": space}), tmp_path)
+    found = list(asked(search, 6).values())
+    assert [trial.values["gamma"] == 0.25 for trial in found] == [True, True, False, False, False, False]
+    assert all(4 <= trial.values["n_epochs"] <= 12 for trial in found)
+
+
 def test_optuna_is_told_the_mean_over_the_seeds_of_the_best_evaluations(tmp_path: Path) -> None:
     search = Search(SWEEP, tmp_path)
     first, second = asked(search, 2).items()

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from ncp_rl.distributed import Dimension, SpaceError, read_space, with_values
-from ncp_rl.distributed.space import dimensions
+from ncp_rl.distributed.space import dimensions, values_in
 from ncp_rl.runs import RunConfig, general_settings, make_envs, make_model, tuned_file
 
 SPACE = """
@@ -110,6 +110,28 @@ def test_values_are_put_into_nested_settings_and_nothing_else_changes() -> None:
     assert base == {"gamma": 0.9, "policy_kwargs": {"cell": "cfc", "wiring": {"units": 8, "seed": 1}}}
     with pytest.raises(SpaceError, match="leads through wiring, which is 'AutoNCP' here, no mapping"):
         with_values({"policy_kwargs": {"wiring": "AutoNCP"}}, {"policy_kwargs.wiring.units": 9})
+
+
+@pytest.mark.parametrize(
+    ("entry", "setting", "drawn"),
+    [
+        (dict(loguniform=[1e-4, 1e-3], linear=True), "lin_3e-4", 3e-4),
+        (dict(loguniform=[1e-4, 1e-3], linear=True), 3e-4, None),
+        (dict(loguniform=[1e-4, 1e-3], linear=True), "lin_3", None),
+        (dict(loguniform=[1e-4, 1e-3]), "lin_3e-4", None),
+        (dict(int=[4, 12]), 10, 10),
+        (dict(int=[4, 12]), "many", None),
+        (dict(choice=[[64], [64, 64]]), [64, 64], "[64, 64]"),
+        (dict(choice=[[64], [64, 64]]), [32], None),
+    ],
+)
+def test_settings_that_the_space_holds_could_have_been_drawn(entry: Any, setting: Any, drawn: Any) -> None:
+    dimension = Dimension.of("learning_rate", entry)
+    assert dimension.drawn(setting) == drawn
+    assert values_in({"learning_rate": setting}, [dimension]) == ({} if drawn is None else {"learning_rate": drawn})
+    if drawn is not None:
+        again = dimension.setting(drawn)
+        assert again == setting or float(again[4:]) == float(setting[4:])
 
 
 @pytest.mark.parametrize("policy", ["NCPPolicy", "MlpLstmPolicy", "MlpPolicy"])

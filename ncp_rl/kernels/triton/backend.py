@@ -10,7 +10,7 @@ over a step.
 There are two of each scan. Where a circuit fits into the registers of a warp, it stays there (`resident.py`); larger
 ones stream from L1 (`kernels.py`), and their synapses' gradients take a kernel of their own. Which it is follows from
 the wiring (`lanes.py`), for the forward and the reverse scan each. No program adds to what another one adds to:
-results repeat bit by bit.
+results repeat bit by bit, as long as the number of sequences stays on the same side of `FEW_SEQUENCES`.
 
 What the backward needs of the forward, the potentials before each unfold and the solver's denominators, is 8 K bytes
 per neuron and step (K unfolds). Up to `SAVED_BYTES` it is saved, which spares the backward a second forward; beyond,

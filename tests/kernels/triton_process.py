@@ -169,6 +169,7 @@ def border_resources(kernel: str, n_blocks: int, peer_blocks: int, ahead: int = 
     if ahead > 1:
         registers = lanes.REVERSE._replace(base=lanes.REVERSE.base + lanes.PER_UNFOLD_AHEAD * ahead)
     n_slots = registers.most_slots(n_blocks, peer_blocks)
+    n_slots = n_slots if ahead == 1 else min(n_slots, lanes.MOST_SLOTS_AHEAD // ahead)
     trips = (n_slots - (n_blocks - 1) * (n_slots // n_blocks), *[n_slots // n_blocks] * (n_blocks - 1))
     fixed: dict[str, Any] = {
         "n_unfolds": max(ahead, 6), "AHEAD": ahead, "SAVE": True, "ROWS": 16, "BLOCKS": n_blocks, "TRIPS": trips,

@@ -36,8 +36,9 @@ OWNS, HELPS, IS_HELPED = 1, 2, 4
 #: Trips that a block costs besides its slots, and those that a fold costs; for the choice of R and of folds.
 _TRIPS_PER_BLOCK, _TRIPS_PER_FOLD = 3, 1
 
-#: Most unfolds that are compiled one after the other, and the registers that each of them takes.
-MOST_UNFOLDS_AHEAD, PER_UNFOLD_AHEAD = 8, 4
+#: Most slots of a step that are compiled one after the other, so that compilers stay quick, and the registers that each
+#: of its unfolds takes.
+MOST_SLOTS_AHEAD, PER_UNFOLD_AHEAD = 64, 4
 
 #: Registers that a thread can have.
 _MAX_REGISTERS = 255
@@ -113,7 +114,7 @@ class Lanes(NamedTuple):
     def unfolds_ahead(self, n_unfolds: int) -> int:
         """How many unfolds a scan is compiled for at once: all of a step where they are few and fit, or else 1."""
         registers = REVERSE._replace(base=REVERSE.base + PER_UNFOLD_AHEAD * n_unfolds)
-        is_small = len(self.trips) == 1 and n_unfolds <= MOST_UNFOLDS_AHEAD
+        is_small = len(self.trips) == 1 and n_unfolds * self.n_slots <= MOST_SLOTS_AHEAD
         return n_unfolds if is_small and self.fits(registers) else 1
 
     def to(self, device: torch.device) -> Lanes:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ncp_rl.kernels import ltc_scan
     from ncp_rl.ltc import LTC, LTCInit
     from ncp_rl.policy import CnnNCPPolicy, MultiInputNCPPolicy, NCPPolicy
+    from ncp_rl.policy_step import PolicyStep
     from ncp_rl.wiring import NCP, AutoNCP, FullyConnected, Random, Wiring
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "MultiInputNCPPolicy",
     "MultiInputReceptors",
     "NCPPolicy",
+    "PolicyStep",
     "Random",
     "Receptors",
     "Wiring",
@@ -41,6 +43,7 @@ if not TYPE_CHECKING:
         "kernels": ("ltc_scan",),
         "ltc": ("LTC", "LTCInit"),
         "policy": ("CnnNCPPolicy", "MultiInputNCPPolicy", "NCPPolicy"),
+        "policy_step": ("PolicyStep",),
         "wiring": ("NCP", "AutoNCP", "FullyConnected", "Random", "Wiring"),
     }
 

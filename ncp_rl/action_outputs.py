@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from gymnasium import spaces
-from torch import nn
+from torch import Tensor, nn
+from torch.distributions import Categorical
 
 from ncp_rl.cell import MotorMap
 
@@ -48,3 +50,21 @@ def start_motor_map(motor_map: nn.Module, action_space: spaces.Space[Any]) -> No
         with torch.no_grad():
             motor_map.weight.copy_((high - low) / 2)
             motor_map.bias.copy_((high + low) / 2)
+
+
+class _DrawnOnDevice(Categorical):
+    """A categorical distribution whose samples need no check by the host, for which `torch.multinomial` waits."""
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw the category whose exponentially distributed time, at a rate of its probability, is the shortest."""
+        probabilities = self.probs.expand(*sample_shape, *self.probs.shape)
+        return (probabilities / torch.empty_like(probabilities).exponential_()).argmax(-1)
+
+
+def drawn_on_device(distributions: Any) -> Any:
+    """Return the PyTorch distribution, or the list of them, with categorical ones that draw without the host."""
+    if isinstance(distributions, list):
+        return [drawn_on_device(each) for each in distributions]
+    if type(distributions) is Categorical:
+        return _DrawnOnDevice(logits=distributions.logits, validate_args=False)
+    return distributions

@@ -159,7 +159,7 @@ def checked_seconds(elapsed_time: Tensor) -> Tensor:
             GPU.
     """
     wrong = ~(elapsed_time >= 0) | torch.isinf(elapsed_time)
-    if elapsed_time.is_cuda or torch.compiler.is_compiling() or exporting():
+    if not elapsed_time.is_cpu or torch.compiler.is_compiling() or exporting():
         return elapsed_time.masked_fill(wrong, float("nan"))
     if wrong.any():
         at = tuple(int(i) for i in wrong.nonzero()[0])

@@ -298,7 +298,7 @@ class CfC(Fingerprinted):
         # In an exported graph no step is held, since it cannot tell -0.0 from 0.0.
         held = None if exporting() else torch.signbit(elapsed)
         # The divisor is a tensor, so that a step of `elapsed_time` seconds gives exactly one.
-        return _StepTiming(starts, elapsed / elapsed.new_tensor(self.elapsed_time), held)
+        return _StepTiming(starts, elapsed / elapsed.new_full((), self.elapsed_time), held)
 
     def fingerprint(self) -> Tensor:
         """Return the fingerprint of wiring, `elapsed_time` and `mode`; see `ncp_rl.fingerprint`."""

@@ -76,9 +76,13 @@ def run_lstm(
     # RecurrentPPO cuts sequences where episodes start, so only the first step can need a reset. Resetting here
     # avoids upstream's loop over time.
     keep = 1.0 - starts[0].reshape(1, n_sequences, 1)
-    later = torch.cat([torch.zeros_like(starts[:1]), starts[1:]]).swapaxes(0, 1).flatten()
     kept = keep * h, keep * c
-    output, (new_h, new_c) = RecurrentActorCriticPolicy._process_sequence(features, kept, later, lstm)
+    if len(starts) == 1:
+        # Upstream would ask the device whether an episode starts, and wait for it.
+        (output,), (new_h, new_c) = lstm(features[None], kept)
+    else:
+        later = torch.cat([torch.zeros_like(starts[:1]), starts[1:]]).swapaxes(0, 1).flatten()
+        output, (new_h, new_c) = RecurrentActorCriticPolicy._process_sequence(features, kept, later, lstm)
     if held is not None and len(starts) == 1:
         # Readings come, and are held, one step at a time, so the output is the new h.
         rows = held[0][:, None]

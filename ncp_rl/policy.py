@@ -25,7 +25,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureC
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
-from ncp_rl.action_outputs import n_action_outputs, start_motor_map
+from ncp_rl.action_outputs import drawn_on_device, n_action_outputs, start_motor_map
 from ncp_rl.cell import RecurrentCell
 from ncp_rl.choices import CellName, Critic
 from ncp_rl.cores import CELLS, cell_builder, cell_class, run_cell, run_lstm
@@ -80,6 +80,7 @@ class NCPPolicy(RecurrentActorCriticPolicy):
     lstm_actor: RecurrentCell  # type: ignore[assignment]
     lstm_critic: RecurrentCell | nn.LSTM | None  # type: ignore[assignment]
     _on_bad_input: OnBadInput = "raise"
+    _never_waits: bool = False
 
     def __init__(
         self,
@@ -416,7 +417,7 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         return super().predict_values(obs, lstm_states, episode_starts)
 
     def _refuse_bad(self, obs: Any) -> None:
-        if torch.compiler.is_compiling() or exporting():
+        if self._never_waits or torch.compiler.is_compiling() or exporting():
             return
         # A sum is finite only where all readings are, which is the fastest check of vectors.
         if isinstance(obs, Tensor) and obs.dtype is torch.float32 and math.isfinite(obs.sum().item()):
@@ -486,8 +487,8 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         return scale_gradient(values, VALUE_GRADIENT), log_prob, entropy
 
     def _get_action_dist_from_latent(self, latent_pi: Tensor) -> Distribution:
-        """Make the distribution as upstream does, without PyTorch's checks of values, which an exported graph lacks."""
-        if not exporting():
+        """Make the distribution as upstream does, in graphs without PyTorch's checks, which read values back."""
+        if not (self._never_waits or exporting()):
             return super()._get_action_dist_from_latent(latent_pi)
         checking = torch.distributions.Distribution._validate_args
         torch.distributions.Distribution.set_default_validate_args(False)
@@ -498,6 +499,8 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         made: Any = action_dist.distribution
         for distribution in made if isinstance(made, list) else [made]:
             distribution._validate_args = False
+        if self._never_waits:
+            action_dist.distribution = drawn_on_device(made)
         return action_dist
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
@@ -539,6 +542,19 @@ def bad_readings_held(policy: NCPPolicy) -> Iterator[None]:
         yield
     finally:
         policy.on_bad_input = before
+
+
+@contextmanager
+def without_waiting(policy: NCPPolicy) -> Iterator[None]:
+    """Keep `policy.forward` from reading values back from the device, which a captured CUDA graph cannot.
+
+    So readings are not checked, and discrete actions are drawn by another method, from the same probabilities.
+    """
+    policy._never_waits = True
+    try:
+        yield
+    finally:
+        policy._never_waits = False
 
 
 class CnnNCPPolicy(NCPPolicy):

@@ -21,8 +21,8 @@ OnBadInput = Literal["raise", "hold"]
 #: Added to the `episode_starts` (0 or 1) of environments whose neurons are held through a step.
 HELD = 2
 
-# Networks compute in float32, where a larger number is infinite.
-_LARGEST = float(np.finfo(np.float32).max)
+#: Networks compute in float32, where a larger number is infinite.
+LARGEST = float(np.finfo(np.float32).max)
 _FLOAT32 = np.dtype(np.float32)
 
 
@@ -136,15 +136,15 @@ def _is_good(value: Any, space: spaces.Space[Any] | None, seconds: bool) -> bool
 
 def _wrong(part: Array, space: spaces.Space[Any], seconds: bool) -> npt.NDArray[np.bool_]:
     """Return where the readings of a part are bad, in their shape."""
-    values = _values(space)
+    values = discrete_values(space)
     if values is not None:
         low, n = values
         return np.asarray(~((part >= low) & (part < low + n)))
-    wrong = ~(np.abs(part) <= _LARGEST) if part.dtype.kind == "f" else np.zeros(part.shape, np.bool_)
+    wrong = ~(np.abs(part) <= LARGEST) if part.dtype.kind == "f" else np.zeros(part.shape, np.bool_)
     return np.asarray(wrong | (part < 0) if seconds else wrong)
 
 
-def _values(space: spaces.Space[Any]) -> tuple[Any, Any] | None:
+def discrete_values(space: spaces.Space[Any]) -> tuple[Any, Any] | None:
     """Return the lowest number of a discrete space and how many it has; None for a Box."""
     if isinstance(space, spaces.Discrete):
         return space.start, space.n
@@ -175,7 +175,7 @@ def _describe(observation: Any, space: spaces.Space[Any], unread: tuple[str, ...
 
 
 def _expected(space: spaces.Space[Any], flat: int, seconds: bool) -> str:
-    values = _values(space)
+    values = discrete_values(space)
     if values is not None:
         low, n = (int(np.broadcast_to(bound, space.shape or ()).flat[flat]) for bound in values)
         return f"a whole number from {low} to {low + n - 1}"

@@ -30,10 +30,13 @@ import torch
 from torch import Tensor, nn
 
 from ncp_rl import LTC, AutoNCP
+from ncp_rl.cuda_graph import capture
 from ncp_rl.extras import is_installed
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = ("tests/kernels/test_triton_gpu.py", "tests/kernels/test_scan.py")
+#: Tests of what stands on the kernels, where Gymnasium and Stable-Baselines3 are installed.
+POLICY_TESTS = ("tests/test_policy_step.py", "tests/test_readings.py", "tests/test_policy.py")
 SANITIZED = "tests/kernels/test_triton_gpu.py::TestNumbers::test_circuits"
 N_MOTOR = 4
 #: Where layers are timed; tests take the CPU.
@@ -120,8 +123,19 @@ def describe() -> dict[str, Any]:
 
 
 def tests() -> dict[str, Any]:
-    """The CUDA tests, side by side where pytest-xdist is installed; compiled kernels are shared by the processes."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "triton", *TESTS]
+    """The CUDA tests of the kernels."""
+    return run_tests("triton", *TESTS)
+
+
+def policies() -> dict[str, Any]:
+    """The CUDA tests of policies, captured steps among them."""
+    missing = missing_packages("gymnasium", "sb3_contrib", "mcap")
+    return {"left out": missing} if missing else run_tests("gpu or across_devices", *POLICY_TESTS)
+
+
+def run_tests(chosen: str, *files: str) -> dict[str, Any]:
+    """Run tests side by side where pytest-xdist is installed; compiled kernels are shared by the processes."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", chosen, *files]
     if is_installed("xdist"):
         command += ["-n", str(min(12, os.cpu_count() or 1))]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -166,23 +180,58 @@ def resets() -> dict[str, Any]:
 
 
 def steps() -> dict[str, Any]:
-    """One step of all environments in microseconds, launched as usual, and from a CUDA graph."""
-    result = {}
+    """One step of all environments in microseconds, launched as usual and from a CUDA graph: the layer, the policy."""
+    result: dict[str, Any] = {}
     for shape in STEP_SHAPES:
         layer, inputs = ltc(shape), torch.randn(*shape[3:], shape.n_sequences, shape.n_inputs, device=DEVICE)
+        usual = functools.partial(layer, inputs)
         with torch.no_grad():
-            usual = 1e3 * milliseconds(functools.partial(layer, inputs))
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                layer(inputs)
-            result[str(shape.n_sequences)] = {"usual_us": usual, "graph_us": 1e3 * milliseconds(graph.replay)}
+            result[str(shape.n_sequences)] = {
+                "layer": {
+                    "usual_us": 1e3 * milliseconds(usual),
+                    "graph_us": 1e3 * milliseconds(capture(usual, inputs.device).replay),
+                },
+                "policy": time_policy(shape),
+            }
     return result
+
+
+def time_policy(shape: Shape) -> dict[str, Any]:
+    """A whole policy's step in microseconds: as training calls it, without its checks, and from a CUDA graph."""
+    if missing := missing_packages("gymnasium", "sb3_contrib"):
+        return {"left out": missing}
+    from gymnasium.spaces import Box
+    from sb3_contrib.common.recurrent.type_aliases import RNNStates
+
+    from ncp_rl import NCPPolicy, PolicyStep
+    from ncp_rl.policy import frozen_standardization
+
+    torch.manual_seed(0)
+    observed, acted = (Box(-1.0, 1.0, (n,)) for n in (shape.n_inputs, N_MOTOR))
+    policy = NCPPolicy(observed, acted, lambda _: 1e-3, wiring=AutoNCP(shape.units)).to(DEVICE)
+    observation = torch.randn(shape.n_sequences, shape.n_inputs, device=DEVICE)
+    starts = torch.zeros(shape.n_sequences, device=DEVICE)
+    h, c, critic_h, critic_c = torch.zeros(4, 1, shape.n_sequences, shape.units, device=DEVICE)
+    forward = functools.partial(policy, observation, RNNStates((h, c), (critic_h, critic_c)), starts)
+    result = {}
+    with torch.no_grad(), frozen_standardization(policy):
+        result["forward_us"] = 1e3 * milliseconds(forward)
+    for name, captured in (("usual_us", False), ("graph_us", DEVICE == "cuda")):
+        step = PolicyStep(policy, shape.n_sequences, captured=captured)
+        result[name] = 1e3 * milliseconds(functools.partial(step, observation, starts))
+    return result
+
+
+def missing_packages(*names: str) -> str:
+    """Which of these are not installed, as a sentence; empty where all are."""
+    missing = [name for name in names if not is_installed(name)]
+    return f"{' and '.join(missing)} not installed" if missing else ""
 
 
 def loop() -> dict[str, Any]:
     """Environment steps per second of the whole training loop, the policy on the GPU and on the CPU."""
-    if missing := [name for name in ("gymnasium", "sb3_contrib") if not is_installed(name)]:
-        return {"left out": f"{' and '.join(missing)} not installed"}
+    if missing := missing_packages("gymnasium", "sb3_contrib"):
+        return {"left out": missing}
     from sb3_contrib import RecurrentPPO
     from stable_baselines3.common.env_util import make_vec_env
 
@@ -201,7 +250,7 @@ def loop() -> dict[str, Any]:
 
 #: Parts by name, in the order in which they run.
 PARTS: dict[str, Part] = {
-    part.__name__: part for part in (tests, sanitizer, scans, resets, steps, loop)
+    part.__name__: part for part in (tests, policies, sanitizer, scans, resets, steps, loop)
 }  # fmt: skip
 
 
@@ -212,7 +261,7 @@ def ltc(shape: Shape) -> LTC:
 
 
 def time_scan(shape: Shape, episode_starts: Tensor | None = None) -> dict[str, Any]:
-    """Milliseconds of each contender; of ours the share of the ceiling, and how much faster than each it is."""
+    """Milliseconds and memory of each contender; of ours the share of the ceiling, and how much faster it is."""
     ours, inputs = ltc(shape), torch.randn(shape.n_steps, shape.n_sequences, shape.n_inputs, device=DEVICE)
     lstm = nn.LSTM(shape.n_inputs, shape.units).to(DEVICE)
     contenders: dict[str, tuple[nn.Module, Callable[[], Tensor]]] = {
@@ -226,10 +275,8 @@ def time_scan(shape: Shape, episode_starts: Tensor | None = None) -> dict[str, A
     for name, (module, run) in contenders.items():
         with torch.no_grad():
             forward = milliseconds(run)
-        result[name] = {
-            "forward_ms": forward,
-            "both_ms": milliseconds(functools.partial(back, run, module)),
-        }
+        both = functools.partial(back, run, module)
+        result[name] = {"forward_ms": forward, "both_ms": milliseconds(both), "both_mib": peak_mebibytes(both)}
     sigmoids_ms = 1e3 * evaluations(ours, shape) / sigmoids_per_second()
     result["share_of_ceiling"] = {
         "forward": sigmoids_ms / result["ours"]["forward_ms"], "both": 3 * sigmoids_ms / result["ours"]["both_ms"],
@@ -260,14 +307,24 @@ def back(run: Callable[[], Tensor], module: nn.Module) -> None:
 
 def evaluations(layer: LTC, shape: Shape) -> int:
     """Sigmoids that a forward pass must evaluate; a backward pass evaluates each of them once or twice again."""
-    n_synapses, n_sensory = len(layer.wiring.synapses.source), len(layer.wiring.sensory_synapses.source)
-    return shape.n_steps * shape.n_sequences * (layer.ode_unfolds * n_synapses + n_sensory)
+    from ncp_rl.kernels.triton.backend import synapse_evaluations
+
+    lists = layer.packed().synapses
+    return synapse_evaluations(lists, shape.n_steps, shape.n_sequences, ode_unfolds=layer.ode_unfolds)
 
 
 def sigmoids_per_second() -> float:
     """What the GPU's special functions allow: two for each sigmoid, 16 a cycle and multiprocessor."""
     gpu = torch.cuda.get_device_properties(0)
     return 8 * gpu.multi_processor_count * gpu.clock_rate * 1e3
+
+
+def peak_mebibytes(run: Callable[[], object]) -> float:
+    """MiB of the GPU that a run takes at its peak, beside what was taken before."""
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
 def milliseconds(run: Callable[[], object], seconds: float = 0.5) -> float:

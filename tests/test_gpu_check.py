@@ -79,6 +79,7 @@ def test_contenders_run(monkeypatch: pytest.MonkeyPatch, resets: bool) -> None:
 
     monkeypatch.setattr(gpu_check, "DEVICE", "cpu")
     monkeypatch.setattr(gpu_check, "milliseconds", run_once)
+    monkeypatch.setattr(gpu_check, "peak_mebibytes", lambda run: 3.0)
     monkeypatch.setattr(gpu_check, "sigmoids_per_second", lambda: 1e6)
     shape = gpu_check.Shape(units=12, n_inputs=3, n_sequences=2, n_steps=4)
     result = gpu_check.time_scan(shape, torch.rand(4, 2) < 0.5 if resets else None)
@@ -88,6 +89,21 @@ def test_contenders_run(monkeypatch: pytest.MonkeyPatch, resets: bool) -> None:
     evaluations = gpu_check.evaluations(gpu_check.ltc(shape), shape)
     assert result["share_of_ceiling"]["forward"] == pytest.approx(1e3 * evaluations / 1e6 / 2.0)
     assert result["times_as_fast_as"]["cudnn_lstm"] == {"forward_ms": 1.0, "both_ms": 1.0}
+
+
+def test_a_policys_step_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but the clock and the capture."""
+    runs = []
+
+    def run_once(run: Any) -> float:
+        runs.append(run())
+        return 2.0
+
+    monkeypatch.setattr(gpu_check, "DEVICE", "cpu")
+    monkeypatch.setattr(gpu_check, "milliseconds", run_once)
+    result = gpu_check.time_policy(gpu_check.Shape(units=12, n_inputs=3, n_sequences=2, n_steps=1))
+    assert result == {"forward_us": 2e3, "usual_us": 2e3, "graph_us": 2e3}
+    assert [tuple(run[0].shape) for run in runs] == [(2, gpu_check.N_MOTOR)] * 3
 
 
 def closure(names: tuple[str, ...]) -> dict[str, Distribution]:

@@ -1,8 +1,7 @@
-"""Time this machine: the scan, a step, and the training loop, beside nn.LSTM, SB3's own policies, and ncps.
+"""Time this machine's CPU: the scan, a step, and the training loop, beside nn.LSTM, SB3's own policies, and ncps.
 
 Examples:
     ncp-rl bench                          # the table, on the CPU with one thread: a minute; with ncps, three
-    ncp-rl bench --device cuda            # the scan on a GPU
     ncp-rl bench --parts rllib            # training loops by RLlib on Ray, with one env runner and with two
     ncp-rl bench --parts cars             # lane keeping: one simulation against many, the camera
     ncp-rl bench --parts deployed         # exported controllers: here, and on a Cortex-M4F
@@ -10,7 +9,7 @@ Examples:
 
 Contenders take turns, round after round, so that a machine whose speed drifts slows all of them; figures are medians
 over rounds. Compilation and caches come before the first round. ncps takes part where it is installed: pip install
-"ncp-rl[bench]".
+"ncp-rl[bench]". A GPU is timed by `make gpu`.
 """
 
 from __future__ import annotations
@@ -25,7 +24,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ncp_rl.cli.status import FINE, reports_errors
-from ncp_rl.errors import NCPError
 from ncp_rl.extras import MissingExtraError, require
 
 if TYPE_CHECKING:
@@ -40,8 +38,6 @@ PARTS: tuple[Part, ...] = get_args(Part)
 class Args:
     """What to time."""
 
-    device: Literal["cpu", "cuda"] = "cpu"
-    """Where the scan runs; training loops are timed on the CPU alone."""
     threads: int = 1
     """Threads of torch and of the scan."""
     seconds: float = 6.0
@@ -61,15 +57,13 @@ def main(args: Args) -> int:
     from ncp_rl.cli.stopwatch import Timing
 
     torch.set_num_threads(args.threads)
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise NCPError("No CUDA device is available here; leave out --device cuda.")
     peers = has_ncps()
     machine = describe_machine(args, peers)
     print("\n".join(f"{name}: {value}" for name, value in machine.items()), end="\n\n")
     groups: list[Group] = []
     for part in PARTS:
         if part in args.parts:
-            for group in TIMED[part](Timing(args.device, args.seconds)):
+            for group in TIMED[part](Timing(args.seconds)):
                 print(group.table(), flush=True)
                 groups.append(group)
     if args.out is not None:
@@ -99,7 +93,6 @@ def describe_machine(args: Args, peers: bool) -> dict[str, Any]:
         "cpu": models[0].partition(": ")[2] if models else platform.processor(),
         "vectors": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
-        "gpu": torch.cuda.get_device_name() if args.device == "cuda" else "none",
         "threads": args.threads,
         "python": platform.python_version(),
         "versions": ", ".join(f"{name} {version(name)}" for name in names),

@@ -31,7 +31,6 @@ from torch import Tensor, nn
 from ncp_rl import LTC, NCP, AutoNCP, NCPPolicy
 from ncp_rl.cli.stopwatch import Group, Run, Timing, measure
 from ncp_rl.extras import is_installed
-from ncp_rl.kernels.backends import choose
 from ncp_rl.kernels.contract import Operands
 from ncp_rl.kernels.numba import backend as numba_backend
 from ncp_rl.kernels.numba.forward import forward_kernel
@@ -53,8 +52,8 @@ CIRCUITS: dict[str, NCP | AutoNCP] = {
 }
 
 
-def layers(units: int, n_inputs: int, device: str) -> dict[str, nn.Module]:
-    """Ours, PyTorch's LSTM of equal hidden size (cuDNN's on CUDA), and, where installed, ncps' LTC with our weights."""
+def layers(units: int, n_inputs: int) -> dict[str, nn.Module]:
+    """Ours, PyTorch's LSTM of equal hidden size, and, where installed, ncps' LTC with our weights."""
     torch.manual_seed(0)
     peers: dict[str, nn.Module] = {}
     if HAS_NCPS:
@@ -67,42 +66,21 @@ def layers(units: int, n_inputs: int, device: str) -> dict[str, nn.Module]:
         ours, peers = LTC.from_ncps(reference), {"ncps.torch.LTC": reference}
     else:
         ours = LTC(AutoNCP(units).build(n_inputs, N_MOTOR), input_map=False)
-    modules = {"ncp_rl.LTC": ours, "torch.nn.LSTM": nn.LSTM(n_inputs, units), **peers}
-    return {name: module.to(device) for name, module in modules.items()}
+    return {"ncp_rl.LTC": ours, "torch.nn.LSTM": nn.LSTM(n_inputs, units), **peers}
 
 
 def scan(timing: Timing) -> list[Group]:
     """Whole sequences, forward and with the backward pass."""
     groups = []
-    shapes = SHAPES if timing.device == "cpu" else (*SHAPES, (64, 32, 4096, 128))
-    for units, n_inputs, n_sequences, n_steps in shapes:
-        inputs = torch.randn(n_steps, n_sequences, n_inputs, device=timing.device)
-        modules = layers(units, n_inputs, timing.device)
+    for units, n_inputs, n_sequences, n_steps in SHAPES:
+        inputs = torch.randn(n_steps, n_sequences, n_inputs)
+        modules = layers(units, n_inputs)
         shape = f"U/S/N/T = {units}/{n_inputs}/{n_sequences}/{n_steps}"
         forwards = {name: forward(module, inputs) for name, module in modules.items()}
         both = {name: forward_backward(module, inputs) for name, module in modules.items()}
         groups.append(measure(f"{shape}, forward", "ms", 1e3, forwards, timing))
         groups.append(measure(f"{shape}, forward + backward", "ms", 1e3, both, timing))
-        if timing.device == "cuda":
-            groups.append(of_ceiling(shape, modules["ncp_rl.LTC"], inputs, *groups[-2:]))
     return groups
-
-
-def of_ceiling(shape: str, ltc: nn.Module, inputs: Tensor, forwards: Group, both: Group) -> Group:
-    """How much of a GPU's special-function throughput the sigmoids alone would take in the measured times."""
-    # Triton is optional, and here only with CUDA.
-    from ncp_rl.kernels.triton.backend import synapse_evaluations
-
-    assert isinstance(ltc, LTC)
-    gpu = torch.cuda.get_device_properties()
-    evaluations = synapse_evaluations(ltc.packed().synapses, *inputs.shape[:2], ode_unfolds=ltc.ode_unfolds)
-    # Two special functions for each, 16 per cycle and multiprocessor; a backward pass takes twice as many as a forward.
-    seconds = 2 * evaluations / (16 * gpu.multi_processor_count * gpu.clock_rate * 1e3)
-    shares = {
-        name: 100 * passes * seconds / (group.medians["ncp_rl.LTC"] / 1e3)
-        for name, passes, group in (("forward", 1, forwards), ("forward + backward", 3, both))
-    }
-    return Group(f"{shape}, of the ceiling", "%", shares)
 
 
 def forward(module: nn.Module, inputs: Tensor) -> Run:
@@ -129,25 +107,22 @@ def forward_backward(module: nn.Module, inputs: Tensor) -> Run:
 
 def step(timing: Timing) -> list[Group]:
     """One step of one sequence without gradients, as a controller takes it."""
-    modules = layers(32, 16, timing.device)
-    inputs, state = torch.randn(1, 1, 16, device=timing.device), torch.zeros(1, 32, device=timing.device)
+    modules = layers(32, 16)
+    inputs, state = torch.randn(1, 1, 16), torch.zeros(1, 32)
     ltc = modules["ncp_rl.LTC"].eval()
     assert isinstance(ltc, LTC)
     with torch.no_grad():
         params, synapses, *_ = ltc.packed()
     operands = Operands(params, synapses, inputs, state, None, None, ltc.ode_unfolds)
-    load = choose("auto", inputs.dtype, timing.device).load
-    assert load is not None
-    backend = load()
 
     def raw() -> Tensor:
-        return backend.forward(operands, save=False)[0]
+        return numba_backend.forward(operands, save=False)[0]
 
     h = state[None]
     contenders: dict[str, Run] = {
         "ncp_rl.LTC": functools.partial(ltc, inputs, state),
         "  its backend alone": raw,
-        **({"  its compiled kernel alone": compiled_kernel(raw)} if timing.device == "cpu" else {}),
+        "  its compiled kernel alone": compiled_kernel(raw),
         "torch.nn.LSTM": functools.partial(modules["torch.nn.LSTM"], inputs, (h, h)),
     }
     if "ncps.torch.LTC" in modules:
@@ -275,32 +250,27 @@ def loop_envs() -> Any:
 
 
 def memory(timing: Timing) -> list[Group]:
-    """Peak memory that forward and backward add, each in a process of its own (on CUDA, as its allocator counts)."""
+    """Peak memory that forward and backward add, each in a process of its own."""
     context = multiprocessing.get_context("spawn")
     groups = []
     for shape in SHAPES:
         medians = {}
         for name in ("ncp_rl.LTC", "torch.nn.LSTM", *(["ncps.torch.LTC"] if HAS_NCPS else [])):
             with context.Pool(1) as pool:
-                medians[name] = pool.apply(peak_memory, (name, shape, timing.device))
+                medians[name] = pool.apply(peak_memory, (name, shape))
         text = "/".join(map(str, shape))
         groups.append(Group(f"U/S/N/T = {text}, peak memory", "MiB", medians))
     return groups
 
 
-def peak_memory(name: str, shape: tuple[int, int, int, int], device: str) -> float:
+def peak_memory(name: str, shape: tuple[int, int, int, int]) -> float:
     """MiB that a forward and backward pass add at their peak."""
     units, n_inputs, n_sequences, n_steps = shape
     torch.set_num_threads(1)
-    module = layers(units, n_inputs, device)[name]
+    module = layers(units, n_inputs)[name]
     # Compilers and libraries take memory of their own with the first, smallest call.
-    forward_backward(module, torch.randn(1, n_sequences, n_inputs, device=device))()
-    run = forward_backward(module, torch.randn(n_steps, n_sequences, n_inputs, device=device))
-    if device == "cuda":
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        run()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    forward_backward(module, torch.randn(1, n_sequences, n_inputs))()
+    run = forward_backward(module, torch.randn(n_steps, n_sequences, n_inputs))
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts anew from here.
     run()

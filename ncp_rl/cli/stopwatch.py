@@ -7,8 +7,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import torch
-
 Run = Callable[[], object]
 
 
@@ -17,11 +15,9 @@ class Timing:
     """How contenders are timed.
 
     Attributes:
-        device: "cpu" or "cuda", whose work is waited for.
         seconds: For each group of contenders, at least five rounds.
     """
 
-    device: str
     seconds: float
 
 
@@ -51,7 +47,7 @@ def measure(name: str, unit: str, per_second: float, contenders: dict[str, Run],
         unit: Unit of the figures.
         per_second: Units in a second; negative for rates: that many units are done in a run.
         contenders: What to run.
-        timing: For how long, and where.
+        timing: For how long.
     """
     for run in contenders.values():
         run()
@@ -59,21 +55,17 @@ def measure(name: str, unit: str, per_second: float, contenders: dict[str, Run],
     started = time.perf_counter()
     while time.perf_counter() - started < timing.seconds or len(next(iter(times.values()))) < 5:
         for contender, run in contenders.items():
-            times[contender].append(clock(run, timing.device))
+            times[contender].append(clock(run))
     medians = {contender: statistics.median(values) for contender, values in times.items()}
     rate = per_second < 0
     return Group(name, unit, {c: -per_second / m if rate else m * per_second for c, m in medians.items()})
 
 
-def clock(run: Run, device: str) -> float:
+def clock(run: Run) -> float:
     """Seconds of one run, after one that brings its memory back from the contender before; short ones are repeated."""
     run()
-    if device == "cuda":
-        torch.cuda.synchronize()
     started, repeats = time.perf_counter(), 0
     while repeats == 0 or time.perf_counter() - started < 1e-1:
         run()
         repeats += 1
-    if device == "cuda":
-        torch.cuda.synchronize()
     return (time.perf_counter() - started) / repeats

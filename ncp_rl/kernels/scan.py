@@ -133,6 +133,8 @@ def _measure(synapses: Synapses, n_inputs: int) -> _Sizes:
 
 def _check_synapses(synapses: Synapses) -> _Sizes:
     """Check `synapses` in full, once: kernels follow the lists without bounds checks."""
+    if synapses.pointer.is_meta:
+        return _measure(synapses, n_inputs=0)  # Tensors on this device have no values.
     sizes = _measure(synapses, _n_sources(synapses.sensory_source))
     for name, pointer, source in (("", *synapses[:2]), ("sensory_", *synapses[2:])):
         if pointer[0] != 0 or pointer[-1] != len(source) or (pointer.diff() < 0).any():

@@ -33,6 +33,10 @@ class Instruction(NamedTuple):
     """With its modifiers, as MUFU.EX2"""
     target: str | None
     """Label that it branches to"""
+    operands: str
+    """As they are written, with commas between"""
+    guard: str | None
+    """Predicate without which it does nothing"""
 
 
 @dataclass
@@ -130,7 +134,7 @@ def _parse(listing: str) -> tuple[list[Instruction], dict[str, int]]:
     for line in listing.splitlines():
         if label := re.match(r"(\.L_x_\d+):", line.strip()):
             labels[label[1]] = len(instructions)
-        elif code := re.search(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?(\S+)(.*?);", line):
-            target = re.search(r"`\((\.L_x_\d+)\)", code[2]) if code[1].startswith("BRA") else None
-            instructions.append(Instruction(code[1], target[1] if target else None))
+        elif code := re.search(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?(U?P\w+)\s+)?(\S+)(.*?);", line):
+            target = re.search(r"`\((\.L_x_\d+)\)", code[3]) if code[2].startswith("BRA") else None
+            instructions.append(Instruction(code[2], target[1] if target else None, code[3], code[1]))
     return instructions, labels

@@ -18,7 +18,17 @@ import torch
 
 from ncp_rl import AutoNCP
 from ncp_rl.kernels import Synapses
-from ncp_rl.kernels.triton.lanes import HELPS, IS_HELPED, OWNS, _lay_out, fold, group
+from ncp_rl.kernels.triton.lanes import (
+    FORWARD,
+    HELPS,
+    IS_HELPED,
+    MOST_SLOTS_AHEAD,
+    OWNS,
+    _lay_out,
+    fold,
+    group,
+    lay_out,
+)
 from ncp_rl.kernels.triton.slots import tables
 from tests.kernels import triton_process as process
 from tests.kernels.circuits import TOLERANCES, Sizes, draw_case
@@ -79,12 +89,14 @@ class TestInterpreted:
     def test_potentials_and_all_gradients(self, interpreted: Callable[..., Any], sizes: Sizes) -> None:
         assert_small(interpreted(process.errors, sizes))
 
+    @pytest.mark.parametrize("few", [False, True], ids=["many", "few"])
     @pytest.mark.parametrize("irregular_time", [False, True], ids=["second", "irregular"])
     @pytest.mark.parametrize("resets", [False, True], ids=["whole", "resets"])
     def test_with_and_without_resets_and_elapsed_time(
-        self, interpreted: Callable[..., Any], resets: bool, irregular_time: bool
+        self, interpreted: Callable[..., Any], resets: bool, irregular_time: bool, few: bool
     ) -> None:
-        errors = interpreted(process.errors, Sizes(4, 5, 3, 9), 3, resets=resets, irregular_time=irregular_time)
+        drawing = dict(resets=resets, irregular_time=irregular_time)
+        errors = interpreted(process.errors, Sizes(4, 5, 3, 9), 3, few=few, **drawing)
         assert_small(errors)
         assert ("elapsed_time" in errors) == irregular_time
 
@@ -93,6 +105,13 @@ class TestInterpreted:
 
     def test_one_unfold(self, interpreted: Callable[..., Any]) -> None:
         assert_small(interpreted(process.errors, Sizes(4, 5, 3, 9), 1))
+
+    # More unfolds than are compiled at once; neurons in one block of lanes, folded; in two blocks.
+    @pytest.mark.parametrize(
+        ("sizes", "ode_unfolds"), [(Sizes(2, 5, 3, 9), 30), (Sizes(3, 5, 3, 32), 6), (Sizes(3, 5, 3, 40, 0.1), 2)]
+    )
+    def test_few_sequences(self, interpreted: Callable[..., Any], sizes: Sizes, ode_unfolds: int) -> None:
+        assert_small(interpreted(process.errors, sizes, ode_unfolds, few=True))
 
     # Of nine neurons states and denominators of one step take 5 * 9 * 3 * 8 bytes; of 64 p and q as much again.
     @pytest.mark.parametrize("saved_bytes", [0, 2 * 5 * 9 * 3 * 8], ids=["step by step", "two steps"])
@@ -115,8 +134,9 @@ class TestInterpreted:
         assert expected.any() and not expected[1].all()
         assert torch.equal(actual, expected)
 
-    def test_repeats_bit_by_bit(self, interpreted: Callable[..., Any]) -> None:
-        assert interpreted(process.is_repeatable, Sizes(3, 5, 4, 9))
+    @pytest.mark.parametrize("few", [False, True], ids=["many", "few"])
+    def test_repeats_bit_by_bit(self, interpreted: Callable[..., Any], few: bool) -> None:
+        assert interpreted(process.is_repeatable, Sizes(3, 5, 4, 9), few=few)
 
     def test_operands_need_not_be_contiguous(self, interpreted: Callable[..., Any]) -> None:
         assert interpreted(process.strided_agrees, Sizes(2, 3, 4, 9))
@@ -140,6 +160,11 @@ class TestCompiled:
         for name in ("forward_scan", "reverse_scan", "synapse_gradients"):
             assert counts[name]["spilled_bytes"] == 0 and counts[name]["registers"] <= 168, counts
 
+    def test_few_sequences_wait_less(self, compiled: Callable[..., Any]) -> None:
+        shape = Shape(32, 16, 16, 128)
+        many, few = (sum(compiled(process.latency, shape, few=few).values()) for few in (False, True))
+        assert few <= 0.25 and many >= 1.4 * few, (many, few)
+
     def test_half_of_the_ceiling(self, compiled: Callable[..., Any]) -> None:
         forward, backward = compiled(process.share_of_ceiling, Shape(64, 32, 4096, 16))
         assert forward >= 0.5 and backward >= 0.5, (forward, backward)
@@ -160,6 +185,13 @@ class TestCompiled:
         self, compiled: Callable[..., Any], kernel: str, blocks: tuple[int, int]
     ) -> None:
         resources = compiled(process.border_resources, kernel, *blocks)
+        assert resources.spilled_bytes == 0, resources
+
+    @pytest.mark.gpu_compile
+    @pytest.mark.parametrize("ahead", [2, 6, 16])
+    @pytest.mark.parametrize("kernel", ["forward_scan", "reverse_scan"])
+    def test_registers_suffice_for_unfolds_ahead(self, compiled: Callable[..., Any], kernel: str, ahead: int) -> None:
+        resources = compiled(process.border_resources, kernel, 1, 1, ahead)
         assert resources.spilled_bytes == 0, resources
 
 
@@ -198,8 +230,17 @@ class TestLanes:
     def test_slots_of_an_ncp(self) -> None:
         wiring = AutoNCP(64).build(32, 8)
         held = tables(Synapses.from_lists(wiring.synapses, wiring.sensory_synapses), 32)
-        assert held.forward_lanes is not None and held.forward_lanes.n_slots == 18
-        assert held.reverse_lanes is not None and held.reverse_lanes.n_slots == 17
+        assert held.forward_lanes is not None and held.forward_lanes.cheapest.n_slots == 18
+        assert held.reverse_lanes is not None and held.reverse_lanes.cheapest.n_slots == 17
+
+    def test_few_sequences_have_the_fewest_slots(self) -> None:
+        row, peer, fan_in = draw_synapses(16, 0.4)
+        layouts = lay_out(row, peer, fan_in, registers=FORWARD)
+        assert layouts is not None
+        assert layouts.cheapest.rows == 16 and layouts.fastest.rows == 32
+        assert layouts.fastest.n_slots < layouts.cheapest.n_slots
+        assert layouts.fastest.unfolds_ahead(6) == 6
+        assert layouts.fastest.unfolds_ahead(MOST_SLOTS_AHEAD) == 1
 
     def test_a_wiring_is_read_back_once(self) -> None:
         synapses = draw_case(Sizes(1, 1, 3, 9)).synapses

@@ -74,6 +74,13 @@ class TestNumbers:
         sizes = Sizes(40, 7, 5, n_neurons, 0.2)
         assert_small(process.errors(sizes, device="cuda", resets=resets, irregular_time=irregular_time))
 
+    @pytest.mark.parametrize("n_unfolds", [1, 6, 30])
+    @pytest.mark.parametrize("n_neurons", [9, 16, 32, 48])
+    def test_few_sequences(self, n_neurons: int, n_unfolds: int) -> None:
+        sizes = Sizes(20, 17, 4, n_neurons, 0.2)
+        assert_small(process.errors(sizes, n_unfolds, device="cuda", few=True))
+        assert process.is_repeatable(sizes, "cuda", few=True)
+
     @pytest.mark.parametrize("saved_bytes", [0, 2 * 5 * 9 * 3 * 8])
     def test_beyond_the_memory_budget(self, saved_bytes: int) -> None:
         assert_small(process.errors(Sizes(5, 5, 3, 9), 3, saved_bytes, device="cuda"))

@@ -8,8 +8,9 @@ compiles what is launched, notes it, and runs nothing.
 
 The model: each multiprocessor has four schedulers, each of which issues one instruction a cycle; special functions take
 8 cycles of a scheduler's unit for a warp; loads, stores and shuffles take a cycle of what the four schedulers share.
-A kernel takes as long as the busiest of the three. Latency is taken to be hidden, except that no scheduler works on
-less than one whole warp. Measured kernels of this kind are within 40 % of such a model; nothing here has been timed.
+A kernel takes as long as the busiest of the three, where others hide a warp's waits, but never less than one of its
+warps takes alone (`latency.py`). Measured kernels of this kind are within 40 % of such a model; nothing here has been
+timed.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from unittest import mock
 
 import torch
 
+from tests.kernels.latency import cycles
 from tests.kernels.machine_code import Code, Resources, Times, count
 
 MULTIPROCESSORS = 132
@@ -53,6 +55,8 @@ class Cost(NamedTuple):
     executed: Counter[str]
     """By one of its warps"""
     warps: int
+    latency: float
+    """Cycles of one of its warps alone"""
 
     @property
     def instructions(self) -> float:
@@ -77,8 +81,8 @@ class Cost(NamedTuple):
     @property
     def seconds(self) -> float:
         """By the model."""
-        cycles = max(self.instructions, SPECIAL_FUNCTION_CYCLES * self.special_functions, MEMORY_CYCLES * self.memory)
-        return cycles * max(self.warps / SCHEDULERS, 1.0) / CLOCK_HZ
+        busiest = max(self.instructions, SPECIAL_FUNCTION_CYCLES * self.special_functions, MEMORY_CYCLES * self.memory)
+        return max(busiest * max(self.warps / SCHEDULERS, 1.0), self.latency) / CLOCK_HZ
 
 
 class _Driver:
@@ -135,8 +139,18 @@ class Shape(NamedTuple):
     n_steps: int
 
 
-def launches(operands: Any, *, backward: bool, resident: bool = True) -> list[Launch]:
-    """What the backend would launch for these operands, which saves what the backward pass needs; not the forward's."""
+def launches(
+    operands: Any, *, backward: bool, resident: bool = True, save: bool = False, few: int | None = None
+) -> list[Launch]:
+    """What the backend would launch for these operands.
+
+    Args:
+        operands: Operands of the scan, whose values nobody reads but those of the lists.
+        backward: Whether to list the backward pass alone, instead of the forward pass.
+        resident: Whether circuits that fit may stay in registers.
+        save: Whether the forward pass saves what the backward pass needs.
+        few: In place of `FEW_SEQUENCES`.
+    """
     from triton.runtime import driver
 
     from ncp_rl.kernels.triton import backend, slots
@@ -146,9 +160,11 @@ def launches(operands: Any, *, backward: bool, resident: bool = True) -> list[La
     driver.set_active(recorder)
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(backend, "_multiprocessors", lambda device: MULTIPROCESSORS))
+        if few is not None:
+            stack.enter_context(mock.patch.object(backend, "FEW_SEQUENCES", few))
         if not resident:
             stack.enter_context(mock.patch.object(slots, "lay_out", lambda *args, **kwargs: None))
-        potentials, saved = backend.forward(operands, save=backward)
+        potentials, saved = backend.forward(operands, save=backward or save)
         if backward:
             recorder.launches.clear()
             backend.backward(torch.zeros_like(potentials), potentials, saved, operands)
@@ -160,8 +176,9 @@ def costs(launched: list[Launch], synapses: Any, n_inputs: int) -> list[Cost]:
     result = []
     for launch in launched:
         code = Code(launch.cubin)
-        executed = code.executed(_times(launch, synapses, n_inputs))
-        result.append(Cost(launch.name, code.resources, executed, launch.warps))
+        times = _times(launch, synapses, n_inputs)
+        latency = cycles(code, times) if launch.resident and launch.name.endswith("_scan") else 0.0
+        result.append(Cost(launch.name, code.resources, code.executed(times), launch.warps, latency))
     return result
 
 
@@ -181,7 +198,7 @@ def _times(launch: Launch, synapses: Any, n_inputs: int) -> Times:
         warps_per_group = launch.warps / groups.n_groups
         return [(n["n_samples"] / (WARP // groups.rows) / warps_per_group, [])]
     if launch.resident:
-        steps: Times = [(n["n_steps"], [(n["n_unfolds"], [])])]
+        steps: Times = [(n["n_steps"], [(n["n_unfolds"], [])] if n["AHEAD"] == 1 else [])]
         return steps if launch.name == "forward_scan" else [(n["n_groups"] / launch.warps, steps)]
     slots = held.to_neuron if launch.name == "forward_scan" else held.from_neuron
     return [(n["n_steps"] * n["n_unfolds"], [(float(trips), []) for trips in slots.trips])]

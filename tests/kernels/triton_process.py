@@ -19,6 +19,9 @@ from tests.kernels import triton_cost
 from tests.kernels.circuits import Case, Sizes, draw_case
 from tests.kernels.machine_code import Code, Resources
 
+#: Sequences that `_triton` has the kernels take for few, so that small cases are of both kinds.
+_FEW_SEQUENCES = 3
+
 
 def begin(interpret: bool, cache: str) -> None:
     """Set up a fresh process, before anything imports triton."""
@@ -28,12 +31,21 @@ def begin(interpret: bool, cache: str) -> None:
 
 
 def errors(
-    sizes: Sizes, ode_unfolds: int = 6, saved_bytes: int = 2**30, *, device: str = "cpu", **drawing: Any
+    sizes: Sizes,
+    ode_unfolds: int = 6,
+    saved_bytes: int = 2**30,
+    *,
+    device: str = "cpu",
+    few: bool | None = None,
+    **drawing: Any,
 ) -> dict[str, float]:
-    """Against the float64 reference: the largest of the potentials, the relative norm of every row of gradients."""
+    """Against the float64 reference: the largest of the potentials, the relative norm of every row of gradients.
+
+    `few` says whether the kernels take the sequences for few, whatever their number is.
+    """
     case = draw_case(sizes, ode_unfolds=ode_unfolds, **drawing)
     expected = _reference(case.with_dtype(torch.float64))
-    actual = _triton(case.with_dtype(torch.float32, requires_grad=False), saved_bytes, device)
+    actual = _triton(case.with_dtype(torch.float32, requires_grad=False), saved_bytes, device, few=few)
     result = {"potentials": (actual.pop("potentials") - expected.pop("potentials")).abs().max().item()}
     for name, gradient in actual.items():
         assert gradient.isfinite().all(), name
@@ -43,10 +55,10 @@ def errors(
     return result
 
 
-def is_repeatable(sizes: Sizes, device: str = "cpu") -> bool:
+def is_repeatable(sizes: Sizes, device: str = "cpu", *, few: bool | None = None) -> bool:
     """Whether two runs agree in every bit, with states saved in the forward and without."""
     case = draw_case(sizes, ode_unfolds=3).with_dtype(torch.float32, requires_grad=False)
-    first, second, unsaved = (_triton(case, saved_bytes, device) for saved_bytes in (2**30, 2**30, 0))
+    first, second, unsaved = (_triton(case, saved_bytes, device, few=few) for saved_bytes in (2**30, 2**30, 0))
     return all(torch.equal(first[name], second[name]) for name in first) and torch.equal(
         first["potentials"], unsaved["potentials"]
     )
@@ -125,6 +137,18 @@ def counts(shape: triton_cost.Shape, *, resident: bool = True) -> dict[str, dict
     }
 
 
+def latency(shape: triton_cost.Shape, *, few: bool) -> dict[str, float]:
+    """Milliseconds of the scans on an H100 by their latency: forward, which saves, and reverse."""
+    operands = triton_cost.operands_of(shape)
+    found = {}
+    for backward in (False, True):
+        launched = triton_cost.launches(operands, backward=backward, save=True, few=2**30 * few)
+        for cost in triton_cost.costs(launched, operands.synapses, shape.n_inputs):
+            found[cost.name] = 1e3 * cost.latency / triton_cost.CLOCK_HZ
+            assert cost.resources.spilled_bytes == 0 and cost.barriers == 0, cost
+    return {name: ms for name, ms in found.items() if name.endswith("_scan")}
+
+
 def share_of_ceiling(shape: triton_cost.Shape) -> tuple[float, float]:
     """Of the forward pass, and of the backward pass."""
     return triton_cost.share_of_ceiling(triton_cost.operands_of(shape))
@@ -137,15 +161,18 @@ def compiled_names(sizes: Sizes, **drawing: Any) -> list[tuple[str, bool, int]]:
     return [(launch.name, launch.resident, Code(launch.cubin).resources.spilled_bytes) for launch in launched]
 
 
-def border_resources(kernel: str, n_blocks: int, peer_blocks: int) -> Resources:
+def border_resources(kernel: str, n_blocks: int, peer_blocks: int, ahead: int = 1) -> Resources:
     """What a resident kernel takes that has as many slots as `lanes.py` gives it, with all that it may be given."""
     from ncp_rl.kernels.triton import lanes, resident
 
     registers = lanes.FORWARD if kernel == "forward_scan" else lanes.REVERSE
+    if ahead > 1:
+        registers = lanes.REVERSE._replace(base=lanes.REVERSE.base + lanes.PER_UNFOLD_AHEAD * ahead)
     n_slots = registers.most_slots(n_blocks, peer_blocks)
+    n_slots = n_slots if ahead == 1 else min(n_slots, lanes.MOST_SLOTS_AHEAD // ahead)
     trips = (n_slots - (n_blocks - 1) * (n_slots // n_blocks), *[n_slots // n_blocks] * (n_blocks - 1))
     fixed: dict[str, Any] = {
-        "n_unfolds": 6, "SAVE": True, "ROWS": 16, "BLOCKS": n_blocks, "TRIPS": trips,
+        "n_unfolds": max(ahead, 6), "AHEAD": ahead, "SAVE": True, "ROWS": 16, "BLOCKS": n_blocks, "TRIPS": trips,
         "TAILS": tuple(n // 2 if n_blocks > 1 else 0 for n in trips), "PEER_BLOCKS": peer_blocks,
     }  # fmt: skip
     return Code(_compile(getattr(resident, kernel), fixed)).resources
@@ -162,7 +189,9 @@ def _reference(case: Case) -> dict[str, Tensor]:
     )
 
 
-def _triton(case: Case, saved_bytes: int, device: str = "cpu", *, weights: Tensor | None = None) -> dict[str, Tensor]:
+def _triton(
+    case: Case, saved_bytes: int, device: str = "cpu", *, weights: Tensor | None = None, few: bool | None = None
+) -> dict[str, Tensor]:
     from ncp_rl.kernels.triton import backend
 
     case = case.to(device)
@@ -172,6 +201,7 @@ def _triton(case: Case, saved_bytes: int, device: str = "cpu", *, weights: Tenso
     backend.REVERSE_PROGRAMS = 2
     backend.SENSORY_PROGRAMS = 3
     backend.SAVED_BYTES = saved_bytes
+    backend.FEW_SEQUENCES = _FEW_SEQUENCES if few is None else 2**30 * few
     potentials, saved = backend.forward(case, save=True)
     assert (saved is not None) == (2 * case.ode_unfolds * potentials.nbytes <= saved_bytes)
     gradients = backend.backward(_weights(potentials) if weights is None else weights, potentials, saved, case)

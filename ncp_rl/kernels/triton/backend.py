@@ -10,7 +10,7 @@ over a step.
 There are two of each scan. Where a circuit fits into the registers of a warp, it stays there (`resident.py`); larger
 ones stream from L1 (`kernels.py`), and their synapses' gradients take a kernel of their own. Which it is follows from
 the wiring (`lanes.py`), for the forward and the reverse scan each. No program adds to what another one adds to:
-results repeat bit by bit.
+results repeat bit by bit, as long as the number of sequences stays on the same side of `FEW_SEQUENCES`.
 
 What the backward needs of the forward, the potentials before each unfold and the solver's denominators, is 8 K bytes
 per neuron and step (K unfolds). Up to `SAVED_BYTES` it is saved, which spares the backward a second forward; beyond,
@@ -33,7 +33,7 @@ from torch import Tensor
 
 from ncp_rl.kernels.contract import EPSILON, Gradients, Operands, Params, Synapses
 from ncp_rl.kernels.triton import kernels, resident
-from ncp_rl.kernels.triton.lanes import WARP, Lanes
+from ncp_rl.kernels.triton.lanes import WARP, Lanes, Layouts
 from ncp_rl.kernels.triton.slots import LANES, Slots, Tables, rows_per_block, tables
 
 MAX_NEURONS = 128
@@ -43,6 +43,10 @@ SAVED_BYTES = 2 << 30
 
 #: Programs for one multiprocessor to hide latency with, before programs take more than one sequence each.
 PROGRAMS_PER_MULTIPROCESSOR = 8
+
+#: Up to so many sequences, what a scan takes is the latency of one: each has a scheduler of an H100 for itself. Their
+#: number sets the order of summation, so it depends on nothing but the shapes.
+FEW_SEQUENCES = 528
 
 #: How every kernel is compiled. Fused multiply-adds are named because Triton's default is about to change. Its software
 #: pipelining is off: a load that it moved up would pass the barrier behind which another thread writes the value.
@@ -186,11 +190,11 @@ class _Scan:
             "n_steps": n_steps, "n_sequences": n_sequences, "n_neurons": n_neurons, "n_unfolds": self.ode_unfolds,
             "SAVE": unfolds is not None,
         }  # fmt: skip
-        lanes = self.tables.forward_lanes
-        if lanes is not None:
+        if self.tables.forward_lanes is not None:
+            lanes = _chosen(self.tables.forward_lanes, n_sequences)
             resident.forward_scan[(_n_groups(n_sequences, lanes),)](
                 potentials, states, denominators, *operands, *self._lane_arguments(lanes), **sizes,
-                **self._lane_sizes(lanes),
+                **self._lane_sizes(lanes, n_sequences),
             )  # fmt: skip
             return potentials
         if states is None:
@@ -261,9 +265,9 @@ class _Scan:
         elapsed_time: Tensor | None,
     ) -> _Reversed:
         """Through some steps, in the registers of one warp for each few sequences."""
-        lanes = self.tables.reverse_lanes
-        assert lanes is not None
+        assert self.tables.reverse_lanes is not None
         n_steps, n_sequences, n_neurons = grad.shape
+        lanes = _chosen(self.tables.reverse_lanes, n_sequences)
         n_groups = _n_groups(n_sequences, lanes)
         n_programs = triton.cdiv(n_groups, triton.cdiv(n_groups, REVERSE_PROGRAMS))
         p, q = grad.new_empty(2, *grad.shape)
@@ -275,7 +279,7 @@ class _Scan:
             p, q, grad_state, of_delta, neuronal, synaptic, grad, grad_last, potentials, *unfolds,
             _as_bytes(episode_starts), elapsed_time, self.params.neuronal, *self._lane_arguments(lanes),
             n_steps=n_steps, n_sequences=n_sequences, n_groups=n_groups, n_neurons=n_neurons,
-            n_unfolds=self.ode_unfolds, **self._lane_sizes(lanes),
+            n_unfolds=self.ode_unfolds, **self._lane_sizes(lanes, n_sequences),
         )  # fmt: skip
         # The lanes of one warp hold the same rows of several sequences.
         by_row = (part.sum(0).unflatten(-1, (-1, lanes.rows)).sum(-2).flatten(1) for part in (neuronal, synaptic))
@@ -373,10 +377,12 @@ class _Scan:
     def _lane_arguments(self, lanes: Lanes) -> tuple[Tensor, ...]:
         return self.params.synaptic, lanes.neurons, lanes.synapses, lanes.peers, lanes.partners, lanes.roles
 
-    def _lane_sizes(self, lanes: Lanes) -> dict[str, Any]:
+    def _lane_sizes(self, lanes: Lanes, n_sequences: int) -> dict[str, Any]:
+        ahead = lanes.unfolds_ahead(self.ode_unfolds) if n_sequences <= FEW_SEQUENCES else 1
         return {
             "n_synapses": self.params.synaptic.shape[1], "ROWS": lanes.rows, "BLOCKS": len(lanes.trips),
-            "TRIPS": lanes.trips, "TAILS": lanes.tails, "PEER_BLOCKS": lanes.peer_blocks, "num_warps": 1, **OPTIONS,
+            "TRIPS": lanes.trips, "TAILS": lanes.tails, "PEER_BLOCKS": lanes.peer_blocks, "AHEAD": ahead,
+            "num_warps": 1, **OPTIONS,
         }  # fmt: skip
 
 
@@ -389,6 +395,11 @@ def _check(operands: Operands) -> None:
     for tensor in (*operands.params, operands.inputs, operands.state, operands.elapsed_time):
         if tensor is not None and tensor.dtype != torch.float32:
             raise ValueError(f'backend="triton" computes in float32, got {tensor.dtype}; use backend="reference".')
+
+
+def _chosen(layouts: Layouts, n_sequences: int) -> Lanes:
+    """The layout for so many sequences."""
+    return layouts.fastest if n_sequences <= FEW_SEQUENCES else layouts.cheapest
 
 
 def _n_groups(n_sequences: int, lanes: Lanes) -> int:

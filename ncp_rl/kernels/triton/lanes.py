@@ -10,7 +10,7 @@ busy:
   in the first block alone.
 - Rows are folded: the busiest lane and the idlest are partners, so are the second busiest and the second idlest, and so
   on. A lane may leave the synapses that it has no slots for to the last `tails` slots of its partner.
-- R is chosen such that a sequence costs least.
+- R is chosen such that a sequence costs least; or, for few sequences, such that an unfold takes least time.
 
 An NCP of 64 neurons and 483 synapses takes 18 slots forward and 17 in reverse, of 32 synapses each; without folding it
 would take 23 and 22.
@@ -35,6 +35,10 @@ OWNS, HELPS, IS_HELPED = 1, 2, 4
 
 #: Trips that a block costs besides its slots, and those that a fold costs; for the choice of R and of folds.
 _TRIPS_PER_BLOCK, _TRIPS_PER_FOLD = 3, 1
+
+#: Most slots of a step that are compiled one after the other, so that compilers stay quick, and the registers that each
+#: of its unfolds takes.
+MOST_SLOTS_AHEAD, PER_UNFOLD_AHEAD = 64, 4
 
 #: Registers that a thread can have.
 _MAX_REGISTERS = 255
@@ -94,21 +98,45 @@ class Lanes(NamedTuple):
         return sum(self.trips)
 
     @property
+    def latency(self) -> int:
+        """What a warp takes for an unfold, in slots."""
+        return self.n_slots + _TRIPS_PER_BLOCK * len(self.trips)
+
+    @property
     def cost(self) -> int:
         """Cost of a sequence, in slots of one lane."""
-        return self.rows * (self.n_slots + _TRIPS_PER_BLOCK * len(self.trips))
+        return self.rows * self.latency
 
     def fits(self, registers: Registers) -> bool:
         """Whether a kernel that takes these registers has enough of them."""
         return self.n_slots <= registers.most_slots(len(self.trips), self.peer_blocks)
+
+    def unfolds_ahead(self, n_unfolds: int) -> int:
+        """How many unfolds a scan is compiled for at once: all of a step where they are few and fit, or else 1."""
+        registers = REVERSE._replace(base=REVERSE.base + PER_UNFOLD_AHEAD * n_unfolds)
+        is_small = len(self.trips) == 1 and n_unfolds * self.n_slots <= MOST_SLOTS_AHEAD
+        return n_unfolds if is_small and self.fits(registers) else 1
 
     def to(self, device: torch.device) -> Lanes:
         """The same with its tables on `device`."""
         return Lanes(*self[:4], *(table.to(device) for table in self[4:]))
 
 
-def lay_out(row: _Integers, peer: _Integers, fan_in: _Integers, *, registers: Registers) -> Lanes | None:
-    """The cheapest layout of the synapses between `row` (E,) and `peer` (E,), both neurons; None if none fits.
+class Layouts(NamedTuple):
+    """Two layouts of the same synapses."""
+
+    cheapest: Lanes
+    """For many sequences, which keep all warps busy"""
+    fastest: Lanes
+    """For few, each of which has a warp for itself"""
+
+    def to(self, device: torch.device) -> Layouts:
+        """The same with their tables on `device`."""
+        return Layouts(*(lanes.to(device) for lanes in self))
+
+
+def lay_out(row: _Integers, peer: _Integers, fan_in: _Integers, *, registers: Registers) -> Layouts | None:
+    """The best layouts of the synapses between `row` (E,) and `peer` (E,), both neurons; None if none fits.
 
     Args:
         row: The neuron whose lane computes each synapse.
@@ -117,7 +145,10 @@ def lay_out(row: _Integers, peer: _Integers, fan_in: _Integers, *, registers: Re
         registers: What the kernel takes.
     """
     layouts = [_lay_out(row, peer, fan_in, rows) for rows in (WARP, WARP // 2, WARP // 4)]
-    return min((lanes for lanes in layouts if lanes.fits(registers)), key=lambda lanes: lanes.cost, default=None)
+    fitting = [lanes for lanes in layouts if lanes.fits(registers)]
+    if not fitting:
+        return None
+    return Layouts(min(fitting, key=lambda lanes: lanes.cost), min(fitting, key=lambda lanes: lanes.latency))
 
 
 class Groups(NamedTuple):

@@ -170,9 +170,12 @@ def forward_scan(
     potentials, states, denominators, state, leak_current, leak_conductance, episode_starts, elapsed_time, neuronal,
     parameters, neurons, synapses, peers, partners, roles, n_steps, n_sequences, n_neurons, n_synapses,
     n_unfolds: tl.constexpr, SAVE: tl.constexpr, ROWS: tl.constexpr, BLOCKS: tl.constexpr, TRIPS: tl.constexpr,
-    TAILS: tl.constexpr, PEER_BLOCKS: tl.constexpr,
+    TAILS: tl.constexpr, PEER_BLOCKS: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
-    """Potentials (T, N, U) after each step; with SAVE, states and denominators (T, N, K, U) of each unfold."""
+    """Potentials (T, N, U) after each step; with SAVE, states and denominators (T, N, K, U) of each unfold.
+
+    AHEAD unfolds are compiled one after the other: 1, or all of a step.
+    """
     n_sequences = n_sequences.to(tl.int64)
     lane = tl.arange(0, WARP)
     row, home = lane % ROWS, lane // ROWS * ROWS
@@ -200,7 +203,7 @@ def forward_scan(
             delta = tl.load(elapsed_time + sample, mask=in_batch, other=0.0) / n_unfolds
         if episode_starts is not None:
             v = _cleared(v, tl.load(episode_starts + sample, mask=in_batch, other=0) != 0, BLOCKS)
-        for k in range(n_unfolds):
+        for k in tl.range(n_unfolds, loop_unroll_factor=AHEAD):
             after, divisors = (), ()
             for block in tl.static_range(BLOCKS):
                 current, conductance = leak_and_senses[block], conductances[block]
@@ -274,6 +277,26 @@ def _outgoing(
 
 
 @triton.jit
+def _ahead(start, unfold, n_neurons, neuron, is_neuron, other, BLOCKS: tl.constexpr, AHEAD: tl.constexpr):
+    """The numbers of neurons in `unfold` (32,) and in those before it: AHEAD of BLOCKS of (32,)."""
+    values = ()
+    for before in tl.static_range(AHEAD):
+        at = (unfold - before) * n_neurons
+        values += (_of_neurons(start + at, neuron, is_neuron, other, BLOCKS),)
+    return values
+
+
+@triton.jit
+def _unfold_ahead(t, k, n, n_sequences, n_unfolds: tl.constexpr, AHEAD: tl.constexpr):
+    """Where in (T, N, K) unfold `k` of step `t` has its AHEAD-th before it, 1 or K; some place, where it has none."""
+    at = (t * n_sequences + n) * n_unfolds + k
+    if AHEAD == n_unfolds:
+        return at - tl.where(t > 0, n_sequences * n_unfolds, 0)
+    else:
+        return tl.where(k > 0, at - 1, at - tl.where(t > 0, (n_sequences - 1) * n_unfolds + 1, 0))
+
+
+@triton.jit
 def _store_neuronal(at, grad_cm, grad_current, grad_conductance, scale, BLOCKS: tl.constexpr):
     """The gradients of cm, A and B, at (3, blocks, 32)."""
     for block in tl.static_range(BLOCKS):
@@ -299,7 +322,7 @@ def reverse_scan(
     p_of_step, q_of_step, grad_state, grad_delta, grad_neuronal, grad_synaptic, grad, grad_last, potentials, states,
     denominators, episode_starts, elapsed_time, neuronal, parameters, neurons, synapses, peers, partners, roles,
     n_steps, n_sequences, n_groups, n_neurons, n_synapses, n_unfolds: tl.constexpr, ROWS: tl.constexpr,
-    BLOCKS: tl.constexpr, TRIPS: tl.constexpr, TAILS: tl.constexpr, PEER_BLOCKS: tl.constexpr,
+    BLOCKS: tl.constexpr, TRIPS: tl.constexpr, TAILS: tl.constexpr, PEER_BLOCKS: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """Carries the gradients of the potentials back through steps and unfolds, and sums those of the parameters.
 
@@ -307,7 +330,8 @@ def reverse_scan(
     delta what each neuron's outgoing synapses give (T, N, U); by program and lane those of cm, A and B (programs, 3,
     blocks, 32) and of w, sigma, mu and erev in each slot (programs, 4, slots, 32). `grad_last` (N, U) reaches the
     potentials of the last step besides `grad` (T, N, U). A lane computes the synapses that start in its neurons.
-    Programs take the `n_groups` of 32 / ROWS sequences in turns.
+    Programs take the `n_groups` of 32 / ROWS sequences in turns. What the forward saved of an unfold is loaded AHEAD
+    unfolds before it is needed: 1, or all of a step, which are then compiled one after the other.
     """
     n_sequences = n_sequences.to(tl.int64)
     SLOTS: tl.constexpr = _first_slot(TRIPS, BLOCKS)
@@ -324,9 +348,9 @@ def reverse_scan(
         in_batch = n < n_sequences
         is_neuron = _are_neurons(neuron, in_batch, BLOCKS)
         last = (n_steps - 1) * n_sequences + n
-        last_unfold = (last * n_unfolds + n_unfolds - 1) * n_neurons
-        v = _of_neurons(states + last_unfold, neuron, is_neuron, 0.0, BLOCKS)
-        denominator = _of_neurons(denominators + last_unfold, neuron, is_neuron, 1.0, BLOCKS)
+        last_unfold = last * n_unfolds + n_unfolds - 1
+        vs = _ahead(states, last_unfold, n_neurons, neuron, is_neuron, 0.0, BLOCKS, AHEAD)
+        divisors = _ahead(denominators, last_unfold, n_neurons, neuron, is_neuron, 1.0, BLOCKS, AHEAD)
         v_after = _of_neurons(potentials + last * n_neurons, neuron, is_neuron, 0.0, BLOCKS)
         of_output = _of_neurons(grad + last * n_neurons, neuron, is_neuron, 0.0, BLOCKS)
         g = _of_neurons(grad_last + n * n_neurons, neuron, is_neuron, 0.0, BLOCKS)
@@ -343,12 +367,14 @@ def reverse_scan(
                 weight = delta
             g = _plus(g, of_output, 1.0, BLOCKS)
             p_sums, q_sums, delta_sums = _zeros(BLOCKS), _zeros(BLOCKS), _zeros(BLOCKS)
-            for k_backwards in range(n_unfolds):
-                k = n_unfolds - 1 - k_backwards
-                at = sample * n_unfolds + k
-                at = tl.where(k > 0, at - 1, at - tl.where(t > 0, (n_sequences - 1) * n_unfolds + 1, 0)) * n_neurons
-                next_v = _of_neurons(states + at, neuron, is_neuron, 0.0, BLOCKS)
-                next_denominator = _of_neurons(denominators + at, neuron, is_neuron, 1.0, BLOCKS)
+            for k_backwards in tl.range(n_unfolds, loop_unroll_factor=AHEAD):
+                at = _unfold_ahead(t, n_unfolds - 1 - k_backwards, n, n_sequences, n_unfolds, AHEAD) * n_neurons
+                v, denominator = vs[0], divisors[0]
+                # Triton knows no tuple with a star in it.
+                vs = vs[1:] + (_of_neurons(states + at, neuron, is_neuron, 0.0, BLOCKS),)  # noqa: RUF005
+                divisors = divisors[1:] + (  # noqa: RUF005
+                    _of_neurons(denominators + at, neuron, is_neuron, 1.0, BLOCKS),
+                )
                 p, q, passed_on, change = (), (), (), ()
                 for block in tl.static_range(BLOCKS):
                     p += (g[block] / denominator[block],)
@@ -370,7 +396,7 @@ def reverse_scan(
                     new_sums += added
                 g, sums = _plus(passed_on, gradients, delta, BLOCKS), new_sums
                 delta_sums = _plus(delta_sums, totals, 1.0, BLOCKS)
-                v_after, v, denominator = v, next_v, next_denominator
+                v_after = v
             _store_neurons(p_of_step + sample * n_neurons, p_sums, neuron, is_neuron, BLOCKS)
             _store_neurons(q_of_step + sample * n_neurons, q_sums, neuron, is_neuron, BLOCKS)
             if grad_delta is not None:

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ncp_rl.kernels.contract import Synapses
-from ncp_rl.kernels.triton.lanes import FORWARD, REVERSE, WARP, Groups, Lanes, group, lay_out
+from ncp_rl.kernels.triton.lanes import FORWARD, REVERSE, WARP, Groups, Layouts, group, lay_out
 
 #: Slots of one row that are computed side by side.
 LANES = 4
@@ -77,9 +77,9 @@ class Tables(NamedTuple):
     """rows: neurons, slots: their synapses from sensory inputs"""
     from_input: Groups
     """rows: sensory inputs, slots: their synapses to neurons, as many in every group"""
-    forward_lanes: Lanes | None
+    forward_lanes: Layouts | None
     """rows: neurons, slots: their synapses from other neurons; None where registers do not suffice for them"""
-    reverse_lanes: Lanes | None
+    reverse_lanes: Layouts | None
     """rows: neurons, slots: their synapses to other neurons; None where registers do not suffice for them"""
 
 

@@ -23,9 +23,10 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from sb3_contrib import RecurrentPPO
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
+from stable_baselines3.common.preprocessing import is_image_space
 from torch import Tensor
 
-from ncp_rl import AutoNCP, MultiInputNCPPolicy, NCPPolicy
+from ncp_rl import AutoNCP, CnnNCPPolicy, MultiInputNCPPolicy, NCPPolicy
 from ncp_rl.cli import main
 from ncp_rl.distributed.cluster import ray_running
 from ncp_rl.distributed.rllib import NCPModule, RunEnvironment, Workers, algorithm_config, train
@@ -63,8 +64,9 @@ kinds = pytest.mark.parametrize(
         (VECTOR, spaces.MultiDiscrete([2, 3]), dict(critic="shared")),
         (TIMED, TORQUE, dict(privileged_keys=("y",))),
         (VECTOR, spaces.Box(-1, 1, (2,)), dict(cell="cfc", motor_map="dense")),
+        (spaces.Box(0, 255, (1, 36, 36), np.uint8), TORQUE, {}),
     ],
-    ids=["box", "gsde", "discrete", "multi_discrete", "privileged_and_timed", "cfc"],
+    ids=["box", "gsde", "discrete", "multi_discrete", "privileged_and_timed", "cfc", "image"],
 )
 
 
@@ -72,9 +74,10 @@ def policy_of(observation_space: spaces.Space[Any], action_space: spaces.Space[A
     if "privileged_keys" in kwargs:
         assert isinstance(observation_space, spaces.Dict)
         observation_space = spaces.Dict({**observation_space.spaces, "y": VECTOR})
-    kind = MultiInputNCPPolicy if isinstance(observation_space, spaces.Dict) else NCPPolicy
+    kind: Any = MultiInputNCPPolicy if isinstance(observation_space, spaces.Dict) else NCPPolicy
+    kind = CnnNCPPolicy if is_image_space(observation_space) else kind
     torch.manual_seed(0)
-    policy: NCPPolicy = kind(observation_space, action_space, lambda _: 1e-3, wiring=AutoNCP(U), **kwargs)  # type: ignore[arg-type]
+    policy: NCPPolicy = kind(observation_space, action_space, lambda _: 1e-3, wiring=AutoNCP(U), **kwargs)
     for module in policy.modules():
         if isinstance(module, Standardize):
             module.mean += 0.3

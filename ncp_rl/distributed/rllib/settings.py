@@ -134,25 +134,8 @@ def algorithm_config(
         RunError: A setting has no like in RLlib, or does not divide by the processes.
     """
     check_settings(config, workers)
-    policy = model.policy
-    assert isinstance(policy, NCPPolicy)
-    try:
-        check_action_space(policy.action_space)
-    except ValueError as error:
-        raise RunError(str(error)) from error
-    n_shards = max(workers.learners, 1)
-    n_in_batch, batch_size = model.n_steps * model.n_envs, int(model.batch_size or 1)
-    if n_in_batch % n_shards or batch_size % n_shards:
-        raise RunError(
-            f"n_steps * n_envs = {n_in_batch} and batch_size = {batch_size} must be multiples of the {n_shards} "
-            "learners, which share them."
-        )
-    max_seq_len = workers.max_seq_len or default_seq_len(model.n_steps, batch_size // n_shards)
-    module = model_config(
-        policy,
-        max_seq_len=max_seq_len,
-        sde_sample_freq=model.n_steps if model.sde_sample_freq < 1 else model.sde_sample_freq,
-    )
+    n_in_batch, batch_size = _parts_of_batches(model, max(workers.learners, 1))
+    max_seq_len = workers.max_seq_len or default_seq_len(model.n_steps, batch_size)
     made = PPOConfig()
     made.environment(
         env=RunEnvironment,
@@ -172,17 +155,62 @@ def algorithm_config(
         num_gpus_per_learner=workers.gpus_per_learner,
         learner_class=NCPLearner,
     )
-    made.rl_module(
-        rl_module_spec=RLModuleSpec(
-            module_class=NCPModule,
-            observation_space=policy.observation_space,
-            action_space=policy.action_space,
-            model_config=module,
-        )
-    )
+    made.rl_module(rl_module_spec=_module_spec(model, max_seq_len))
     made.training(
-        train_batch_size_per_learner=n_in_batch // n_shards,
-        minibatch_size=_minibatch_size(batch_size // n_shards, max_seq_len, n_in_batch // n_shards),
+        train_batch_size_per_learner=n_in_batch,
+        minibatch_size=_minibatch_size(batch_size, max_seq_len, n_in_batch),
+        **_learning(config, model),
+    )
+    made.fault_tolerance(
+        restart_failed_env_runners=True,
+        ignore_env_runner_failures=True,
+        max_num_env_runner_restarts=workers.max_restarts,
+    )
+    made.callbacks(on_episode_end=log_episode)
+    made.debugging(seed=config.seed, log_level="ERROR")
+    return made
+
+
+def _parts_of_batches(model: RecurrentPPO, n_learners: int) -> tuple[int, int]:
+    """Return the steps of a batch and of a minibatch that each learner gets.
+
+    Raises:
+        RunError: They cannot share them evenly.
+    """
+    n_in_batch, batch_size = model.n_steps * model.n_envs, int(model.batch_size or 1)
+    if n_in_batch % n_learners or batch_size % n_learners:
+        raise RunError(
+            f"n_steps * n_envs = {n_in_batch} and batch_size = {batch_size} must be multiples of the {n_learners} "
+            "learners, which share them."
+        )
+    return n_in_batch // n_learners, batch_size // n_learners
+
+
+def _module_spec(model: RecurrentPPO, max_seq_len: int) -> RLModuleSpec:
+    """Return what RLlib makes modules from, like the policy of a model.
+
+    Raises:
+        RunError: RLlib has no distribution of its actions.
+    """
+    policy = model.policy
+    assert isinstance(policy, NCPPolicy)
+    try:
+        check_action_space(policy.action_space)
+    except ValueError as error:
+        raise RunError(str(error)) from error
+    # -1 stands for once a rollout.
+    sde_sample_freq = model.n_steps if model.sde_sample_freq < 1 else model.sde_sample_freq
+    return RLModuleSpec(
+        module_class=NCPModule,
+        observation_space=policy.observation_space,
+        action_space=policy.action_space,
+        model_config=model_config(policy, max_seq_len=max_seq_len, sde_sample_freq=sde_sample_freq),
+    )
+
+
+def _learning(config: RunConfig, model: RecurrentPPO) -> dict[str, Any]:
+    """Return the arguments of PPO that mean the same in RLlib, by their names there."""
+    return dict(
         num_epochs=model.n_epochs,
         gamma=model.gamma,
         lambda_=model.gae_lambda,
@@ -195,14 +223,6 @@ def algorithm_config(
         grad_clip=model.max_grad_norm,
         grad_clip_by="global_norm",
     )
-    made.fault_tolerance(
-        restart_failed_env_runners=True,
-        ignore_env_runner_failures=True,
-        max_num_env_runner_restarts=workers.max_restarts,
-    )
-    made.callbacks(on_episode_end=log_episode)
-    made.debugging(seed=config.seed, log_level="ERROR")
-    return made
 
 
 def default_seq_len(n_steps: int, batch_size: int) -> int:

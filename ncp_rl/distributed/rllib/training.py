@@ -123,7 +123,7 @@ def built(settings: PPOConfig, model: OnPolicyAlgorithm) -> Iterator[PPO]:
     finally:
         algorithm.stop()
         # RLlib makes a folder for logs in the home directory, which stays empty: the run folder has the curves.
-        shutil.rmtree(algorithm.logdir, ignore_errors=True)
+        shutil.rmtree(algorithm.logdir)
         log.setLevel(level)
 
 

@@ -113,9 +113,8 @@ def audit(args: Args) -> list[dict[str, float]]:
         held = {pid: _resident(pid) for pid in (process.pid, *_children(process.pid))}
         workers = [held[pid] for pid in held if pid != process.pid]
         seconds = time.perf_counter() - began
-        samples.append(
-            dict(seconds=round(seconds), parent_mib=held[process.pid], largest_worker_mib=max(workers, default=0.0))
-        )
+        sample = dict(seconds=seconds, parent_mib=held[process.pid], largest_worker_mib=max(workers, default=0.0))
+        samples.append({name: round(value, 1) for name, value in sample.items()})
         time.sleep(SAMPLED)
     if process.returncode not in (0, 1):
         raise SystemExit(f"{' '.join(command)} ended with status {process.returncode}.")
@@ -143,16 +142,11 @@ def _resident(pid: int) -> float:
     return next((int(line.split()[1]) / 2**10 for line in lines if line.startswith("VmRSS")), 0.0)
 
 
-def main(args: Args) -> int:
-    """Record, audit, write the figures."""
-    torch.set_num_threads(1)
-    recordings = args.folder / "recordings"
-    record(recordings, args.recordings)
-    began = time.perf_counter()
-    samples = audit(args)
-    seconds = time.perf_counter() - began
-    rows = read_rows(args.folder / "audits" / "fleet.csv", Row)
-    found = {
+def figures(args: Args, samples: list[dict[str, float]]) -> dict[str, Any]:
+    """Return what the table says, and the memory of the processes of the last call."""
+    recordings, audits = args.folder / "recordings", args.folder / "audits"
+    rows = read_rows(audits / "fleet.csv", Row)
+    return {
         "recordings": len(rows),
         "steps": sum(row.n_steps for row in rows),
         "episodes": sum(row.n_episodes for row in rows),
@@ -160,14 +154,20 @@ def main(args: Args) -> int:
         "unreadable": sorted(row.recording for row in rows if row.error),
         "failed": sorted(row.recording for row in rows if row.bad and not row.error),
         "processes": args.processes,
-        "seconds_of_this_call": round(seconds),
         "seconds_of_all_audits": round(sum(row.seconds for row in rows)),
-        "index_kib": round((args.folder / "audits" / "index.html").stat().st_size / 2**10),
-        "parent_peak_mib": round(max(sample["parent_mib"] for sample in samples)),
+        "index_kib": round((audits / "index.html").stat().st_size / 2**10),
         "worker_peak_mib": round(max(row.peak_mib for row in rows)),
+        "parent_peak_mib": round(max(sample["parent_mib"] for sample in samples)),
         "samples": samples[:: len(samples) // 200 + 1],
         "platform": platform.platform(),
     }
+
+
+def main(args: Args) -> int:
+    """Record, audit, write the figures."""
+    torch.set_num_threads(1)
+    record(args.folder / "recordings", args.recordings)
+    found = figures(args, audit(args))
     args.out.write_text(json.dumps(found) + "\n")
     print(json.dumps({name: value for name, value in found.items() if name != "samples"}, indent=1))
     return 0

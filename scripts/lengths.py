@@ -27,6 +27,7 @@ from sb3_contrib import RecurrentPPO
 
 from ncp_rl import NCPPolicy
 from ncp_rl.audit import audit_sources, write_report
+from ncp_rl.audit.workers import begin_worker
 from ncp_rl.cli.contenders import resident
 from ncp_rl.recording import Recording, record_rollouts, replay, verify
 
@@ -74,7 +75,6 @@ TASKS: dict[str, Callable[[Path], object]] = {
 
 def measured(task: str, path: Path) -> dict[str, float]:
     """Do a task in this process; return its peak in MiB and the seconds of processor that it took."""
-    torch.set_num_threads(1)
     began = time.process_time()
     TASKS[task](path)
     return {"peak_mib": round(resident("VmHWM") / 2**20, 1), "seconds": round(time.process_time() - began, 1)}
@@ -90,7 +90,7 @@ def main(args: Args) -> int:
             record(path, n_steps)
             row = {"steps": sum(Recording.open(path).lengths), "mib": round(path.stat().st_size / 2**20, 1)}
             for task in args.tasks:
-                with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), begin_worker) as pool:
                     row |= {f"{task}_{k}": v for k, v in pool.submit(measured, task, path).result().items()}
             print(json.dumps(row), flush=True)
             rows.append(row)

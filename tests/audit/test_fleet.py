@@ -114,7 +114,9 @@ def test_recordings_of_a_folder_are_not_asked_about_their_circuit_alone(fleet: P
 @pytest.mark.skipif(sys.platform != "linux", reason="it looks into /proc")
 def test_processes_end_with_the_audit_that_started_them() -> None:
     """Which was killed, so that it could not end them."""
-    with subprocess.Popen([sys.executable, "-c", POOL], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", POOL], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
         assert process.stdout is not None
         worker = Path(f"/proc/{int(process.stdout.readline())}")
         assert worker.exists()

@@ -203,20 +203,24 @@ def rllib(timing: Timing) -> list[Group]:
     from ncp_rl.distributed.cluster import ray_running
     from ncp_rl.distributed.rllib import Workers, algorithm_config, built
 
-    n_steps = N_ENVS * LOOP["n_steps"]
     settings = {name: value for name, value in LOOP.items() if name != "seed"}
-    config = RunConfig(LOOP_ENV, settings | dict(n_envs=N_ENVS, policy_kwargs=dict(wiring=dict(units=32))))
-    model = make_model(config, make_envs(config, N_ENVS), "cpu")
-    assert isinstance(model, RecurrentPPO)
-    contenders: dict[str, Run] = {"RecurrentPPO, one process": lambda: model.learn(n_steps, reset_num_timesteps=False)}
-    with ExitStack() as stack:
-        stack.enter_context(ray_running(None, 3))
-        for runners in (1, 2):
-            spread = algorithm_config(config, model, Workers(runners=runners), modules=("ncp_rl.cli.worlds",))
-            algorithm = stack.enter_context(built(spread, model))
-            contenders[f"RLlib's PPO, {runners} env runner{'s' * (runners > 1)}"] = algorithm.train
-        name = f"training loop, {LOOP_ENV}, {N_ENVS} envs, NCPPolicy-32"
-        return [measure(name, "steps/s", -n_steps, contenders, timing)]
+    groups = []
+    with ray_running(None, 3):
+        for n_envs in (N_ENVS, 4 * N_ENVS):
+            n_steps = n_envs * LOOP["n_steps"]
+            config = RunConfig(LOOP_ENV, settings | dict(n_envs=n_envs, policy_kwargs=dict(wiring=dict(units=32))))
+            model = make_model(config, make_envs(config, n_envs), "cpu")
+            assert isinstance(model, RecurrentPPO)
+            learn = functools.partial(model.learn, n_steps, reset_num_timesteps=False)
+            contenders: dict[str, Run] = {"RecurrentPPO, one process": learn}
+            with ExitStack() as stack:
+                for runners in (1, 2):
+                    spread = algorithm_config(config, model, Workers(runners=runners), modules=("ncp_rl.cli.worlds",))
+                    algorithm = stack.enter_context(built(spread, model))
+                    contenders[f"RLlib's PPO, {runners} env runner{'s' * (runners > 1)}"] = algorithm.train
+                name = f"training loop, {LOOP_ENV}, {n_envs} envs, NCPPolicy-32"
+                groups.append(measure(name, "steps/s", -n_steps, contenders, timing))
+    return groups
 
 
 def recording(timing: Timing) -> list[Group]:

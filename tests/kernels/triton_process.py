@@ -127,8 +127,10 @@ def counts(shape: triton_cost.Shape, *, resident: bool = True) -> dict[str, dict
         cost.name: {
             "registers": cost.resources.registers,
             "spilled_bytes": cost.resources.spilled_bytes,
-            "instructions": cost.instructions * cost.warps / unfolds,
-            "barriers": cost.barriers * cost.warps / unfolds,
+            **{
+                name: getattr(cost, name) * cost.warps / unfolds
+                for name in ("instructions", "special_functions", "memory", "barriers")
+            },
         }
         for backward in (False, True)
         for cost in triton_cost.costs(

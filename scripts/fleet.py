@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from ncp_rl import NCPPolicy
 from ncp_rl.audit.fleet import Row, recordings_in
+from ncp_rl.cli.stopwatch import resident
 from ncp_rl.recording import Recording, record_rollouts
 from ncp_rl.tables import read_rows
 
@@ -110,7 +111,7 @@ def audit(args: Args) -> list[dict[str, float]]:
     command += ["--out", str(args.folder / "audits"), "--processes", str(args.processes), *args.audit]
     process, began, samples = subprocess.Popen(command), time.perf_counter(), list[dict[str, float]]()
     while process.poll() is None:
-        held = {pid: _resident(pid) for pid in (process.pid, *_children(process.pid))}
+        held = {pid: resident("VmRSS", pid) / 2**20 for pid in (process.pid, *_children(process.pid))}
         workers = [held[pid] for pid in held if pid != process.pid]
         seconds = time.perf_counter() - began
         sample = dict(seconds=seconds, parent_mib=held[process.pid], largest_worker_mib=max(workers, default=0.0))
@@ -131,15 +132,6 @@ def _children(pid: int) -> Iterator[int]:
         if parent == pid:
             yield int(path.parent.name)
             yield from _children(int(path.parent.name))
-
-
-def _resident(pid: int) -> float:
-    """MiB of a process now; 0 where it has ended."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0.0
-    return next((int(line.split()[1]) / 2**10 for line in lines if line.startswith("VmRSS")), 0.0)
 
 
 def figures(args: Args, samples: list[dict[str, float]]) -> dict[str, Any]:

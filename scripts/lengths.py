@@ -28,7 +28,7 @@ from sb3_contrib import RecurrentPPO
 from ncp_rl import NCPPolicy
 from ncp_rl.audit import audit_sources, write_report
 from ncp_rl.audit.workers import begin_worker
-from ncp_rl.cli.contenders import resident
+from ncp_rl.cli.stopwatch import resident
 from ncp_rl.recording import Recording, record_rollouts, replay, verify
 
 ROOT = Path(__file__).parents[1]

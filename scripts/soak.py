@@ -31,7 +31,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from ncp_rl import NCPPolicy
 from ncp_rl.audit import Envelope, LiveMonitor, fit_conformal
-from ncp_rl.cli.contenders import resident
+from ncp_rl.cli.stopwatch import resident
 from ncp_rl.recording import Recording, record_rollouts, verify
 from ncp_rl.recording.trace import PolicyTap
 

@@ -68,17 +68,23 @@ def test_says_so_without_a_gpu(tmp_path: Path) -> None:
     assert not (tmp_path / "gpu.json").exists()
 
 
-@pytest.mark.parametrize("resets", [False, True], ids=["whole", "resets"])
-def test_contenders_run(monkeypatch: pytest.MonkeyPatch, resets: bool) -> None:
-    """All but the clock, which is CUDA's, and the GPU's own speed."""
-    runs = []
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What was timed has returned; the clock is CUDA's, and says 2 ms of each."""
+    found = []
 
     def run_once(run: Any) -> float:
-        runs.append(run())
+        found.append(run())
         return 2.0
 
     monkeypatch.setattr(gpu_check, "DEVICE", "cpu")
     monkeypatch.setattr(gpu_check, "milliseconds", run_once)
+    return found
+
+
+@pytest.mark.parametrize("resets", [False, True], ids=["whole", "resets"])
+def test_contenders_run(monkeypatch: pytest.MonkeyPatch, runs: list[Any], resets: bool) -> None:
+    """All but the clock, which is CUDA's, and the GPU's own speed."""
     monkeypatch.setattr(gpu_check, "peak_mebibytes", lambda run: 3.0)
     monkeypatch.setattr(gpu_check, "sigmoids_per_second", lambda: 1e6)
     shape = gpu_check.Shape(units=12, n_inputs=3, n_sequences=2, n_steps=4)
@@ -91,16 +97,8 @@ def test_contenders_run(monkeypatch: pytest.MonkeyPatch, resets: bool) -> None:
     assert result["times_as_fast_as"]["cudnn_lstm"] == {"forward_ms": 1.0, "both_ms": 1.0}
 
 
-def test_a_policys_step_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_policys_step_runs(runs: list[Any]) -> None:
     """All but the clock and the capture."""
-    runs = []
-
-    def run_once(run: Any) -> float:
-        runs.append(run())
-        return 2.0
-
-    monkeypatch.setattr(gpu_check, "DEVICE", "cpu")
-    monkeypatch.setattr(gpu_check, "milliseconds", run_once)
     result = gpu_check.time_policy(gpu_check.Shape(units=12, n_inputs=3, n_sequences=2, n_steps=1))
     assert result == {"forward_us": 2e3, "usual_us": 2e3, "graph_us": 2e3}
     assert [tuple(run[0].shape) for run in runs] == [(2, gpu_check.N_MOTOR)] * 3

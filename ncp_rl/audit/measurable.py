@@ -1,8 +1,8 @@
-"""`check_measurable`: refuses circuits and episodes with numbers that are not finite, or too large to compute with."""
+"""What cannot be explained or audited: circuits and episodes with numbers that are not finite, or too large."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -17,11 +17,21 @@ _QUANTITIES = (
 )
 
 
-def check_measurable(circuit: Circuit, episodes: Sequence[Episode]) -> None:
+def check_measurable(circuit: Circuit, episodes: Iterable[Episode]) -> None:
     """Refuse numbers that are not finite, or so large that sums of their products are not.
 
     Raises:
         RecordingError: There is such a number; the message says where.
+    """
+    for _ in measurable(circuit, episodes):
+        pass
+
+
+def measurable(circuit: Circuit, episodes: Iterable[Episode]) -> Iterator[Episode]:
+    """Yield each episode once `check_measurable` would not refuse it; the circuit is checked once, before the first.
+
+    Raises:
+        RecordingError: As `check_measurable`.
     """
     numbers = circuit.parameters() | {"readout": circuit.readout, "bias": circuit.bias}
     for name, values in numbers.items():
@@ -41,6 +51,7 @@ def check_measurable(circuit: Circuit, episodes: Sequence[Episode]) -> None:
                     f"{name} {where} of episode {episode.index} must be {_WANTED} to be explained or audited, got "
                     f"{values[tuple(places[0])]}; verify and replay say whether it is true."
                 )
+        yield episode
 
 
 _WANTED = f"a finite number up to {LARGEST:.0e}"

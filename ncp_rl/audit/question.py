@@ -33,7 +33,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from ncp_rl.audit.measurable import check_measurable
+from ncp_rl.audit.measurable import measurable
 from ncp_rl.audit.plan import Plan
 from ncp_rl.audit.section import Part
 from ncp_rl.audit.verdict import Verdict
@@ -73,10 +73,8 @@ class Evidence:
         """
         if len(self.episodes) == len(self.recording):
             yield from self.episodes
-            return
-        for episode in self.recording:
-            check_measurable(self.circuit, [episode])
-            yield episode
+        else:
+            yield from measurable(self.circuit, self.recording)
 
     @property
     def circuit(self) -> Circuit:

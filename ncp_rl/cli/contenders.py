@@ -29,7 +29,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch import Tensor, nn
 
 from ncp_rl import LTC, NCP, AutoNCP, NCPPolicy
-from ncp_rl.cli.stopwatch import Group, Run, Timing, measure
+from ncp_rl.cli.stopwatch import Group, Run, Timing, measure, resident
 from ncp_rl.extras import is_installed
 from ncp_rl.kernels.contract import Operands
 from ncp_rl.kernels.numba import backend as numba_backend
@@ -279,12 +279,6 @@ def peak_memory(name: str, shape: tuple[int, int, int, int]) -> float:
     Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts anew from here.
     run()
     return (resident("VmHWM") - before) / 2**20
-
-
-def resident(name: str) -> int:
-    """Bytes of this process, now (VmRSS) or at its peak (VmHWM), as Linux counts."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
 
 
 def cars(timing: Timing) -> list[Group]:

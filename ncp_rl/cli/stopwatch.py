@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 Run = Callable[[], object]
 
@@ -69,3 +70,12 @@ def clock(run: Run) -> float:
         run()
         repeats += 1
     return (time.perf_counter() - started) / repeats
+
+
+def resident(name: str, pid: int | str = "self") -> int:
+    """Bytes of a process, now (VmRSS) or at its peak (VmHWM), as Linux counts; 0 where it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(name)), 0)

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from ncp_rl.distributed.search import setting_score
-from ncp_rl.distributed.space import Dimension, dimensions
+from ncp_rl.distributed.space import Dimension, dimensions, number
 from ncp_rl.distributed.trial import Sweep, Trial, read_curve, read_record
 from ncp_rl.extras import require
 from ncp_rl.runs.folder import write_file
@@ -205,7 +205,7 @@ def _place(dimension: Dimension, value: Any) -> float:
     """Where a value stands on the axis: a number, or the place of a choice."""
     if dimension.kind == "choice":
         return float(dimension.values.index(value))
-    return float(str(value).removeprefix("lin_"))
+    return number(value)
 
 
 def _label_axis(axis: Axes, dimension: Dimension) -> None:

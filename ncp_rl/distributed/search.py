@@ -82,9 +82,10 @@ class Search(Searcher):
     def _ask(self) -> None:
         """Let the trials of a new setting wait, of the environment that has the fewest, unless all have theirs."""
         env = min(self._studies, key=self._n_settings)
-        if self._n_settings(env) >= self._sweep.n_settings:
+        n_settings = self._n_settings(env)
+        if n_settings >= self._sweep.n_settings:
             return
-        if not self._n_settings(env):
+        if n_settings == 0:
             # Optuna begins with the settings that the sweep varies; what the space has besides is drawn.
             given = values_in(self._sweep.base[env], self._dimensions[env])
             self._studies[env].enqueue_trial(given, skip_if_exists=True)

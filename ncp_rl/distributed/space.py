@@ -99,12 +99,21 @@ class Dimension:
         if self.linear != (isinstance(setting, str) and setting.startswith("lin_")):
             return None
         try:
-            value = float(setting[len("lin_") :] if self.linear else setting)
-        except (TypeError, ValueError):
+            value = number(setting)
+        except ValueError:
             return None
         if not self.values[0] <= value <= self.values[1]:
             return None
         return int(value) if "int" in self.kind else value
+
+
+def number(setting: Any) -> float:
+    """A number, or that at which a schedule of the form lin_<number> begins.
+
+    Raises:
+        ValueError: The setting is neither.
+    """
+    return float(str(setting).removeprefix("lin_"))
 
 
 def _check_range(name: str, kind: str, values: list[Any]) -> None:

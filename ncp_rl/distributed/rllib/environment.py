@@ -9,8 +9,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
-from stable_baselines3.common.vec_env import VecEnv, VecTransposeImage
+from stable_baselines3.common.base_class import BaseAlgorithm
 
 from ncp_rl.runs import RunConfig, make_envs
 
@@ -36,7 +35,8 @@ class RunEnvironment(gym.Env[Any, Any]):
             importlib.import_module(module)
         config = RunConfig(**context["config"])
         self._runner = int(getattr(context, "worker_index", 0) or 0)
-        self._venv = with_channels_first(make_envs(replace(config, seed=self._seed(config.seed)), 1))
+        # As algorithms of Stable-Baselines3 do, it puts the channels of images first.
+        self._venv = BaseAlgorithm._wrap_env(make_envs(replace(config, seed=self._seed(config.seed)), 1))
         self.observation_space, self.action_space = self._venv.observation_space, self._venv.action_space
         self.metadata = dict(render_modes=[])
         # The first observation of an episode that the VecEnv has begun by itself.
@@ -70,14 +70,6 @@ class RunEnvironment(gym.Env[Any, Any]):
     def _seed(self, seed: int) -> int:
         # RLlib counts on from the run's seed over runners and over the environments of each, so that these would meet.
         return int(np.random.SeedSequence([seed, self._runner]).generate_state(1)[0]) % 2**31
-
-
-def with_channels_first(venv: VecEnv) -> VecEnv:
-    """The environments with images as policies take them: Stable-Baselines3 puts their channels first."""
-    space = venv.observation_space
-    parts: Any = space.spaces.values() if isinstance(space, gym.spaces.Dict) else [space]
-    last = [is_image_space(part) and not is_image_space_channels_first(part) for part in parts]
-    return VecTransposeImage(venv) if any(last) else venv
 
 
 def _only(observations: Any) -> Any:

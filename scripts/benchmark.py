@@ -289,8 +289,8 @@ def hyperparams(task: Task, contender: Contender, timesteps: int | None = None) 
     """The contender's hyperparameters for a task, in rl-zoo's form."""
     found = _from_file(task, contender)
     if contender.policy != "ncp":
-        kind = "LstmPolicy" if contender.policy == "lstm" else "Policy"
-        found["policy"] = ("MultiInput" if task.timed else "Mlp") + kind
+        observed = "MultiInput" if task.timed else "Mlp"
+        found["policy"] = f"ncp_rl.lstm.Fast{observed}LstmPolicy" if contender.policy == "lstm" else f"{observed}Policy"
     if contender.frame_stack > 1:
         found["frame_stack"] = contender.frame_stack
     if contender.wiring:

@@ -65,6 +65,8 @@ WORLDS: dict[str, dict[str, Any]] = {
     "observation_delay=1": dict(observation_delay=1),
     "sensor_noise=0.1": dict(sensor_noise=0.1),
 }
+#: Settings of contenders for which there are none: those of Stable-Baselines3, over eight environments.
+STOCK: dict[str, Any] = dict(n_envs=8)
 #: Levels that each episode draws, for contenders that train disturbed: up to twice the delay, and the noise.
 DISTURBED = dict(observation_delay=[0, 2], sensor_noise=[0, 0.1])
 
@@ -91,7 +93,7 @@ class Contender:
     label: str
     policy: Literal["ncp", "lstm", "mlp"]
     settings: str | None
-    """A file in hyperparams/, or None for the stock settings of Stable-Baselines3."""
+    """A file in hyperparams/, or None for `STOCK`."""
     wiring: Literal["Random", "FullyConnected"] | None = None
     """In place of the NCP, with as many neurons, and with as many synapses where they are drawn at random."""
     frame_stack: int = 1
@@ -302,8 +304,8 @@ def hyperparams(task: Task, contender: Contender, timesteps: int | None = None) 
 
 def _from_file(task: Task, contender: Contender) -> dict[str, Any]:
     if contender.settings is None:
-        return {}
-    general = GENERAL if contender.policy == "ncp" else {}
+        return dict(STOCK)
+    general = GENERAL if contender.policy == "ncp" else STOCK
     return read_hyperparams(ROOT / "hyperparams" / contender.settings, task.env) or dict(general)
 
 
@@ -322,11 +324,10 @@ def _control(task: Task, recipe: str) -> dict[str, Any]:
 
 def source(task: Task, contender: Contender) -> str:
     """Whose settings a contender has on a task."""
-    if contender.settings is None or not _from_file(task, contender):
-        return "stock"
-    if contender.policy != "ncp":
-        return "rl-zoo"
-    return "general" if _from_file(task, contender) == GENERAL else "tuned"
+    found = _from_file(task, contender)
+    if contender.policy != "ncp" or found == STOCK:
+        return "stock" if found == STOCK else "rl-zoo"
+    return "general" if found == GENERAL else "tuned"
 
 
 def count_parameters(model: OnPolicyAlgorithm) -> tuple[int, int]:

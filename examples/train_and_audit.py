@@ -32,7 +32,7 @@ def main(out: Path, timesteps: int, n_episodes: int) -> bool:
     model = RecurrentPPO(
         NCPPolicy,
         venv,
-        learning_rate=lambda remaining: 3e-4 * remaining,
+        learning_rate=lambda remaining: 6e-4 * remaining,
         policy_kwargs=dict(
             elapsed_time=0.02,
             action_names=("push_left", "push_right"),

@@ -105,7 +105,7 @@ class LTC(Fingerprinted):
     """
 
     cell: ClassVar[str] = "ltc"
-    lr_scale: ClassVar[float] = 10.0
+    lr_scale: ClassVar[float] = 5.0
     has_time_constants: ClassVar[bool] = True
     scan_keeps_bits: ClassVar[bool] = True
     unanswered: ClassVar[Mapping[str, str]] = {}

@@ -137,7 +137,7 @@ class NCPPolicy(RecurrentActorCriticPolicy):
             share_features_extractor: Whether actor and critic have one encoder in common.
             normalize_images: Whether uint8 images are divided by 255.
             optimizer_class: The optimizer. `ncp_rl.learning.ScaledAdam` takes steps of `lr_scale` learning rates, by
-                default those of the cell (LTC 10, CfC 3), but of one learning rate in encoders other than `Receptors`
+                default those of the cell (LTC 5, CfC 3), but of one learning rate in encoders other than `Receptors`
                 and for the actions' deviation.
             optimizer_kwargs: Arguments of the optimizer without the learning rate, such as `dict(lr_scale=3)`. None
                 stands for eps=1e-12 and fused=True with both Adams, since a circuit has many small parameter tensors.

@@ -74,6 +74,8 @@ MIX: tuple[dict[str, float], ...] = (
     dict(light=0.4, shadow=0.5),
     dict(noise=0.3, missing_markings=0.4),
 )
+#: The circuit's steps are ten times those of its head: twice the default.
+STEPS = dict(lr_scale=10.0, eps=1e-12, fused=True)
 LESSONS = Lessons(n_epochs=5, readout=0.1, feature_pull=0.01)
 N_CARS, N_ROUNDS, LAST_EPOCHS, PUSHES = 48, 5, 12, 0.6
 #: Roads of the figures; training has seeds of its own, judgements between rounds too.
@@ -189,7 +191,7 @@ def config(contender: str, seed: int) -> RunConfig:
     policy, arguments = CONTENDERS[contender]
     kwargs = HEAD | arguments
     if contender == "ncp":
-        kwargs["wiring"] = WIRING | dict(seed=seed)
+        kwargs |= dict(wiring=WIRING | dict(seed=seed), optimizer_kwargs=STEPS)
     return RunConfig(ENV, dict(policy=policy, policy_kwargs=kwargs, env_kwargs=FRAME, n_steps=256), seed=seed)
 
 

@@ -34,6 +34,7 @@ from ncp_rl.extras import is_installed
 from ncp_rl.kernels.contract import Operands
 from ncp_rl.kernels.numba import backend as numba_backend
 from ncp_rl.kernels.numba.forward import forward_kernel
+from ncp_rl.lstm import FastMlpLstmPolicy
 from ncp_rl.policy import DEFAULT_WIRING
 from ncp_rl.runs import RunConfig, make_envs, make_model
 
@@ -183,6 +184,7 @@ def loop(timing: Timing) -> list[Group]:
         "RecurrentPPO, NCPPolicy-32, LTC critic": (NCPPolicy, dict(wiring=wiring)),
         "RecurrentPPO, NCPPolicy-32, MLP critic": (NCPPolicy, dict(wiring=wiring, critic="mlp")),
         "RecurrentPPO, MlpLstmPolicy-32": ("MlpLstmPolicy", dict(lstm_hidden_size=32)),
+        "RecurrentPPO, FastMlpLstmPolicy-32": (FastMlpLstmPolicy, dict(lstm_hidden_size=32)),
     }
     if HAS_NCPS:
         recurrent["RecurrentPPO, ncps LTC-32 by hand, MLP critic"] = (NcpsPolicy, {})

@@ -21,7 +21,7 @@ GENERAL: dict[str, Any] = dict(
     normalize=dict(norm_obs=False, norm_reward=True),
     n_steps=128,
     batch_size=128,
-    learning_rate="lin_3e-4",
+    learning_rate="lin_6e-4",
 )
 
 #: Added to a run's seed for the environments of its evaluations, which must start differently from those of training.

@@ -20,7 +20,7 @@ from scripts.benchmark import CONTENDERS, SUITE, Args, Row
 def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(benchmark, "N_EPISODES", 2)
-        return benchmark.run_job(("Pendulum", "ncp", 3), 2048, tmp_path_factory.mktemp("runs") / "run")
+        return benchmark.run_job(("Pendulum", "ncp", 3), 4096, tmp_path_factory.mktemp("runs") / "run")
 
 
 def row(
@@ -33,7 +33,7 @@ def test_a_training_gives_its_curve_and_its_models_over_fresh_episodes(rows: lis
     assert [r.model for r in rows] == ["curve"] * 10 + ["last", "best", "best", "best"]
     assert [r.world for r in rows[10:]] == ["undisturbed", "sensor_noise=0.1", "observation_delay=1", "undisturbed"]
     assert len({r.mean_return for r in rows[11:]}) == 3
-    assert [r.step for r in rows[:10]] == [25 * 8 * (i + 1) for i in range(10)]
+    assert [r.step for r in rows[:10]] == [51 * 8 * (i + 1) for i in range(10)]
     assert all(a.cpu_s <= b.cpu_s and a.wall_s <= b.wall_s for a, b in itertools.pairwise(rows))
     assert {(r.task, r.contender, r.seed, r.settings) for r in rows} == {("Pendulum", "ncp", 3, "tuned")}
     assert rows[0].actor_parameters < rows[0].parameters < 20_000

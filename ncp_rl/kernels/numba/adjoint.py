@@ -37,7 +37,7 @@ from ncp_rl.kernels.numba.blocks import gather
 from ncp_rl.kernels.numba.memory import Floats, Integers, address_of, rows_at
 from ncp_rl.kernels.numba.tables import CM, COLUMNS, EREV, GLEAK, MIDPOINT, MU, PULL, REVERSAL, SIGMA, VLEAK, W
 
-#: Number of lanes over which each synapse's sums are kept, and number of sums.
+#: Largest number of lanes over which each synapse's sums are kept, and number of sums.
 SUM_WIDTH = 8
 N_SUMS = 4
 
@@ -189,14 +189,14 @@ def sum_neurons(
 
 
 @inlined
-def rows_of_synapses(sums: Floats) -> Any:
-    """Return the same memory as an array with a row for each synapse."""
-    return rows_at(address_of(sums), sums.shape[0] * sums.shape[1] // SUM_WIDTH, SUM_WIDTH)
+def rows_of_synapses(sums: Floats, width: int) -> Any:
+    """Return the same memory as an array with a row of `width` lanes for each synapse."""
+    return rows_at(address_of(sums), sums.shape[0] * sums.shape[1] // width, width)
 
 
 @inlined
 def write_synapse_gradients(sums: Floats, n_parts: int, params: Floats, slots: Integers, gradients: Floats) -> None:
-    """Fill rows w, sigma, mu, erev of `gradients` (4, E) from the sums of each vector, (rows, `SUM_WIDTH`)."""
+    """Fill rows w, sigma, mu, erev of `gradients` (4, E) from the sums of each synapse, (rows, lanes)."""
     for e in range(slots.shape[0]):
         vector, part = slots[e] // n_parts, slots[e] % n_parts
         first = N_SUMS * vector * n_parts + part

@@ -133,8 +133,10 @@ def _borrow(n_elements: int) -> Tensor:
 
 def _block_width(n_sequences: int) -> int:
     """Return how many sequences a block holds: with few sequences, a vector holds more synapses."""
-    narrow, wide = WIDTHS
-    return narrow if n_sequences <= narrow else wide
+    for width in WIDTHS:
+        if n_sequences <= width:
+            return width
+    return LANES
 
 
 def _n_sigmoids(operands: Operands) -> int:

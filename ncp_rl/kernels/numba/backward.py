@@ -1,4 +1,4 @@
-"""The scan backward in Numba, eight or sixteen sequences at once, from the last step to the first.
+"""The scan backward in Numba, four, eight or sixteen sequences at once, from the last step to the first.
 
 `solve` runs a step again, unless the forward pass kept its values; `adjoint.py` computes the gradients through it.
 """
@@ -95,7 +95,8 @@ def backward_kernel(width: int) -> Callable[..., None]:
     """Return the backward pass over blocks of `width` sequences, which is compiled when it is first called."""
     columns, n_parts = table_width(width), LANES // width
     # A vector's row of sums holds its synapses one after the other.
-    sums_width = SUM_WIDTH * n_parts
+    sum_width = min(width, SUM_WIDTH)
+    sums_width = sum_width * n_parts
 
     @functools.partial(scan_kernel, variant=width)
     def backward_blocks(
@@ -220,8 +221,8 @@ def backward_kernel(width: int) -> Callable[..., None]:
             synaptic_part = synaptic_parts[4 * block : 4 * (block + 1)]
             sensory_part = sensory_parts[4 * block : 4 * (block + 1)]
             neuronal_part = neuronal_parts[3 * block : 3 * (block + 1)]
-            write_synapse_gradients(rows_of_synapses(totals_between), n_parts, *of_between, synaptic_part)
-            write_synapse_gradients(rows_of_synapses(totals_of_senses), n_parts, *of_senses, sensory_part)
+            write_synapse_gradients(rows_of_synapses(totals_between, sum_width), n_parts, *of_between, synaptic_part)
+            write_synapse_gradients(rows_of_synapses(totals_of_senses, sum_width), n_parts, *of_senses, sensory_part)
             write_neuron_gradients(neuronal_sums, neuronal, neuronal_part)
 
     compiled: Callable[..., None] = backward_blocks

@@ -1,4 +1,4 @@
-"""The scan forward in Numba, eight or sixteen sequences at once.
+"""The scan forward in Numba, four, eight or sixteen sequences at once.
 
 For a backward pass it keeps the sigmoids, the slopes and the reciprocals of the denominators of as many of the last
 steps as there is memory for; `solver.py` has the equations.

@@ -36,7 +36,9 @@ _ZERO = np.float32(0.0)
 @inlined
 def kept_size(n_sensory_vectors: int, n_vectors: int, n_unfolds: int, n_neurons: int, width: int) -> int:
     """Return how many float32 numbers are kept of one step of a block."""
-    return LANES * (n_sensory_vectors + n_unfolds * n_vectors) + 2 * width * n_unfolds * n_neurons
+    # Slopes and reciprocals fill whole cache lines, since sigmoids must begin with one.
+    n_lines = -(-2 * width * n_unfolds * n_neurons // LANES)
+    return LANES * (n_sensory_vectors + n_lines + n_unfolds * n_vectors)
 
 
 @inlined
@@ -44,7 +46,8 @@ def kept_rows(address: int, n_sensory_vectors: int, n_vectors: int, n_unfolds: i
     """Return the arrays kept of a step in the memory at `address`: sensory sigmoids, slopes, reciprocals, sigmoids."""
     slopes = address + 4 * LANES * n_sensory_vectors
     reciprocals = slopes + 4 * width * n_unfolds * n_neurons
-    sigmoids = reciprocals + 4 * width * n_unfolds * n_neurons
+    size = kept_size(n_sensory_vectors, n_vectors, n_unfolds, n_neurons, width)
+    sigmoids = address + 4 * (size - LANES * n_unfolds * n_vectors)
     return (
         rows_at(address, n_sensory_vectors, LANES),
         rows_at(slopes, n_unfolds * n_neurons, width),

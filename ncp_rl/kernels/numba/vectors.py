@@ -28,7 +28,7 @@ from numba.np.arrayobj import make_array
 #: Lanes of a vector of synapses: one AVX-512 register of float32.
 LANES = 16
 #: Numbers of sequences that a row may hold.
-WIDTHS = (8, 16)
+WIDTHS = (4, 8, 16)
 
 #: The result of a typing function for Numba: a signature, and its code generator.
 Typed = tuple[Any, Callable[..., Any]]

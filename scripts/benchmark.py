@@ -18,7 +18,7 @@ import multiprocessing
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing.queues import Queue
@@ -124,7 +124,12 @@ CONTENDERS = {
     "lstm-disturbed": Contender("LSTM, trained disturbed", "lstm", "peers_lstm.yml", disturbed=True),
 }
 
-#: Contenders whose returns in disturbed worlds stand side by side.
+PAIRS = tuple((key, name) for key in SUITE for name in CONTENDERS)
+#: Contenders whose returns stand side by side.
+TUNED = ("ncp", "lstm", "mlp", "stack")
+STOCK_PAIR = ("ncp-stock", "lstm-stock")
+WIRED = ("ncp", "ncp-random", "ncp-full")
+#: Contenders whose returns in disturbed worlds do.
 ROBUST = ("ncp", "ncp-disturbed", "lstm", "lstm-disturbed", "mlp")
 
 
@@ -354,26 +359,38 @@ def read_curve(run: Path) -> Iterator[dict[str, Any]]:
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """The results as Markdown: returns; parameters of the actor and seconds to the goal; returns under disturbances."""
-    names = [name for name in CONTENDERS if not CONTENDERS[name].disturbed and any(r.contender == name for r in rows)]
-    head = " | ".join(CONTENDERS[name].label for name in names)
-    rule = "|---" * (len(names) + 1) + "|"
-    returns, costs = [f"| task, steps | {head} |", rule], [f"| task, goal | {head} |", rule]
+    """The results as Markdown: returns beside each other; parameters and seconds to the goal; returns when disturbed."""
+    found = {(key, name): [row for row in rows if (row.task, row.contender) == (key, name)] for key, name in PAIRS}
+    returns = [
+        table(found, names, lambda task, at: returns_cell(at), "steps", at_least)
+        for names, at_least in ((TUNED, 1), (STOCK_PAIR, 2), (WIRED, 2))
+    ]
+    costs = table(found, TUNED, lambda task, at: cost_cell(at, task.goal), "goal", at_least=1)
     worlds = ["| task, policy | " + " | ".join(WORLDS) + " |", "|---" * (len(WORLDS) + 1) + "|"]
     for key, task in SUITE.items():
-        found = {name: [row for row in rows if (row.task, row.contender) == (key, name)] for name in CONTENDERS}
-        if any(found[name] for name in names):
-            returns.append(
-                f"| {key}, {task.steps:,} | " + " | ".join(returns_cell(found[name]) for name in names) + " |"
-            )
-            costs.append(
-                f"| {key}, {task.goal:g} | " + " | ".join(cost_cell(found[n], task.goal) for n in names) + " |"
-            )
         for name in ROBUST if task.disturbed_steps else ():
-            if found[name]:
-                cells = " | ".join(returns_cell(found[name], world) for world in WORLDS)
+            if found[key, name]:
+                cells = " | ".join(returns_cell(found[key, name], world) for world in WORLDS)
                 worlds.append(f"| {key}, {CONTENDERS[name].label} | {cells} |")
-    return "\n".join([*returns, "", *costs, "", *worlds])
+    return "\n\n".join(part for part in [*returns, costs, "\n".join(worlds)] if part)
+
+
+def table(
+    found: Mapping[tuple[str, str], Sequence[Row]],
+    names: Sequence[str],
+    cell: Callable[[Task, Sequence[Row]], str],
+    of_task: Literal["steps", "goal"],
+    at_least: int,
+) -> str:
+    """Contenders beside each other: tasks on which at least so many of them were trained; nothing if there is none."""
+    names = [name for name in names if any(found[key, name] for key in SUITE)]
+    lines = [f"| task, {of_task} | " + " | ".join(CONTENDERS[name].label for name in names) + " |"]
+    lines.append("|---" * (len(names) + 1) + "|")
+    for key, task in SUITE.items():
+        if sum(bool(found[key, name]) for name in names) >= at_least:
+            figure = f"{task.steps:,}" if of_task == "steps" else f"{task.goal:g}"
+            lines.append(f"| {key}, {figure} | " + " | ".join(cell(task, found[key, n]) for n in names) + " |")
+    return "\n".join(lines) if len(lines) > 2 else ""
 
 
 def returns_cell(rows: Sequence[Row], world: str = "undisturbed") -> str:

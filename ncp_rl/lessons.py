@@ -17,7 +17,7 @@ class Lessons:
     n_sequences: int = 16
     """Number of sequences in a step of the optimizer."""
     learning_rate: float = 1e-3
-    """Initial learning rate; it falls to a fiftieth along a cosine. `ScaledAdam` takes five times that for a circuit."""
+    """Initial learning rate; it falls to a fiftieth along a cosine. `ScaledAdam` takes five times it for a circuit."""
     loss: Literal["likelihood", "squared", "huber"] | None = None
     """Loss of the demonstrated action: its likelihood, or the error of the action mean in half ranges of the action.
     None stands for likelihood for discrete actions and for "huber" for others: squared, but linear beyond a tenth of

@@ -359,7 +359,7 @@ def read_curve(run: Path) -> Iterator[dict[str, Any]]:
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """The results as Markdown: returns beside each other; parameters and seconds to the goal; returns when disturbed."""
+    """The results as Markdown: returns; parameters of the actor and seconds to the goal; returns under disturbances."""
     found = {(key, name): [row for row in rows if (row.task, row.contender) == (key, name)] for key, name in PAIRS}
     returns = [
         table(found, names, lambda task, at: returns_cell(at), "steps", at_least)

@@ -1,14 +1,18 @@
 """The LSTM baselines learn what upstream's learn."""
 
+from collections.abc import Callable
+from typing import Any
+
 import gymnasium as gym
 import pytest
 import torch
 from sb3_contrib import RecurrentPPO
+from stable_baselines3.common.policies import ActorCriticPolicy
 
 from ncp_rl.lstm import FastMlpLstmPolicy, FastMultiInputLstmPolicy
 
 
-class SeenTwice(gym.wrappers.TransformObservation):
+class SeenTwice(gym.wrappers.TransformObservation[Any, Any, Any]):
     """CartPole whose observation is a Dict."""
 
     def __init__(self) -> None:
@@ -25,10 +29,13 @@ class SeenTwice(gym.wrappers.TransformObservation):
     ],
 )
 @pytest.mark.parametrize("kwargs", [{}, dict(shared_lstm=True, enable_critic_lstm=False), dict(n_lstm_layers=2)])
-def test_learns_the_same_weights_as_upstream(env, ours, upstream, kwargs):
-    def learned(policy):
-        arguments = dict(n_steps=64, batch_size=32, n_epochs=3, seed=3, policy_kwargs=dict(lstm_hidden_size=8) | kwargs)
-        return RecurrentPPO(policy, env(), **arguments).learn(256).policy
+def test_learns_the_same_weights_as_upstream(
+    env: Callable[[], gym.Env[Any, Any]], ours: type[ActorCriticPolicy], upstream: str, kwargs: dict[str, Any]
+) -> None:
+    def learned(policy: Any) -> ActorCriticPolicy:
+        settings: dict[str, Any] = dict(n_steps=64, batch_size=32, n_epochs=3, seed=3)
+        model = RecurrentPPO(policy, env(), policy_kwargs=dict(lstm_hidden_size=8) | kwargs, **settings)
+        return model.learn(256).policy
 
     mine, theirs = learned(ours), learned(upstream)
     assert type(mine).__mro__[1] is type(theirs)

@@ -1,7 +1,7 @@
 """Tables that the Numba kernels read in place of synapse lists and parameters, computed once for many steps.
 
-A vector of `LANES` lanes holds one synapse of a neuron where a block is 16 sequences wide, two where it is 8, four where
-it is 4.
+A vector of `LANES` lanes holds one synapse of a neuron where a block is 16 sequences wide, two where it is 8, four
+where it is 4.
 All values that an inner loop reads of one vector lie in one cache line.
 """
 

@@ -97,12 +97,12 @@ def prefetch(typing_context: Any, rows: Any, row: Any, n_before: Any) -> Typed:
 
 @intrinsic
 def load_constant(typing_context: Any, table: Any, row: Any) -> Typed:
-    """Load row `row` of a table, which holds either all lanes of a vector of synapses or one number for all of them."""
+    """Load row `row` of a table, which holds a number for each synapse of a vector, into all lanes of the synapse."""
 
     def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
         address = row_address(context, builder, table, arguments[0], arguments[1], sig.args[1])
         numbers = builder.load(address, align=ROW_ALIGNMENT)
-        return choose_lanes(builder, numbers, [lane % table.width for lane in range(LANES)])
+        return choose_lanes(builder, numbers, [lane * table.width // LANES for lane in range(LANES)])
 
     return lanes_type(table, row), generate
 

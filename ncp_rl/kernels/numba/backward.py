@@ -38,7 +38,7 @@ from ncp_rl.kernels.numba.blocks import (
 from ncp_rl.kernels.numba.memory import address_of, floats, integers, new_rows
 from ncp_rl.kernels.numba.solver import kept_rows, kept_size, leak_and_senses, solve
 from ncp_rl.kernels.numba.sources import scan_kernel
-from ncp_rl.kernels.numba.tables import largest_magnitude, read_tables, table_width
+from ncp_rl.kernels.numba.tables import largest_magnitude, read_tables
 from ncp_rl.kernels.numba.vectors import LANES
 
 #: Steps after which sums are added to totals: rounding errors of a long sum grow with the number of its terms.
@@ -93,7 +93,7 @@ def read_gradients(addresses: Numbers, sizes: Numbers, n_synapses: Numbers, n_bl
 @functools.cache
 def backward_kernel(width: int) -> Callable[..., None]:
     """Return the backward pass over blocks of `width` sequences, which is compiled when it is first called."""
-    columns, n_parts = table_width(width), LANES // width
+    n_parts = LANES // width
     # A vector's row of sums holds its synapses one after the other.
     sum_width = min(width, SUM_WIDTH)
     sums_width = sum_width * n_parts
@@ -129,7 +129,7 @@ def backward_kernel(width: int) -> Callable[..., None]:
         kept_address, n_kept = kept
         grad, potentials = read_results(results, sizes)
         inputs, state, starts, elapsed_time = read_operands(operands, sizes)
-        limits, neuronal, between, senses = read_tables(tables, n_neurons, n_parts, columns)
+        limits, neuronal, between, senses = read_tables(tables, n_neurons, n_parts)
         of_between, of_senses = read_synapses(parameters, n_synapses)
         inputs_gradient, state_gradient, elapsed_gradient, synaptic_parts, sensory_parts, neuronal_parts = (
             read_gradients(gradients, sizes, n_synapses, last_block)

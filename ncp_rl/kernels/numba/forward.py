@@ -21,14 +21,14 @@ from ncp_rl.kernels.numba.blocks import (
 from ncp_rl.kernels.numba.memory import floats, new_rows
 from ncp_rl.kernels.numba.solver import kept_rows, kept_size, leak_and_senses, solve
 from ncp_rl.kernels.numba.sources import scan_kernel
-from ncp_rl.kernels.numba.tables import largest_magnitude, read_tables, table_width
+from ncp_rl.kernels.numba.tables import largest_magnitude, read_tables
 from ncp_rl.kernels.numba.vectors import LANES
 
 
 @functools.cache
 def forward_kernel(width: int) -> Callable[..., None]:
     """Return the forward pass over blocks of `width` sequences, which is compiled when it is first called."""
-    columns = table_width(width)
+    n_parts = LANES // width
 
     @functools.partial(scan_kernel, variant=width)
     def forward_blocks(
@@ -55,7 +55,7 @@ def forward_kernel(width: int) -> Callable[..., None]:
         kept_address, n_kept = kept
         inputs, state, starts, elapsed_time = read_operands(operands, sizes)
         potentials = floats(potentials_address, n_steps * n_sequences, n_neurons)
-        limits, neuronal, between, senses = read_tables(tables, n_neurons, LANES // width, columns)
+        limits, neuronal, between, senses = read_tables(tables, n_neurons, n_parts)
         n_vectors, n_sensory_vectors = load_integer(between[1], n_neurons), load_integer(senses[1], n_neurons)
         step_size = kept_size(n_sensory_vectors, n_vectors, ode_unfolds, n_neurons, width)
         clamped = largest_magnitude(state) > limits[0]

@@ -1,8 +1,8 @@
 """Tables that the Numba kernels read in place of synapse lists and parameters, computed once for many steps.
 
 A vector of `LANES` lanes holds one synapse of a neuron where a block is 16 sequences wide, two where it is 8, four
-where it is 4.
-All values that an inner loop reads of one vector lie in one cache line.
+where it is 4. A table has one number for each synapse, which kernels spread over its lanes: a table with all lanes
+would not fit into the first-level cache.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def tables_of(params: Params, synapses: Synapses, width: int) -> Tables:
 def _make_tables(params: Params, synapses: Synapses, width: int) -> Tables:
     wiring = _vectorized(synapses, width)
     synaptic, sensory, neuronal = params.synaptic, params.sensory, params.neuronal.clone()
-    memory = torch.zeros(LANES + (sum(wiring.sizes) + LOOK_AHEAD) * COLUMNS * table_width(width))
+    memory = torch.zeros(LANES + (sum(wiring.sizes) + LOOK_AHEAD) * COLUMNS * (LANES // width))
     own = memory.data_ptr(), neuronal.data_ptr()
     fill_kernel(width)(
         *own,
@@ -150,16 +150,10 @@ def _arrange(pointer: Integers, source: Integers, width: int) -> Vectors:
     return Vectors(*(torch.from_numpy(array.astype(np.int32)) for array in arrays))
 
 
-def table_width(width: int) -> int:
-    """Return the lanes that a table holds of a parameter: 1 where a vector has one synapse, else all."""
-    return 1 if width == LANES else LANES
-
-
 @functools.cache
 def fill_kernel(width: int) -> Callable[..., None]:
     """Return the function that writes the memory of `Tables`, which is compiled when it is first called."""
     n_parts = LANES // width
-    cell_width = table_width(width) // n_parts
 
     @functools.partial(scan_kernel, variant=width)
     def fill_tables(
@@ -182,11 +176,11 @@ def fill_kernel(width: int) -> Callable[..., None]:
         limits = floats(address, 1, 2)
         limits[0, 0], limits[0, 1] = start_limit(synaptic, sensory, neuronal), presynaptic_limit(sensory)
         address += 4 * LANES
-        cells = rows_at(address, n_vectors * COLUMNS * n_parts, cell_width)
+        cells = rows_at(address, n_vectors * COLUMNS * n_parts, 1)
         synapse, slot = integers(synapse_address, n_vectors * n_parts), integers(slot_address, n_synapses)
         fill_table(synaptic, synapse, slot, n_parts, cells)
-        address += 4 * n_vectors * COLUMNS * n_parts * cell_width
-        cells = rows_at(address, n_sensory_vectors * COLUMNS * n_parts, cell_width)
+        address += 4 * n_vectors * COLUMNS * n_parts
+        cells = rows_at(address, n_sensory_vectors * COLUMNS * n_parts, 1)
         synapse = integers(sensory_synapse_address, n_sensory_vectors * n_parts)
         fill_table(sensory, synapse, integers(sensory_slot_address, n_sensory), n_parts, cells)
 
@@ -195,13 +189,13 @@ def fill_kernel(width: int) -> Callable[..., None]:
 
 
 @inlined
-def read_tables(addresses: tuple[int, ...], n_neurons: int, n_parts: int, table_width: int) -> Any:
+def read_tables(addresses: tuple[int, ...], n_neurons: int, n_parts: int) -> Any:
     """Return two limits, the neurons' (3, U), and table, pointer and source of both kinds of synapses.
 
     The limits are those of first potentials and of inputs. Magnitudes up to a limit take no exponent past
     `MAX_EXPONENT`: see `start_limit` and `presynaptic_limit`. Synapses between neurons come first, sensory synapses
-    second. A table has `COLUMNS` rows for each vector of `n_parts` synapses, one of each kind of constant. `addresses`
-    are those of `Tables`.
+    second. A table has `COLUMNS` rows for each vector of `n_parts` synapses, one of each kind of constant, with a
+    number for each synapse. `addresses` are those of `Tables`.
     """
     address, neuronal_address, pointer_address, source_address, sensory_pointer_address, sensory_source_address = (
         addresses
@@ -210,9 +204,9 @@ def read_tables(addresses: tuple[int, ...], n_neurons: int, n_parts: int, table_
     sensory_pointer = integers(sensory_pointer_address, n_neurons + 1)
     n_vectors, n_sensory_vectors = load_integer(pointer, n_neurons), load_integer(sensory_pointer, n_neurons)
     first = address + 4 * LANES
-    second = first + 4 * n_vectors * COLUMNS * table_width
-    table = rows_at(first, n_vectors * COLUMNS, table_width)
-    sensory_table = rows_at(second, n_sensory_vectors * COLUMNS, table_width)
+    second = first + 4 * n_vectors * COLUMNS * n_parts
+    table = rows_at(first, n_vectors * COLUMNS, n_parts)
+    sensory_table = rows_at(second, n_sensory_vectors * COLUMNS, n_parts)
     source = integers(source_address, (n_vectors + LOOK_AHEAD) * n_parts)
     sensory_source = integers(sensory_source_address, (n_sensory_vectors + LOOK_AHEAD) * n_parts)
     return (

@@ -430,7 +430,7 @@ def interval(returns: npt.NDArray[np.float64]) -> tuple[float, float]:
 
 
 def plot(rows: Sequence[Row], path: Path, x: Literal["step", "cpu_s"]) -> None:
-    """Learning curves of every task, over steps or processor seconds: interquartile mean and range of the seeds."""
+    """Learning curves of tuned and stock contenders, by steps or seconds: interquartile mean and range of the seeds."""
     keys = [key for key in SUITE if any(row.task == key for row in rows)]
     n_columns = min(len(keys), 4)
     n_lines = -(-len(keys) // n_columns)
@@ -440,9 +440,9 @@ def plot(rows: Sequence[Row], path: Path, x: Literal["step", "cpu_s"]) -> None:
     for axis in axes.flat[len(keys) :]:
         axis.set_axis_off()
     for axis, key in zip(axes.flat, keys, strict=False):
-        for color, (name, contender) in enumerate(CONTENDERS.items()):
+        for color, name in enumerate((*TUNED, *STOCK_PAIR)):
             points = [row for row in rows if (row.task, row.contender, row.model) == (key, name, "curve")]
-            draw_curve(axis, points, x, f"C{color}", contender.label)
+            draw_curve(axis, points, x, f"C{color}", CONTENDERS[name].label)
         axis.set_title(SUITE[key].env, fontsize=9)
         axis.set_xlabel("steps" if x == "step" else "processor seconds", fontsize=8)
         axis.tick_params(labelsize=7)

@@ -31,4 +31,5 @@ class FastMlpLstmPolicy(RecurrentActorCriticPolicy):
 class FastMultiInputLstmPolicy(RecurrentMultiInputActorCriticPolicy):
     """SB3's `MultiInputLstmPolicy`; arguments, numbers and parameters are its own."""
 
+    # Upstream's annotation forgets that states are pairs.
     _process_sequence = staticmethod(FastMlpLstmPolicy._process_sequence)  # type: ignore[assignment]

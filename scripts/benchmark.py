@@ -382,7 +382,7 @@ def table(
     of_task: Literal["steps", "goal"],
     at_least: int,
 ) -> str:
-    """Contenders beside each other: tasks on which at least so many of them were trained; nothing if there is none."""
+    """Contenders side by side, a line for each task on which `at_least` of them were trained; "" where none was."""
     names = [name for name in names if any(found[key, name] for key in SUITE)]
     lines = [f"| task, {of_task} | " + " | ".join(CONTENDERS[name].label for name in names) + " |"]
     lines.append("|---" * (len(names) + 1) + "|")

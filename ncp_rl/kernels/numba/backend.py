@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
 from typing import Any
 
@@ -133,10 +134,7 @@ def _borrow(n_elements: int) -> Tensor:
 
 def _block_width(n_sequences: int) -> int:
     """Return how many sequences a block holds: with few sequences, a vector holds more synapses."""
-    for width in WIDTHS:
-        if n_sequences <= width:
-            return width
-    return LANES
+    return WIDTHS[bisect_left(WIDTHS, min(n_sequences, LANES))]
 
 
 def _n_sigmoids(operands: Operands) -> int:

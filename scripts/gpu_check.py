@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from ncp_rl import LTC, AutoNCP
 from ncp_rl.cuda_graph import capture
@@ -38,6 +39,9 @@ TESTS = ("tests/kernels/test_triton_gpu.py", "tests/kernels/test_scan.py")
 #: Tests of what stands on the kernels, where Gymnasium and Stable-Baselines3 are installed.
 POLICY_TESTS = ("tests/test_policy_step.py", "tests/test_readings.py", "tests/test_policy.py")
 SANITIZED = "tests/kernels/test_triton_gpu.py::TestNumbers::test_circuits"
+PYTEST = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider")
+#: Plugins of pytest that happen to be installed might warn, which our settings make an error.
+PLAIN = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
 N_MOTOR = 4
 #: Where layers are timed; tests take the CPU.
 DEVICE = "cuda"
@@ -135,10 +139,10 @@ def policies() -> dict[str, Any]:
 
 def run_tests(chosen: str, *files: str) -> dict[str, Any]:
     """Run tests side by side where pytest-xdist is installed; compiled kernels are shared by the processes."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", chosen, *files]
+    command = [*PYTEST, "-k", chosen, *files]
     if is_installed("xdist"):
-        command += ["-n", str(min(12, os.cpu_count() or 1))]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        command += ["-p", "xdist.plugin", "-n", str(min(12, os.cpu_count() or 1))]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | PLAIN, capture_output=True, text=True, check=False)
     summary = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR", "SKIPPED"))]
     result: dict[str, Any] = {"result": done.stdout.strip().rpartition("\n")[2], "details": summary}
     return result if done.returncode == 0 else result | {"error": done.stdout[-4000:] + done.stderr[-2000:]}
@@ -149,28 +153,26 @@ def sanitizer() -> dict[str, Any]:
     tool = shutil.which("compute-sanitizer")
     if tool is None:
         return {"left out": "compute-sanitizer is not installed"}
-    pytest = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-x",
-        "-p",
-        "no:cacheprovider",
-        "-k",
-        "U9 or U33 or U128",
-        SANITIZED,
-    ]
-    environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    done = subprocess.run(
-        [tool, "--error-exitcode", "9", *pytest], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
+    command = [tool, "--error-exitcode", "9", *PYTEST, "-x", "-k", "U9 or U33 or U128", SANITIZED]
+    environment = os.environ | PLAIN | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     return {"result": done.stdout[-300:]} if done.returncode == 0 else {"error": done.stdout[-4000:]}
 
 
 def scans() -> dict[str, Any]:
     """Whole sequences in milliseconds, forward and with the backward pass, beside cuDNN's LSTM and ncps."""
     return {"/".join(map(str, shape)): time_scan(shape) for shape in SHAPES}
+
+
+def kernels() -> dict[str, Any]:
+    """Where the milliseconds of a whole sequence go: each kernel of our layer's forward and backward pass."""
+    result: dict[str, Any] = {}
+    for shape in SHAPES:
+        layer, inputs = ltc(shape), torch.randn(shape.n_steps, shape.n_sequences, shape.n_inputs, device=DEVICE)
+        result["/".join(map(str, shape))] = kernel_milliseconds(
+            functools.partial(back, lambda layer=layer, inputs=inputs: layer(inputs)[0], layer)
+        )
+    return result
 
 
 def resets() -> dict[str, Any]:
@@ -250,7 +252,7 @@ def loop() -> dict[str, Any]:
 
 #: Parts by name, in the order in which they run.
 PARTS: dict[str, Part] = {
-    part.__name__: part for part in (tests, policies, sanitizer, scans, resets, steps, loop)
+    part.__name__: part for part in (tests, policies, sanitizer, scans, kernels, resets, steps, loop)
 }  # fmt: skip
 
 
@@ -315,8 +317,10 @@ def evaluations(layer: LTC, shape: Shape) -> int:
 
 def sigmoids_per_second() -> float:
     """What the GPU's special functions allow: two for each sigmoid, 16 a cycle and multiprocessor."""
-    gpu = torch.cuda.get_device_properties(0)
-    return 8 * gpu.multi_processor_count * gpu.clock_rate * 1e3
+    from triton.runtime import driver
+
+    gpu = driver.active.utils.get_device_properties(0)
+    return 8e3 * float(gpu["multiprocessor_count"] * gpu["sm_clock_rate"])
 
 
 def peak_mebibytes(run: Callable[[], object]) -> float:
@@ -325,6 +329,33 @@ def peak_mebibytes(run: Callable[[], object]) -> float:
     torch.cuda.reset_peak_memory_stats()
     run()
     return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+def kernel_milliseconds(run: Callable[[], object], n_runs: int = 10) -> dict[str, float]:
+    """Mean milliseconds of a run in each of our kernels, in all others together, and of the Python code around them.
+
+    The last is what the processor needs to launch them all, while the GPU computes: the larger of the two counts.
+    """
+    from ncp_rl.kernels.triton import kernels as streaming
+    from ncp_rl.kernels.triton import resident
+
+    for _ in range(3):
+        run()
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    for _ in range(n_runs):
+        run()
+    launched = time.perf_counter() - started
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        for _ in range(n_runs):
+            run()
+        torch.cuda.synchronize()
+    own = {name for module in (streaming, resident) for name in vars(module)}
+    times: dict[str, float] = {}
+    for event in profiled.key_averages():
+        name = event.key if event.key in own else "others"
+        times[name] = times.get(name, 0.0) + event.device_time_total / n_runs / 1e3
+    return times | {"launching": 1e3 * launched / n_runs}
 
 
 def milliseconds(run: Callable[[], object], seconds: float = 0.5) -> float:

@@ -133,7 +133,7 @@ def tests() -> dict[str, Any]:
 
 def policies() -> dict[str, Any]:
     """The CUDA tests of policies, captured steps among them."""
-    missing = missing_packages("gymnasium", "sb3_contrib", "mcap")
+    missing = missing_packages("gymnasium", "sb3_contrib", "mcap", "sklearn", "plotly")
     return {"left out": missing} if missing else run_tests("gpu or across_devices", *POLICY_TESTS)
 
 
@@ -141,7 +141,7 @@ def run_tests(chosen: str, *files: str) -> dict[str, Any]:
     """Run tests side by side where pytest-xdist is installed; compiled kernels are shared by the processes."""
     command = [*PYTEST, "-k", chosen, *files]
     if is_installed("xdist"):
-        command += ["-p", "xdist.plugin", "-n", str(min(12, os.cpu_count() or 1))]
+        command += ["-p", "xdist.plugin", "-n", str(os.cpu_count())]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | PLAIN, capture_output=True, text=True, check=False)
     summary = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR", "SKIPPED"))]
     result: dict[str, Any] = {"result": done.stdout.strip().rpartition("\n")[2], "details": summary}
@@ -365,7 +365,7 @@ def milliseconds(run: Callable[[], object], seconds: float = 0.5) -> float:
     torch.cuda.synchronize()
     times: list[float] = []
     started = time.perf_counter()
-    while len(times) < 10 or (time.perf_counter() - started < seconds and len(times) < 200):
+    while len(times) < 3 or (time.perf_counter() - started < seconds and len(times) < 200):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
         run()

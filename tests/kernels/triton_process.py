@@ -44,7 +44,7 @@ def errors(
     `few` says whether the kernels take the sequences for few, whatever their number is.
     """
     case = draw_case(sizes, ode_unfolds=ode_unfolds, **drawing)
-    expected = _reference(case.with_dtype(torch.float64))
+    expected = _reference(case.with_dtype(torch.float64).to(device))
     actual = _triton(case.with_dtype(torch.float32, requires_grad=False), saved_bytes, device, few=few)
     result = {"potentials": (actual.pop("potentials") - expected.pop("potentials")).abs().max().item()}
     for name, gradient in actual.items():
@@ -186,9 +186,8 @@ def _reference(case: Case) -> dict[str, Tensor]:
     gradients = torch.autograd.grad(potentials, list(leaves.values()), _weights(potentials), materialize_grads=True)
     named = dict(zip(leaves, gradients, strict=True))
     params = Params(*(named.pop(name) for name in Params._fields))
-    return {"potentials": potentials.detach()} | _rows(
-        Gradients(params, named["inputs"], named["state"], named.get("elapsed_time"))
-    )
+    rows = _rows(Gradients(params, named["inputs"], named["state"], named.get("elapsed_time")))
+    return {name: row.cpu() for name, row in ({"potentials": potentials.detach()} | rows).items()}
 
 
 def _triton(

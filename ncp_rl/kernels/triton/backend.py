@@ -128,8 +128,8 @@ class _Reversed(NamedTuple):
     """(N, U), gradient of the potentials before the first step"""
     delta: Tensor | None
     """(T, N), what the synapses between neurons give of the gradient of the seconds per unfold"""
-    cm_and_leak: Tensor
-    """(3, U), gradients of cm and of what the leak adds to current and conductance"""
+    neuronal: Tensor
+    """(3, U), gradients of cm, gleak and vleak"""
     synaptic: Tensor
     """(4, E), gradients of the synapses between neurons"""
 
@@ -164,11 +164,11 @@ class _Scan:
         groups = self.tables.sensory_to_neuron
         wanted = PROGRAMS_PER_MULTIPROCESSOR * _multiprocessors(inputs.device)
         repeats = 8 if n_samples >= 32 * wanted else 1
-        kernels.leak_and_senses[triton.cdiv(n_samples, repeats * (WARP // groups.rows)), groups.n_groups](
+        kernels.leak_and_senses[(triton.cdiv(n_samples, repeats * (WARP // groups.rows)) * groups.n_groups,)](
             current, conductance, inputs, self.params.neuronal, self.params.sensory, groups.members, groups.owns,
             groups.first, groups.trips, groups.synapses, groups.peers, n_samples=n_samples, n_inputs=self.n_inputs,
-            n_neurons=self.n_neurons, n_synapses=self.params.sensory.shape[1], EPSILON=EPSILON, REPEATS=repeats,
-            ROWS=groups.rows, num_warps=1, **OPTIONS,
+            n_neurons=self.n_neurons, n_synapses=self.params.sensory.shape[1], n_groups=groups.n_groups,
+            EPSILON=EPSILON, REPEATS=repeats, ROWS=groups.rows, num_warps=1, **OPTIONS,
         )  # fmt: skip
         return current, conductance
 
@@ -220,10 +220,8 @@ class _Scan:
         n_steps = len(grad)
         grad_inputs = torch.empty_like(inputs)
         grad_elapsed = None if elapsed_time is None else torch.empty_like(elapsed_time)
-        grad_cm_and_leak = torch.zeros_like(self.params.neuronal)  # (3, U), of cm, of leak current and conductance
-        grad_synaptic = torch.zeros_like(self.params.synaptic)
-        grad_sensory = torch.zeros_like(self.params.sensory)
-        grad_state = torch.zeros_like(state)
+        grad_state: Tensor | None = None
+        params: Params | None = None
 
         chunk = self._steps_per_chunk(state, n_steps, is_saved=saved is not None)
         for start in reversed(range(0, n_steps, chunk)):
@@ -240,25 +238,20 @@ class _Scan:
             reverse = self.streaming_reverse if self.tables.reverse_lanes is None else self.resident_reverse
             back = reverse(grad[steps], grad_state, potentials[steps], unfolds, starts, seconds)
             grad_state = back.state
-            grad_cm_and_leak += back.cm_and_leak
-            grad_synaptic += back.synaptic
-            grad_inputs[steps], of_sensory = self.sensory_gradients(x, back.p, back.q, seconds)
-            grad_sensory += of_sensory
+            part = Params(back.synaptic, self.sensory_gradients(grad_inputs[steps], x, back, seconds), back.neuronal)
+            params = part if params is None else Params(*map(torch.add, params, part))
             if grad_elapsed is not None:
                 assert leak_and_senses is not None and back.delta is not None
                 current, conductance = leak_and_senses
                 of_delta = (back.p * current - back.q * conductance).sum(-1) + back.delta
                 grad_elapsed[steps] = of_delta / self.ode_unfolds
-
-        _, gleak, vleak = self.params.neuronal
-        of_cm, of_current, of_conductance = grad_cm_and_leak
-        grad_neuronal = torch.stack([of_cm, of_current * vleak + of_conductance, of_current * gleak])
-        return Gradients(Params(grad_synaptic, grad_sensory, grad_neuronal), grad_inputs, grad_state, grad_elapsed)
+        assert params is not None and grad_state is not None
+        return Gradients(params, grad_inputs, grad_state, grad_elapsed)
 
     def resident_reverse(
         self,
         grad: Tensor,
-        grad_last: Tensor,
+        grad_last: Tensor | None,
         potentials: Tensor,
         unfolds: _Unfolds,
         episode_starts: Tensor | None,
@@ -271,28 +264,26 @@ class _Scan:
         n_groups = _n_groups(n_sequences, lanes)
         n_programs = triton.cdiv(n_groups, triton.cdiv(n_groups, REVERSE_PROGRAMS))
         p, q = grad.new_empty(2, *grad.shape)
-        grad_state = torch.empty_like(grad_last)
+        grad_state = grad.new_empty(n_sequences, n_neurons)
         of_delta = None if elapsed_time is None else torch.empty_like(grad)
-        neuronal = grad.new_empty(n_programs, 3, len(lanes.trips), WARP)
-        synaptic = grad.new_empty(n_programs, 4, lanes.n_slots, WARP)
+        partials = grad.new_empty(n_programs, 3 * len(lanes.trips) + 4 * lanes.n_slots, WARP)
+        sizes = self._lane_sizes(lanes, n_sequences)
         resident.reverse_scan[(n_programs,)](
-            p, q, grad_state, of_delta, neuronal, synaptic, grad, grad_last, potentials, *unfolds,
-            _as_bytes(episode_starts), elapsed_time, self.params.neuronal, *self._lane_arguments(lanes),
-            n_steps=n_steps, n_sequences=n_sequences, n_groups=n_groups, n_neurons=n_neurons,
-            n_unfolds=self.ode_unfolds, **self._lane_sizes(lanes, n_sequences),
+            p, q, grad_state, of_delta, partials, grad, grad_last, potentials, *unfolds, _as_bytes(episode_starts),
+            elapsed_time, self.params.neuronal, *self._lane_arguments(lanes), n_steps=n_steps, n_sequences=n_sequences,
+            n_groups=n_groups, n_neurons=n_neurons, n_unfolds=self.ode_unfolds,
+            PREFETCH=sizes["AHEAD"] == 1 and _compiles(), **sizes,
         )  # fmt: skip
-        # The lanes of one warp hold the same rows of several sequences.
-        by_row = (part.sum(0).unflatten(-1, (-1, lanes.rows)).sum(-2).flatten(1) for part in (neuronal, synaptic))
-        of_rows, of_slots = by_row
+        of_params = _gather(partials, lanes.sums)
         return _Reversed(
-            p, q, grad_state, None if of_delta is None else of_delta.sum(-1), of_rows[:, lanes.positions],
-            of_slots[:, lanes.slots],
+            p, q, grad_state, None if of_delta is None else of_delta.sum(-1),
+            of_params[: 3 * n_neurons].view(3, -1), of_params[3 * n_neurons :].view(4, -1),
         )  # fmt: skip
 
     def streaming_reverse(
         self,
         grad: Tensor,
-        grad_last: Tensor,
+        grad_last: Tensor | None,
         potentials: Tensor,
         unfolds: _Unfolds,
         episode_starts: Tensor | None,
@@ -301,6 +292,7 @@ class _Scan:
         """Through some steps, for circuits that registers do not suffice for."""
         n_steps, n_sequences, n_neurons = grad.shape
         p_and_q = grad.new_empty(2, *unfolds.states.shape)
+        grad_last = grad.new_zeros(n_sequences, n_neurons) if grad_last is None else grad_last
         grad_state, grad_cm = torch.empty_like(grad_last), torch.zeros_like(grad_last)
         grad_delta = None if elapsed_time is None else torch.empty_like(elapsed_time)
         slots, tile = self.tables.from_neuron, self._tile(n_sequences)
@@ -313,28 +305,29 @@ class _Scan:
         p, q = per_step = p_and_q.sum(3)  # (2, T, N, U)
         seconds = 1.0 / self.ode_unfolds if elapsed_time is None else elapsed_time[..., None] / self.ode_unfolds
         of_current, of_conductance = (per_step * seconds).sum((1, 2))
-        cm_and_leak = torch.stack([grad_cm.sum(0), of_current, -of_conductance])
+        _, gleak, vleak = self.params.neuronal
+        neuronal = torch.stack([grad_cm.sum(0), of_current * vleak - of_conductance, of_current * gleak])
         synaptic = self.synapse_gradients(unfolds.states, p_and_q[0], p_and_q[1], elapsed_time)
-        return _Reversed(p, q, grad_state, grad_delta, cm_and_leak, synaptic)
+        return _Reversed(p, q, grad_state, grad_delta, neuronal, synaptic)
 
     def sensory_gradients(
-        self, inputs: Tensor, p: Tensor, q: Tensor, elapsed_time: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Gradients of the inputs (T, N, S) and of the sensory synapses (4, E_s); p and q (T, N, U)."""
+        self, grad_inputs: Tensor, inputs: Tensor, back: _Reversed, elapsed_time: Tensor | None
+    ) -> Tensor:
+        """Gradients of the sensory synapses (4, E_s); fills `grad_inputs` (T, N, S)."""
         n_samples = inputs.shape[0] * inputs.shape[1]
         groups = self.tables.from_input
         n_programs = min(triton.cdiv(n_samples, WARP // groups.rows), triton.cdiv(SENSORY_PROGRAMS, groups.n_groups))
-        grad_inputs = inputs.new_empty(groups.chunks, *inputs.shape)
+        of_chunks = grad_inputs if groups.chunks == 1 else inputs.new_empty(groups.chunks, *inputs.shape)
         partials = inputs.new_empty(n_programs, groups.n_groups, 4, groups.n_slots, WARP)
-        resident.sensory_gradients[n_programs, groups.n_groups](
-            grad_inputs, partials, inputs, p, q, elapsed_time, self.params.sensory, groups.members, groups.owns,
+        resident.sensory_gradients[groups.n_groups, n_programs](
+            of_chunks, partials, inputs, back.p, back.q, elapsed_time, self.params.sensory, groups.members, groups.owns,
             groups.synapses, groups.peers, n_samples=n_samples, n_inputs=self.n_inputs, n_neurons=self.n_neurons,
             n_synapses=self.params.sensory.shape[1], n_groups_per_chunk=groups.n_groups // groups.chunks,
             n_unfolds=self.ode_unfolds, ROWS=groups.rows, SLOTS=groups.n_slots, num_warps=1, **OPTIONS,
         )  # fmt: skip
-        by_row = partials.sum(0).unflatten(-1, (-1, groups.rows)).sum(-2)  # (groups, 4, slots, rows)
-        of_inputs = grad_inputs[0] if groups.chunks == 1 else grad_inputs.sum(0)
-        return of_inputs, by_row.transpose(0, 1).flatten(1)[:, groups.slots]
+        if groups.chunks > 1:
+            torch.sum(of_chunks, 0, out=grad_inputs)
+        return _gather(partials, groups.sums).view(4, -1)
 
     def synapse_gradients(self, states: Tensor, p: Tensor, q: Tensor, elapsed_time: Tensor | None) -> Tensor:
         """Gradients (4, E) of the synapses between neurons; states, p and q (T, N, K, U)."""
@@ -413,6 +406,17 @@ def _synapse_arguments(slots: Slots, params: Tensor) -> tuple[Tensor, ...]:
 
 def _fits(shape: tuple[int, ...]) -> bool:
     return 4 * functools.reduce(int.__mul__, shape) <= SAVED_BYTES
+
+
+def _gather(partials: Tensor, sums: Tensor) -> Tensor:
+    """Over the programs of `partials` (programs, ...) and the lanes of each parameter in `sums` (k, n): sums (n,)."""
+    of_lanes = partials.sum(0).view(-1)
+    return of_lanes[sums[0]] if len(sums) == 1 else of_lanes[sums].sum(0)
+
+
+def _compiles() -> bool:
+    """Whether kernels are compiled; Triton's interpreter knows no assembly."""
+    return not triton.knobs.runtime.interpret
 
 
 def _part(tensor: Tensor | None, steps: slice) -> Tensor | None:

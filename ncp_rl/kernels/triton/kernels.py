@@ -134,16 +134,18 @@ def _seconds_per_unfold(elapsed_time, sample, in_batch, n_unfolds: tl.constexpr,
 @triton.jit(do_not_specialize=["n_samples"])
 def leak_and_senses(
     leak_current, leak_conductance, inputs, neuronal, parameters, members, owns, first, trips, synapses, peers,
-    n_samples, n_inputs, n_neurons, n_synapses, EPSILON: tl.constexpr, REPEATS: tl.constexpr, ROWS: tl.constexpr,
+    n_samples, n_inputs, n_neurons, n_synapses, n_groups, EPSILON: tl.constexpr, REPEATS: tl.constexpr,
+    ROWS: tl.constexpr,
 ):  # fmt: skip
-    """A and B (T N, U) from inputs (T N, S). Programs: (batches of samples, groups of neurons as in `lanes.py`).
+    """A and B (T N, U) from inputs (T N, S). Programs: batches of samples times groups of neurons as in `lanes.py`.
 
-    A lane computes the synapses of one neuron for REPEATS samples, which share the loads of a synapse's numbers.
+    A lane computes the synapses of one neuron for REPEATS samples, which share the loads of a synapse's numbers. Groups
+    vary fastest: those of the same samples run together, so that their parts of a line of A or B reach memory as one.
     """
     lane = tl.arange(0, 32)
     row = lane % ROWS
-    group = tl.program_id(1)
-    sample = tl.program_id(0).to(tl.int64) * (REPEATS * (32 // ROWS)) + lane // ROWS
+    group = tl.program_id(0) % n_groups
+    sample = (tl.program_id(0) // n_groups).to(tl.int64) * (REPEATS * (32 // ROWS)) + lane // ROWS
     xs, currents, conductances = (), (), ()
     for i in tl.static_range(REPEATS):
         # Beyond the last sample the last is computed again, and not stored: no load needs a mask.

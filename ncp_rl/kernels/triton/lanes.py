@@ -18,7 +18,7 @@ would take 23 and 22.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -91,6 +91,9 @@ class Lanes(NamedTuple):
     """(blocks * R,) int32, the row within the block with which each is folded"""
     roles: Tensor
     """(blocks * R,) int32, bits `OWNS`: has synapses, `HELPS`: its tail is the partner's, `IS_HELPED`"""
+    sums: Tensor
+    """(32 / R, 3 U + 4 E) int64, where in what the lanes of a warp sum up, flat (3 blocks + 4 slots, 32), each
+    parameter's parts are: cm, gleak and vleak of the neurons, then w, sigma, mu and erev of the synapses"""
 
     @property
     def n_slots(self) -> int:
@@ -174,6 +177,9 @@ class Groups(NamedTuple):
     """(slots, R) int32, the input or neuron at a synapse's other end"""
     slots: Tensor
     """(E_s,) int64, where in the flat `synapses` each synapse is"""
+    sums: Tensor
+    """(32 / R, 4 E_s) int64, where in what the lanes of all groups' warps sum up, flat (groups, 4, slots, 32), each
+    parameter's parts are: w, sigma, mu and erev of the synapses; without `most_slots` of no use"""
 
     @property
     def n_groups(self) -> int:
@@ -212,11 +218,14 @@ def group(row: _Integers, peer: _Integers, n_members: int, *, rows: int, most_sl
     slots = np.empty(len(row), np.int64)
     slots[synapses[synapses >= 0]] = np.flatnonzero(synapses >= 0)
     ends = peer if len(peer) else np.zeros(1, np.int32)
+    n_slots = int(trips_of.max())
+    group_of, slot_of = np.divmod(slots // rows, max(n_slots, 1))
+    sums = _in_warps((4 * group_of + np.arange(4)[:, None]) * n_slots + slot_of, slots % rows, rows)
     arrays = (
         np.tile(members, chunks), owns.astype(np.int32), (trips_of.cumsum() - trips_of).astype(np.int32), trips_of,
-        synapses, ends[np.where(synapses < 0, ~synapses, synapses)].astype(np.int32), slots,
+        synapses, ends[np.where(synapses < 0, ~synapses, synapses)].astype(np.int32), slots, sums,
     )  # fmt: skip
-    return Groups(rows, int(trips_of.max()), chunks, *map(torch.from_numpy, arrays))
+    return Groups(rows, n_slots, chunks, *map(torch.from_numpy, arrays))
 
 
 def fold(counts: _Integers) -> tuple[int, int]:
@@ -244,9 +253,13 @@ def _lay_out(row: _Integers, peer: _Integers, fan_in: _Integers, rows: int) -> L
     slots = np.empty(len(row), np.int64)
     slots[synapses[synapses >= 0]] = np.flatnonzero(synapses >= 0)
     ends = positions[peer] if len(peer) else np.zeros(1, np.int64)
+    of_neurons = np.arange(3)[:, None] * n_blocks + positions // rows
+    of_synapses = 3 * n_blocks + np.arange(4)[:, None] * len(synapses) + slots // rows
+    sums = [_in_warps(of_neurons, positions % rows, rows), _in_warps(of_synapses, slots % rows, rows)]
     tables = (
         neurons, positions, synapses, ends[np.where(synapses < 0, ~synapses, synapses)].astype(np.int32), slots,
         np.concatenate([block.partners for block in blocks]), np.concatenate([block.roles for block in blocks]),
+        np.concatenate(sums, axis=1),
     )  # fmt: skip
     return Lanes(
         rows,
@@ -277,6 +290,12 @@ class _Block:
             self.roles[helper] |= HELPS
             rest = incident[lane][self.trips :]
             self.slots[self.trips - self.tail :, helper] = _padded(rest, self.tail)
+
+
+def _in_warps(warps: npt.NDArray[Any], row: npt.NDArray[Any], rows: int) -> npt.NDArray[np.int64]:
+    """Where, flat in (..., 32), the lanes of `row` (n,) are in each of `warps` (k, n): (32 / R, k n)."""
+    first = np.arange(WARP // rows)[:, None, None] * rows
+    return (warps * WARP + row + first).reshape(WARP // rows, -1).astype(np.int64)
 
 
 def _padded(synapses: list[int], length: int) -> _Integers:

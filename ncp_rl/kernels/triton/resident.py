@@ -37,6 +37,12 @@ def _first_slot(trips, block):
     return sum(trips[:block])
 
 
+@triton.constexpr_function
+def _lines(words):
+    """Most lines of 32 words that so many lie in, and one for the last word."""
+    return -(-words // 32) + 1
+
+
 @triton.jit
 def _zeros(COUNT: tl.constexpr):
     """A tuple of COUNT zeros (32,)."""
@@ -62,6 +68,15 @@ def _of_neurons(start, neurons, is_neuron, other, BLOCKS: tl.constexpr):
     for block in tl.static_range(BLOCKS):
         values += (tl.load(start + neurons[block], mask=is_neuron[block], other=other),)
     return values
+
+
+@triton.jit
+def _of_neurons_if_any(start, at, neurons, is_neuron, BLOCKS: tl.constexpr):
+    """As `_of_neurons` from `start` + `at` on, zeros where `start` is None."""
+    if start is None:
+        return _zeros(BLOCKS)
+    else:
+        return _of_neurons(start + at, neurons, is_neuron, 0.0, BLOCKS)
 
 
 @triton.jit
@@ -297,12 +312,43 @@ def _unfold_ahead(t, k, n, n_sequences, n_unfolds: tl.constexpr, AHEAD: tl.const
 
 
 @triton.jit
-def _store_neuronal(at, grad_cm, grad_current, grad_conductance, scale, BLOCKS: tl.constexpr):
-    """The gradients of cm, A and B, at (3, blocks, 32)."""
+def _store_neuronal(
+    at, neuronal, neuron, grad_cm, grad_current, grad_conductance, scale, n_neurons, BLOCKS: tl.constexpr
+):  # fmt: skip
+    """The gradients of cm, gleak and vleak, at (3, blocks, 32), from those of cm, A and B."""
     for block in tl.static_range(BLOCKS):
+        exists = neuron[block] >= 0
+        gleak = tl.load(neuronal + n_neurons + neuron[block], mask=exists, other=0.0)
+        vleak = tl.load(neuronal + 2 * n_neurons + neuron[block], mask=exists, other=0.0)
+        of_current = scale * grad_current[block]
         tl.store(at + block * WARP, grad_cm[block])
-        tl.store(at + (BLOCKS + block) * WARP, scale * grad_current[block])
-        tl.store(at + (2 * BLOCKS + block) * WARP, scale * grad_conductance[block])
+        tl.store(at + (BLOCKS + block) * WARP, of_current * vleak + scale * grad_conductance[block])
+        tl.store(at + (2 * BLOCKS + block) * WARP, of_current * gleak)
+
+
+@triton.jit
+def _prefetch(start, n_words, LINES: tl.constexpr):
+    """Bring `n_words` from `start` on, in at most LINES lines of 32, into L1, without waiting for them."""
+    for first in tl.static_range(0, LINES, WARP):
+        word = tl.minimum((first + tl.arange(0, WARP)) * 32, n_words - 1)
+        tl.inline_asm_elementwise(
+            "prefetch.global.L1 [$1]; mov.b32 $0, 0;", "=r,l", [start + word], dtype=tl.int32, is_pure=False, pack=1
+        )
+
+
+@triton.jit
+def _prefetch_step(
+    states, denominators, t, group, n_sequences, n_neurons, n_unfolds: tl.constexpr, ROWS: tl.constexpr,
+    BLOCKS: tl.constexpr, PREFETCH: tl.constexpr,
+):  # fmt: skip
+    """With PREFETCH, fetch what the forward saved of a step's unfolds for the sequences of a group."""
+    if PREFETCH:
+        first = group.to(tl.int64) * (WARP // ROWS)
+        n_words = (tl.minimum(n_sequences - first, WARP // ROWS) * (n_unfolds * n_neurons)).to(tl.int32)
+        at = (t * n_sequences + first) * (n_unfolds * n_neurons)
+        LINES: tl.constexpr = _lines(WARP * BLOCKS * n_unfolds)
+        _prefetch(states + at, n_words, LINES)
+        _prefetch(denominators + at, n_words, LINES)
 
 
 @triton.jit
@@ -319,19 +365,21 @@ def _store_synaptic(at, sums, ws, slopes, erevs, scale, SLOTS: tl.constexpr):
 
 @triton.jit(do_not_specialize=["n_steps", "n_sequences", "n_groups"])
 def reverse_scan(
-    p_of_step, q_of_step, grad_state, grad_delta, grad_neuronal, grad_synaptic, grad, grad_last, potentials, states,
-    denominators, episode_starts, elapsed_time, neuronal, parameters, neurons, synapses, peers, partners, roles,
-    n_steps, n_sequences, n_groups, n_neurons, n_synapses, n_unfolds: tl.constexpr, ROWS: tl.constexpr,
-    BLOCKS: tl.constexpr, TRIPS: tl.constexpr, TAILS: tl.constexpr, PEER_BLOCKS: tl.constexpr, AHEAD: tl.constexpr,
+    p_of_step, q_of_step, grad_state, grad_delta, grad_params, grad, grad_last, potentials, states, denominators,
+    episode_starts, elapsed_time, neuronal, parameters, neurons, synapses, peers, partners, roles, n_steps, n_sequences,
+    n_groups, n_neurons, n_synapses, n_unfolds: tl.constexpr, ROWS: tl.constexpr, BLOCKS: tl.constexpr,
+    TRIPS: tl.constexpr, TAILS: tl.constexpr, PEER_BLOCKS: tl.constexpr, AHEAD: tl.constexpr, PREFETCH: tl.constexpr,
 ):  # fmt: skip
     """Carries the gradients of the potentials back through steps and unfolds, and sums those of the parameters.
 
     Gives p and q summed over the unfolds of each step (T, N, U); the gradient of the initial state (N, U); of that of
-    delta what each neuron's outgoing synapses give (T, N, U); by program and lane those of cm, A and B (programs, 3,
-    blocks, 32) and of w, sigma, mu and erev in each slot (programs, 4, slots, 32). `grad_last` (N, U) reaches the
-    potentials of the last step besides `grad` (T, N, U). A lane computes the synapses that start in its neurons.
-    Programs take the `n_groups` of 32 / ROWS sequences in turns. What the forward saved of an unfold is loaded AHEAD
-    unfolds before it is needed: 1, or all of a step, which are then compiled one after the other.
+    delta what each neuron's outgoing synapses give (T, N, U); by program and lane (programs, 3 blocks + 4 slots, 32)
+    those of cm, gleak and vleak, and of w, sigma, mu and erev in each slot. `grad_last` (N, U), where there is one,
+    reaches the potentials of the last step besides `grad` (T, N, U). A lane computes the synapses that start in its
+    neurons. Programs take the `n_groups` of 32 / ROWS sequences in turns. What the forward saved of an unfold is loaded
+    AHEAD unfolds before it is needed: 1, or all of a step, which are then compiled one after the other. With PREFETCH
+    it comes from L1, since a step's is fetched a step before: the compiler has the loads share a barrier with special
+    functions, so that whoever waits for these waits for the loads.
     """
     n_sequences = n_sequences.to(tl.int64)
     SLOTS: tl.constexpr = _first_slot(TRIPS, BLOCKS)
@@ -353,7 +401,7 @@ def reverse_scan(
         divisors = _ahead(denominators, last_unfold, n_neurons, neuron, is_neuron, 1.0, BLOCKS, AHEAD)
         v_after = _of_neurons(potentials + last * n_neurons, neuron, is_neuron, 0.0, BLOCKS)
         of_output = _of_neurons(grad + last * n_neurons, neuron, is_neuron, 0.0, BLOCKS)
-        g = _of_neurons(grad_last + n * n_neurons, neuron, is_neuron, 0.0, BLOCKS)
+        g = _of_neurons_if_any(grad_last, n * n_neurons, neuron, is_neuron, BLOCKS)
         for backwards in range(n_steps):
             t = n_steps - 1 - backwards
             sample = t * n_sequences + n
@@ -361,6 +409,10 @@ def reverse_scan(
             before = (sample - tl.where(t > 0, n_sequences, 0)) * n_neurons
             next_v_after = _of_neurons(potentials + before, neuron, is_neuron, 0.0, BLOCKS)
             next_of_output = _of_neurons(grad + before, neuron, is_neuron, 0.0, BLOCKS)
+            _prefetch_step(
+                states, denominators, t - tl.where(t > 0, 1, 0), group, n_sequences, n_neurons, n_unfolds, ROWS, BLOCKS,
+                PREFETCH,
+            )  # fmt: skip
             delta, weight = 1.0 / n_unfolds, 1.0
             if elapsed_time is not None:
                 delta = tl.load(elapsed_time + sample, mask=in_batch, other=0.0) / n_unfolds
@@ -410,10 +462,9 @@ def reverse_scan(
     scale = 1.0
     if elapsed_time is None:
         scale = 1.0 / n_unfolds
-    at = tl.program_id(0).to(tl.int64) * (3 * BLOCKS * WARP) + lane
-    _store_neuronal(grad_neuronal + at, grad_cm, grad_current, grad_conductance, scale, BLOCKS)
-    at = tl.program_id(0).to(tl.int64) * (4 * SLOTS * WARP) + lane
-    _store_synaptic(grad_synaptic + at, sums, ws, slopes, erevs, scale, SLOTS)
+    at = grad_params + tl.program_id(0).to(tl.int64) * ((3 * BLOCKS + 4 * SLOTS) * WARP) + lane
+    _store_neuronal(at, neuronal, neuron, grad_cm, grad_current, grad_conductance, scale, n_neurons, BLOCKS)
+    _store_synaptic(at + 3 * BLOCKS * WARP, sums, ws, slopes, erevs, scale, SLOTS)
 
 
 @triton.jit(do_not_specialize=["n_samples"])
@@ -425,12 +476,12 @@ def sensory_gradients(
     """Gradients of inputs and sensory synapses, from the sums over the unfolds of p and q (T N, U).
 
     Of the inputs by chunk (chunks, T N, S); of w, sigma, mu and erev by program, group, slot and lane (programs,
-    groups, 4, slots, 32). Programs: (parts of the samples, groups of inputs as in `lanes.py`). A lane computes the
+    groups, 4, slots, 32). Programs: (groups of inputs as in `lanes.py`, parts of the samples). A lane computes the
     synapses that start in one input.
     """
     lane = tl.arange(0, WARP)
     row = lane % ROWS
-    group = tl.program_id(1)
+    group = tl.program_id(0)
     ws, slopes, mus, erevs, ends = (), (), (), (), ()
     for slot in tl.static_range(SLOTS):
         at = (group * SLOTS + slot) * ROWS + row
@@ -444,8 +495,8 @@ def sensory_gradients(
     has_synapses = tl.load(owns + group * ROWS + row) != 0
     chunk = (group // n_groups_per_chunk).to(tl.int64) * n_samples
     sums = _no_sums(SLOTS)
-    stride = tl.num_programs(0) * (WARP // ROWS)
-    for first in range(tl.program_id(0) * (WARP // ROWS), n_samples, stride):
+    stride = tl.num_programs(1) * (WARP // ROWS)
+    for first in range(tl.program_id(1) * (WARP // ROWS), n_samples, stride):
         sample = (lane // ROWS + first).to(tl.int64)
         in_batch = sample < n_samples
         mask = in_batch & (member >= 0)
@@ -471,5 +522,5 @@ def sensory_gradients(
     scale = 1.0
     if elapsed_time is None:
         scale = 1.0 / n_unfolds
-    at = (tl.program_id(0).to(tl.int64) * tl.num_programs(1) + group) * (4 * SLOTS * WARP) + lane
+    at = (tl.program_id(1).to(tl.int64) * tl.num_programs(0) + group) * (4 * SLOTS * WARP) + lane
     _store_synaptic(grad_sensory + at, sums, ws, slopes, erevs, scale, SLOTS)

@@ -127,14 +127,10 @@ def describe() -> dict[str, Any]:
 
 
 def tests() -> dict[str, Any]:
-    """The CUDA tests of the kernels."""
-    return run_tests("triton", *TESTS)
-
-
-def policies() -> dict[str, Any]:
-    """The CUDA tests of policies, captured steps among them."""
+    """The CUDA tests of the kernels, and of policies where what these need is installed, captured steps among them."""
     missing = missing_packages("gymnasium", "sb3_contrib", "mcap", "sklearn", "plotly")
-    return {"left out": missing} if missing else run_tests("gpu or across_devices", *POLICY_TESTS)
+    result = run_tests("triton or gpu or across_devices", *TESTS, *(() if missing else POLICY_TESTS))
+    return result | {"left out": f"tests of policies: {missing}"} if missing else result
 
 
 def run_tests(chosen: str, *files: str) -> dict[str, Any]:
@@ -252,7 +248,7 @@ def loop() -> dict[str, Any]:
 
 #: Parts by name, in the order in which they run.
 PARTS: dict[str, Part] = {
-    part.__name__: part for part in (tests, policies, sanitizer, scans, kernels, resets, steps, loop)
+    part.__name__: part for part in (tests, sanitizer, scans, kernels, resets, steps, loop)
 }  # fmt: skip
 
 

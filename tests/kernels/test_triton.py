@@ -58,7 +58,7 @@ GRID = [
 #: and loads, stores and shuffles.
 LIMITS = {
     "forward_scan": (330, 44, 48),
-    "leak_and_senses": (70, 8, 9),
+    "leak_and_senses": (77, 9, 10),
     "reverse_scan": (450, 44, 50),
     "sensory_gradients": (95, 8, 10),
 }

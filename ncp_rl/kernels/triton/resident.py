@@ -169,11 +169,11 @@ def _incoming(
     for i in tl.static_range(FIRST, FIRST + TRIPS):
         s = sigmoid(slopes[i] * (_take(v, ats[i], PEER_BLOCKS) - mus[i]))
         if i < FIRST + TRIPS - TAIL:
-            current += drives[i] * s
-            conductance += ws[i] * s
+            current = tl.fma(drives[i], s, current)
+            conductance = tl.fma(ws[i], s, conductance)
         else:
-            of_tail += drives[i] * s
-            conductance_of_tail += ws[i] * s
+            of_tail = tl.fma(drives[i], s, of_tail)
+            conductance_of_tail = tl.fma(ws[i], s, conductance_of_tail)
     return (
         _unfold_rows(current, of_tail, partner, role, TAIL),
         _unfold_rows(conductance, conductance_of_tail, partner, role, TAIL),
@@ -189,7 +189,8 @@ def forward_scan(
 ):  # fmt: skip
     """Potentials (T, N, U) after each step; with SAVE, states and denominators (T, N, K, U) of each unfold.
 
-    AHEAD unfolds are compiled one after the other: 1, or all of a step.
+    AHEAD unfolds are compiled one after the other: 1, or all of a step. Multiply-adds are written out, and the compiler
+    makes none of its own: it would choose others with SAVE than without, and potentials would differ in the last bit.
     """
     n_sequences = n_sequences.to(tl.int64)
     lane = tl.arange(0, WARP)
@@ -229,10 +230,10 @@ def forward_scan(
                     )  # fmt: skip
                     current += synaptic_current
                     conductance += synaptic_conductance
-                denominator = cm[block] + delta * conductance
+                denominator = tl.fma(conductance, delta, cm[block])
                 divisors += (denominator,)
                 # The same as the equation of `kernels.py`, and no seconds change not a bit of v.
-                after += (v[block] + delta * (current - v[block] * conductance) / denominator,)
+                after += (v[block] + delta * tl.fma(-v[block], conductance, current) / denominator,)
             if SAVE:
                 at = (sample * n_unfolds + k) * n_neurons
                 _store_neurons(states + at, v, neuron, is_neuron, BLOCKS)
@@ -328,27 +329,28 @@ def _store_neuronal(
 
 @triton.jit
 def _prefetch(start, n_words, LINES: tl.constexpr):
-    """Bring `n_words` from `start` on, in at most LINES lines of 32, into L1, without waiting for them."""
+    """Bring `n_words` from `start` on, in at most LINES lines of 32, into L2, without waiting for them."""
     for first in tl.static_range(0, LINES, WARP):
         word = tl.minimum((first + tl.arange(0, WARP)) * 32, n_words - 1)
         tl.inline_asm_elementwise(
-            "prefetch.global.L1 [$1]; mov.b32 $0, 0;", "=r,l", [start + word], dtype=tl.int32, is_pure=False, pack=1
+            "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [start + word], dtype=tl.int32, is_pure=False, pack=1
         )
 
 
 @triton.jit
 def _prefetch_step(
-    states, denominators, t, group, n_sequences, n_neurons, n_unfolds: tl.constexpr, ROWS: tl.constexpr,
-    BLOCKS: tl.constexpr, PREFETCH: tl.constexpr,
+    grad, potentials, states, denominators, t, group, n_sequences, n_neurons, n_unfolds: tl.constexpr,
+    ROWS: tl.constexpr, BLOCKS: tl.constexpr, PREFETCH: tl.constexpr,
 ):  # fmt: skip
-    """With PREFETCH, fetch what the forward saved of a step's unfolds for the sequences of a group."""
+    """With PREFETCH, fetch what step `t` and its unfolds read of the sequences of a group; what lies before 0, at 0."""
     if PREFETCH:
         first = group.to(tl.int64) * (WARP // ROWS)
-        n_words = (tl.minimum(n_sequences - first, WARP // ROWS) * (n_unfolds * n_neurons)).to(tl.int32)
-        at = (t * n_sequences + first) * (n_unfolds * n_neurons)
-        LINES: tl.constexpr = _lines(WARP * BLOCKS * n_unfolds)
-        _prefetch(states + at, n_words, LINES)
-        _prefetch(denominators + at, n_words, LINES)
+        n_words = (tl.minimum(n_sequences - first, WARP // ROWS) * n_neurons).to(tl.int32)
+        at = (tl.where(t > 0, t, 0) * n_sequences + first) * n_neurons
+        _prefetch(grad + at, n_words, _lines(WARP * BLOCKS))
+        _prefetch(potentials + at, n_words, _lines(WARP * BLOCKS))
+        _prefetch(states + at * n_unfolds, n_words * n_unfolds, _lines(WARP * BLOCKS * n_unfolds))
+        _prefetch(denominators + at * n_unfolds, n_words * n_unfolds, _lines(WARP * BLOCKS * n_unfolds))
 
 
 @triton.jit
@@ -378,8 +380,8 @@ def reverse_scan(
     reaches the potentials of the last step besides `grad` (T, N, U). A lane computes the synapses that start in its
     neurons. Programs take the `n_groups` of 32 / ROWS sequences in turns. What the forward saved of an unfold is loaded
     AHEAD unfolds before it is needed: 1, or all of a step, which are then compiled one after the other. With PREFETCH
-    it comes from L1, since a step's is fetched a step before: the compiler has the loads share a barrier with special
-    functions, so that whoever waits for these waits for the loads.
+    all that a step reads is brought into L2 two steps before, since much waits for the loads: the machine code has six
+    barriers for all that is under way, and whoever waits for a special function may wait for a load as well.
     """
     n_sequences = n_sequences.to(tl.int64)
     SLOTS: tl.constexpr = _first_slot(TRIPS, BLOCKS)
@@ -410,7 +412,7 @@ def reverse_scan(
             next_v_after = _of_neurons(potentials + before, neuron, is_neuron, 0.0, BLOCKS)
             next_of_output = _of_neurons(grad + before, neuron, is_neuron, 0.0, BLOCKS)
             _prefetch_step(
-                states, denominators, t - tl.where(t > 0, 1, 0), group, n_sequences, n_neurons, n_unfolds, ROWS, BLOCKS,
+                grad, potentials, states, denominators, t - 2, group, n_sequences, n_neurons, n_unfolds, ROWS, BLOCKS,
                 PREFETCH,
             )  # fmt: skip
             delta, weight = 1.0 / n_unfolds, 1.0

@@ -29,7 +29,7 @@ from ncp_rl.kernels.triton.lanes import FORWARD, REVERSE, WARP, Groups, Layouts,
 LANES = 4
 
 #: Rows of neurons in a group of sensory synapses: few, so that rows of much the same length stand together, but not so
-#: few that a warp's samples lie in many lines. An H200 takes 0.43, 0.36 and 0.45 ms with 8, 16 and 32 at 64/32/4096/128.
+#: few that the samples of a warp lie in many lines: at 64/32/4096/128 an H200 takes 0.43, 0.36, 0.45 ms with 8, 16, 32.
 ROWS_OF_SENSES = 16
 
 #: Sensory synapses of one input for whose numbers and gradients a lane has registers.

@@ -6,7 +6,9 @@ with, wherever that is; `Addresses` says whether a module's numbers still lie th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +22,8 @@ def capture(run: Callable[[], object], device: torch.device) -> torch.cuda.CUDAG
     """Capture what `run` does on a GPU; random numbers of later replays come from PyTorch's generator of that GPU.
 
     `run` is called four times: three times to warm up, on a stream of its own, then for the capture. The generator is
-    set back after the warm-up. What `run` returns at last is memory of the graph that each replay overwrites.
+    set back after the warm-up. What `run` returns at last is memory of the graph that each replay overwrites. Whether
+    `run` waits for the device shows in its last warm-up: a capture that fails leaves PyTorch's generator unusable.
 
     Args:
         run: Function of no arguments whose inputs lie at addresses that stay.
@@ -35,12 +38,14 @@ def capture(run: Callable[[], object], device: torch.device) -> torch.cuda.CUDAG
     with torch.cuda.device(device):
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
-        with torch.random.fork_rng([device]), torch.cuda.stream(side):
-            for _ in range(_WARM_UP_RUNS):
-                run()
-        torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         try:
+            with torch.random.fork_rng([device]), torch.cuda.stream(side):
+                for _ in range(_WARM_UP_RUNS - 1):
+                    run()
+                with _waiting_refused():
+                    run()
+            torch.cuda.current_stream().wait_stream(side)
             with torch.cuda.graph(graph):
                 run()
         except RuntimeError as error:
@@ -50,6 +55,19 @@ def capture(run: Callable[[], object], device: torch.device) -> torch.cuda.CUDAG
                 "the operation."
             ) from error
     return graph
+
+
+@contextlib.contextmanager
+def _waiting_refused() -> Iterator[None]:
+    """Have PyTorch raise RuntimeError where an operation waits for the device."""
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch warns once that the mode is a prototype.
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 class Addresses:

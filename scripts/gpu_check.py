@@ -165,9 +165,8 @@ def kernels() -> dict[str, Any]:
     result: dict[str, Any] = {}
     for shape in SHAPES:
         layer, inputs = ltc(shape), torch.randn(shape.n_steps, shape.n_sequences, shape.n_inputs, device=DEVICE)
-        result["/".join(map(str, shape))] = kernel_milliseconds(
-            functools.partial(back, lambda layer=layer, inputs=inputs: layer(inputs)[0], layer)
-        )
+        run = functools.partial(outputs, layer, inputs)
+        result["/".join(map(str, shape))] = kernel_milliseconds(functools.partial(back, run, layer))
     return result
 
 
@@ -263,12 +262,12 @@ def time_scan(shape: Shape, episode_starts: Tensor | None = None) -> dict[str, A
     ours, inputs = ltc(shape), torch.randn(shape.n_steps, shape.n_sequences, shape.n_inputs, device=DEVICE)
     lstm = nn.LSTM(shape.n_inputs, shape.units).to(DEVICE)
     contenders: dict[str, tuple[nn.Module, Callable[[], Tensor]]] = {
-        "ours": (ours, lambda: ours(inputs, episode_starts=episode_starts)[0]),
-        "cudnn_lstm": (lstm, lambda: lstm(inputs)[0]),
+        "ours": (ours, functools.partial(outputs, ours, inputs, episode_starts=episode_starts)),
+        "cudnn_lstm": (lstm, functools.partial(outputs, lstm, inputs)),
     }
     if episode_starts is None and shape.n_sequences <= NCPS_SEQUENCES and is_installed("ncps"):
         theirs = ncps_layer(shape)
-        contenders["ncps"] = (theirs, lambda: theirs(inputs)[0])
+        contenders["ncps"] = (theirs, functools.partial(outputs, theirs, inputs))
     result: dict[str, Any] = {}
     for name, (module, run) in contenders.items():
         with torch.no_grad():
@@ -295,6 +294,12 @@ def ncps_layer(shape: Shape) -> nn.Module:
     maps: dict[str, Any] = dict(input_mapping=None, output_mapping=None)
     layer: nn.Module = NcpsLTC(shape.n_inputs, NcpsAutoNCP(shape.units, N_MOTOR), batch_first=False, **maps)
     return layer.to(DEVICE)
+
+
+def outputs(module: nn.Module, *inputs: Tensor, **options: Tensor | None) -> Tensor:
+    """What a recurrent layer gives for each step, without its last state."""
+    outputs: Tensor = module(*inputs, **options)[0]
+    return outputs
 
 
 def back(run: Callable[[], Tensor], module: nn.Module) -> None:

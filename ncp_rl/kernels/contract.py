@@ -135,5 +135,9 @@ def tracing() -> bool:
 
 
 def exporting() -> bool:
-    """Return whether torch.export, torch.onnx or torch.jit.trace captures a graph, which runs without this library."""
-    return torch.compiler.is_exporting() or tracing()
+    """Return whether torch.export, torch.onnx or torch.jit.trace captures a graph, which runs without this library.
+
+    The flag is what `torch.compiler.is_exporting` returns; that function is True in each graph of torch.compile too
+    where PyTorch is older than 2.13.
+    """
+    return torch.compiler._is_exporting_flag or tracing()

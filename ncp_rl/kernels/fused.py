@@ -22,7 +22,9 @@ from ncp_rl.kernels.contract import VALUES, Gradients, Operands, Params, Synapse
 def scan(backend: BackendEntry, operands: Operands) -> Tensor:
     """Run the scan of a fused backend and return the potentials (T, N, U)."""
     if torch.compiler.is_compiling():
-        potentials: Tensor = _scan_operator(*operands.values, *operands.synapses, operands.ode_unfolds, backend.name)
+        # Unpacked: what `torch.compile` knows of named tuples depends on its version, but it knows their fields.
+        params, synapses, *rest, ode_unfolds = operands
+        potentials: Tensor = _scan_operator(*params, *rest, *synapses, ode_unfolds, backend.name)
         return potentials
     assert backend.load is not None
     module = backend.load()

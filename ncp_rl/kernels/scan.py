@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ncp_rl.kernels import fused, reference
 from ncp_rl.kernels.backends import Backend, choose
-from ncp_rl.kernels.contract import FrozenParams, Operands, Params, Synapses, tracing
+from ncp_rl.kernels.contract import FrozenParams, Operands, Params, Synapses, exporting, tracing
 
 
 def ltc_scan(
@@ -64,7 +64,7 @@ def ltc_scan(
         elapsed_time = _fit("elapsed_time", elapsed_time, (n_steps, n_sequences), inputs)
     operands = Operands(params, sizes.synapses, inputs.contiguous(), state, episode_starts, elapsed_time, ode_unfolds)
     chosen = choose(backend, inputs.dtype, sizes.device_type)
-    if chosen.load is None or torch.compiler.is_exporting():
+    if chosen.load is None or exporting():
         return reference.scan(operands)
     return fused.scan(chosen, operands)
 

@@ -295,7 +295,8 @@ class _Block:
 def _in_warps(warps: npt.NDArray[Any], row: npt.NDArray[Any], rows: int) -> npt.NDArray[np.int64]:
     """Where, flat in (..., 32), the lanes of `row` (n,) are in each of `warps` (k, n): (32 / R, k n)."""
     first = np.arange(WARP // rows)[:, None, None] * rows
-    return (warps * WARP + row + first).reshape(WARP // rows, -1).astype(np.int64)
+    lanes: npt.NDArray[np.int64] = (warps * WARP + row + first).reshape(WARP // rows, -1).astype(np.int64)
+    return lanes
 
 
 def _padded(synapses: list[int], length: int) -> _Integers:

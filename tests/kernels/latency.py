@@ -1,7 +1,7 @@
 """How many cycles a warp takes that is alone: a model of one scheduler that issues instructions in order.
 
 An instruction is issued when what it reads is there and its unit is free, one a cycle at most. The cycles are those
-that others measured on GPUs of this kind, rounded: nothing here was timed. Branches are taken to be free.
+that others measured on GPUs of this kind, rounded. Branches are taken to be free.
 """
 
 from __future__ import annotations

@@ -16,9 +16,9 @@ What the backward needs of the forward, the potentials before each unfold and th
 per neuron and step (K unfolds). Up to `SAVED_BYTES` it is saved, which spares the backward a second forward; beyond,
 each chunk of the backward computes it anew.
 
-What has been checked: in Triton's interpreter the numbers against the float64 reference; compiled for an H100, what
-each kernel executes (`docs/kernels.md`). What has not: nothing has been timed, and the constants below are reasoned,
-not measured. `synapse_evaluations` tells how far a timing is from the ceiling.
+An H200 has run the tests and timed the kernels (`docs/kernels.md`, `results/bench_gpu.json`). Without a GPU the numbers
+are checked in Triton's interpreter, and what each kernel executes in its machine code. `synapse_evaluations` tells how
+far a timing is from the ceiling.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Test the CUDA kernels on the GPU of this machine, and time them: one command, under four minutes.
+"""Test the CUDA kernels on the GPU of this machine, and time them: one command, four to five minutes.
 
     python scripts/gpu_check.py                        # every part
     python scripts/gpu_check.py --parts tests scans    # some of them

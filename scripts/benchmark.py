@@ -28,7 +28,6 @@ from typing import Any, Literal
 import matplotlib
 import numpy as np
 import numpy.typing as npt
-import torch
 import tyro
 from matplotlib import pyplot
 from matplotlib.axes import Axes
@@ -38,6 +37,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from tqdm import tqdm
 
 from ncp_rl import NCPPolicy
+from ncp_rl.audit.workers import begin_worker
 from ncp_rl.runs import (
     GENERAL,
     RunConfig,
@@ -237,7 +237,7 @@ def run_jobs(jobs: Sequence[Job], args: Args) -> None:
 
 def _take_core(cores: Queue[int]) -> None:
     os.sched_setaffinity(0, {cores.get()})
-    torch.set_num_threads(1)
+    begin_worker()
 
 
 def folder(args: Args, job: Job) -> Path:

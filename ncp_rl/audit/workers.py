@@ -1,4 +1,4 @@
-"""The processes that an audit starts: they compute with one thread, and end with the process that started them."""
+"""The processes of a pool: they compute with one thread, and end with the process that started them."""
 
 from __future__ import annotations
 

@@ -49,6 +49,7 @@ from ncp_rl.runs import (
     read_hyperparams,
     resume,
     train,
+    with_given,
 )
 from ncp_rl.runs.checkpoint import CHECKPOINT
 from ncp_rl.tables import append_rows, read_rows
@@ -96,6 +97,8 @@ class Contender:
     """A file in hyperparams/, or None for `STOCK`."""
     wiring: Literal["Random", "FullyConnected"] | None = None
     """In place of the NCP, with as many neurons, and with as many synapses where they are drawn at random."""
+    units: int | None = None
+    """Neurons, where they are not as many as by default"""
     frame_stack: int = 1
     disturbed: bool = False
     """Whether it trains under `DISTURBED`."""
@@ -120,7 +123,7 @@ CONTENDERS = {
     "lstm-stock": Contender("LSTM, stock settings", "lstm", None),
     "ncp-random": Contender("wired at random", "ncp", "ncp_ppo.yml", wiring="Random"),
     "ncp-full": Contender("fully connected", "ncp", "ncp_ppo.yml", wiring="FullyConnected"),
-    "ncp-disturbed": Contender("NCP, trained disturbed", "ncp", "ncp_ppo.yml", disturbed=True),
+    "ncp-disturbed": Contender("NCP of 64 neurons, trained disturbed", "ncp", "ncp_ppo.yml", units=64, disturbed=True),
     "lstm-disturbed": Contender("LSTM, trained disturbed", "lstm", "peers_lstm.yml", disturbed=True),
 }
 
@@ -300,6 +303,8 @@ def hyperparams(task: Task, contender: Contender, timesteps: int | None = None) 
         found["policy"] = f"ncp_rl.lstm.Fast{observed}LstmPolicy" if contender.policy == "lstm" else f"{observed}Policy"
     if contender.frame_stack > 1:
         found["frame_stack"] = contender.frame_stack
+    if contender.units:
+        found = with_given(found, units=contender.units)
     if contender.wiring:
         found["policy_kwargs"] = (found.get("policy_kwargs") or {}) | dict(wiring=_control(task, contender.wiring))
     if contender.disturbed:

@@ -49,7 +49,6 @@ from ncp_rl.runs import (
     read_hyperparams,
     resume,
     train,
-    with_given,
 )
 from ncp_rl.runs.checkpoint import CHECKPOINT
 from ncp_rl.tables import append_rows, read_rows
@@ -97,8 +96,6 @@ class Contender:
     """A file in hyperparams/, or None for `STOCK`."""
     wiring: Literal["Random", "FullyConnected"] | None = None
     """In place of the NCP, with as many neurons, and with as many synapses where they are drawn at random."""
-    units: int | None = None
-    """Neurons, where they are not as many as by default"""
     frame_stack: int = 1
     disturbed: bool = False
     """Whether it trains under `DISTURBED`."""
@@ -123,7 +120,7 @@ CONTENDERS = {
     "lstm-stock": Contender("LSTM, stock settings", "lstm", None),
     "ncp-random": Contender("wired at random", "ncp", "ncp_ppo.yml", wiring="Random"),
     "ncp-full": Contender("fully connected", "ncp", "ncp_ppo.yml", wiring="FullyConnected"),
-    "ncp-disturbed": Contender("NCP of 64 neurons, trained disturbed", "ncp", "ncp_ppo.yml", units=64, disturbed=True),
+    "ncp-disturbed": Contender("NCP of 64 neurons, trained disturbed", "ncp", "ncp_disturbed.yml", disturbed=True),
     "lstm-disturbed": Contender("LSTM, trained disturbed", "lstm", "peers_lstm.yml", disturbed=True),
 }
 
@@ -214,8 +211,15 @@ def missing(args: Args, rows: Sequence[Row]) -> list[Job]:
         if (args.seeds or seed < SUITE[task].seeds)
         and not (SUITE[task].timed and CONTENDERS[contender].frame_stack > 1)  # A stack of times is no time.
         and (SUITE[task].disturbed_steps or not CONTENDERS[contender].disturbed)
+        and trained_as(task, contender) == contender
         and (task, contender, seed) not in done
     ]
+
+
+def trained_as(task: str, contender: str) -> str:
+    """The contender with the same training: the LSTM's settings are the stock ones where rl-zoo has none."""
+    tuned = read_hyperparams(ROOT / "hyperparams" / "peers_lstm.yml", SUITE[task].env)
+    return "lstm" if contender == "lstm-stock" and not tuned else contender
 
 
 def run_jobs(jobs: Sequence[Job], args: Args) -> None:
@@ -303,8 +307,6 @@ def hyperparams(task: Task, contender: Contender, timesteps: int | None = None) 
         found["policy"] = f"ncp_rl.lstm.Fast{observed}LstmPolicy" if contender.policy == "lstm" else f"{observed}Policy"
     if contender.frame_stack > 1:
         found["frame_stack"] = contender.frame_stack
-    if contender.units:
-        found = with_given(found, units=contender.units)
     if contender.wiring:
         found["policy_kwargs"] = (found.get("policy_kwargs") or {}) | dict(wiring=_control(task, contender.wiring))
     if contender.disturbed:
@@ -365,7 +367,10 @@ def read_curve(run: Path) -> Iterator[dict[str, Any]]:
 
 def summary(rows: Sequence[Row]) -> str:
     """The results as Markdown: returns; parameters of the actor and seconds to the goal; returns under disturbances."""
-    found = {(key, name): [row for row in rows if (row.task, row.contender) == (key, name)] for key, name in PAIRS}
+    found = {
+        (key, name): [row for row in rows if (row.task, row.contender) == (key, trained_as(key, name))]
+        for key, name in PAIRS
+    }
     returns = [
         table(found, names, lambda task, at: returns_cell(at), "steps", at_least)
         for names, at_least in ((TUNED, 1), (STOCK_PAIR, 2), (WIRED, 2))

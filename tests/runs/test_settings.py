@@ -279,9 +279,16 @@ def test_schedules_classes_and_policies_reach_the_model(tmp_path: Path) -> None:
     model.learn(8)
 
 
-@pytest.mark.parametrize("env_id", yaml.safe_load((ROOT / "hyperparams" / "ncp_ppo.yml").read_text()))
-def test_our_file_serves_us_and_has_what_the_zoo_needs(env_id: str) -> None:
-    found = read_hyperparams(ROOT / "hyperparams" / "ncp_ppo.yml", env_id)
+@pytest.mark.parametrize(
+    ("file", "env_id"),
+    [
+        (file, env_id)
+        for file in ("ncp_ppo.yml", "ncp_disturbed.yml")
+        for env_id in yaml.safe_load((ROOT / "hyperparams" / file).read_text())
+    ],
+)
+def test_our_files_serve_us_and_have_what_the_zoo_needs(file: str, env_id: str) -> None:
+    found = read_hyperparams(ROOT / "hyperparams" / file, env_id)
     policy = policy_class(found["policy"])
     config = RunConfig(env_id, found)
     model = make_model(config, make_envs(config, 1), "cpu")

@@ -218,8 +218,9 @@ def missing(args: Args, rows: Sequence[Row]) -> list[Job]:
 
 def trained_as(task: str, contender: str) -> str:
     """The contender with the same training: the LSTM's settings are the stock ones where rl-zoo has none."""
-    tuned = read_hyperparams(ROOT / "hyperparams" / "peers_lstm.yml", SUITE[task].env)
-    return "lstm" if contender == "lstm-stock" and not tuned else contender
+    if contender == "lstm-stock" and not read_hyperparams(ROOT / "hyperparams" / "peers_lstm.yml", SUITE[task].env):
+        return "lstm"
+    return contender
 
 
 def run_jobs(jobs: Sequence[Job], args: Args) -> None:
@@ -367,10 +368,8 @@ def read_curve(run: Path) -> Iterator[dict[str, Any]]:
 
 def summary(rows: Sequence[Row]) -> str:
     """The results as Markdown: returns; parameters of the actor and seconds to the goal; returns under disturbances."""
-    found = {
-        (key, name): [row for row in rows if (row.task, row.contender) == (key, trained_as(key, name))]
-        for key, name in PAIRS
-    }
+    trained = {(key, name): (key, trained_as(key, name)) for key, name in PAIRS}
+    found = {pair: [row for row in rows if (row.task, row.contender) == trained[pair]] for pair in PAIRS}
     returns = [
         table(found, names, lambda task, at: returns_cell(at), "steps", at_least)
         for names, at_least in ((TUNED, 1), (STOCK_PAIR, 2), (WIRED, 2))

@@ -114,7 +114,7 @@ def test_the_summary_is_of_the_middle_half_and_says_who_reached_the_goal(tmp_pat
     assert "| CartPole, 100,000 | 490 [" in returns and "(4) | 3 [3, 3] (1) |" in returns
     assert costs.splitlines()[-1] == "| CartPole, 475 | 7; not reached | 7; 10 s |"
     assert worlds.splitlines()[3:] == [
-        "| CartPole, NCP, trained disturbed |  | 60 [60, 60] (1) |  |",
+        "| CartPole, NCP of 64 neurons, trained disturbed |  | 60 [60, 60] (1) |  |",
         "| CartPole, LSTM | 3 [3, 3] (1) |  |  |",
     ]
     for x in ("step", "cpu_s"):

@@ -79,14 +79,10 @@ class Lanes(NamedTuple):
     """The first blocks, in which all neurons at the other ends stand"""
     neurons: Tensor
     """(blocks * R,) int32, the neuron in each row, -1 for none"""
-    positions: Tensor
-    """(U,) int64, the row of each neuron"""
     synapses: Tensor
     """(slots, R) int32, the synapse in each slot; ~i where none is, but the numbers of synapse i do no harm"""
     peers: Tensor
     """(slots, R) int32, the row at its other end"""
-    slots: Tensor
-    """(E,) int64, where in the flat `synapses` each synapse is"""
     partners: Tensor
     """(blocks * R,) int32, the row within the block with which each is folded"""
     roles: Tensor
@@ -175,8 +171,6 @@ class Groups(NamedTuple):
     """(slots, R) int32, as in `Lanes`"""
     peers: Tensor
     """(slots, R) int32, the input or neuron at a synapse's other end"""
-    slots: Tensor
-    """(E_s,) int64, where in the flat `synapses` each synapse is"""
     sums: Tensor
     """(32 / R, 4 E_s) int64, where in what the lanes of all groups' warps sum up, flat (groups, 4, slots, 32), each
     parameter's parts are: w, sigma, mu and erev of the synapses; without `most_slots` of no use"""
@@ -223,7 +217,7 @@ def group(row: _Integers, peer: _Integers, n_members: int, *, rows: int, most_sl
     sums = _in_warps((4 * group_of + np.arange(4)[:, None]) * n_slots + slot_of, slots % rows, rows)
     arrays = (
         np.tile(members, chunks), owns.astype(np.int32), (trips_of.cumsum() - trips_of).astype(np.int32), trips_of,
-        synapses, ends[np.where(synapses < 0, ~synapses, synapses)].astype(np.int32), slots, sums,
+        synapses, ends[np.where(synapses < 0, ~synapses, synapses)].astype(np.int32), sums,
     )  # fmt: skip
     return Groups(rows, n_slots, chunks, *map(torch.from_numpy, arrays))
 
@@ -257,7 +251,7 @@ def _lay_out(row: _Integers, peer: _Integers, fan_in: _Integers, rows: int) -> L
     of_synapses = 3 * n_blocks + np.arange(4)[:, None] * len(synapses) + slots // rows
     sums = [_in_warps(of_neurons, positions % rows, rows), _in_warps(of_synapses, slots % rows, rows)]
     tables = (
-        neurons, positions, synapses, ends[np.where(synapses < 0, ~synapses, synapses)].astype(np.int32), slots,
+        neurons, synapses, ends[np.where(synapses < 0, ~synapses, synapses)].astype(np.int32),
         np.concatenate([block.partners for block in blocks]), np.concatenate([block.roles for block in blocks]),
         np.concatenate(sums, axis=1),
     )  # fmt: skip

@@ -190,7 +190,7 @@ def forward_scan(
     """Potentials (T, N, U) after each step; with SAVE, states and denominators (T, N, K, U) of each unfold.
 
     AHEAD unfolds are compiled one after the other: 1, or all of a step. Multiply-adds are written out, and the compiler
-    makes none of its own: it would choose others with SAVE than without, and potentials would differ in the last bit.
+    makes none of its own: it might choose others with SAVE than without, and potentials would differ in the last bit.
     """
     n_sequences = n_sequences.to(tl.int64)
     lane = tl.arange(0, WARP)

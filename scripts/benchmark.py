@@ -39,9 +39,9 @@ from tqdm import tqdm
 from ncp_rl import NCPPolicy
 from ncp_rl.audit.workers import begin_worker
 from ncp_rl.runs import (
-    GENERAL,
     RunConfig,
     evaluate,
+    general_settings,
     load_run,
     make_envs,
     make_model,
@@ -92,8 +92,10 @@ class Contender:
 
     label: str
     policy: Literal["ncp", "lstm", "mlp"]
-    settings: str | None
-    """A file in hyperparams/, or None for `STOCK`."""
+    settings: str | None = None
+    """A file in hyperparams/; None: general ones, as `ncp-rl train` has for an environment without tuned ones."""
+    stock: bool = False
+    """Whether it has those of `STOCK`."""
     wiring: Literal["Random", "FullyConnected"] | None = None
     """In place of the NCP, with as many neurons, and with as many synapses where they are drawn at random."""
     frame_stack: int = 1
@@ -116,8 +118,9 @@ CONTENDERS = {
     "lstm": Contender("LSTM", "lstm", "peers_lstm.yml"),
     "mlp": Contender("no memory", "mlp", "peers_ppo.yml"),
     "stack": Contender("4 stacked frames", "mlp", "peers_ppo.yml", frame_stack=4),
-    "ncp-stock": Contender("NCP, stock settings", "ncp", None),
-    "lstm-stock": Contender("LSTM, stock settings", "lstm", None),
+    "ncp-general": Contender("NCP, general settings", "ncp"),
+    "ncp-stock": Contender("NCP, stock settings", "ncp", stock=True),
+    "lstm-stock": Contender("LSTM, stock settings", "lstm", stock=True),
     "ncp-random": Contender("wired at random", "ncp", "ncp_ppo.yml", wiring="Random"),
     "ncp-full": Contender("fully connected", "ncp", "ncp_ppo.yml", wiring="FullyConnected"),
     "ncp-disturbed": Contender("NCP of 64 neurons, trained disturbed", "ncp", "ncp_disturbed.yml", disturbed=True),
@@ -127,7 +130,7 @@ CONTENDERS = {
 PAIRS = tuple((key, name) for key in SUITE for name in CONTENDERS)
 #: Contenders whose returns stand side by side.
 TUNED = ("ncp", "lstm", "mlp", "stack")
-STOCK_PAIR = ("ncp-stock", "lstm-stock")
+UNTUNED = ("ncp-general", "ncp-stock", "lstm-stock")
 WIRED = ("ncp", "ncp-random", "ncp-full")
 #: Contenders whose returns in disturbed worlds do.
 ROBUST = ("ncp", "ncp-disturbed", "lstm", "lstm-disturbed", "mlp")
@@ -217,9 +220,11 @@ def missing(args: Args, rows: Sequence[Row]) -> list[Job]:
 
 
 def trained_as(task: str, contender: str) -> str:
-    """The contender with the same training: the LSTM's settings are the stock ones where rl-zoo has none."""
-    if contender == "lstm-stock" and not read_hyperparams(ROOT / "hyperparams" / "peers_lstm.yml", SUITE[task].env):
-        return "lstm"
+    """The contender with the same training: one whose file has nothing for the task has other settings."""
+    same = {"lstm-stock": "lstm", "ncp-general": "ncp"}.get(contender, contender)
+    settings = CONTENDERS[same].settings
+    if settings and not read_hyperparams(ROOT / "hyperparams" / settings, SUITE[task].env):
+        return same
     return contender
 
 
@@ -317,10 +322,10 @@ def hyperparams(task: Task, contender: Contender, timesteps: int | None = None) 
 
 
 def _from_file(task: Task, contender: Contender) -> dict[str, Any]:
-    if contender.settings is None:
-        return dict(STOCK)
-    general = GENERAL if contender.policy == "ncp" else STOCK
-    return read_hyperparams(ROOT / "hyperparams" / contender.settings, task.env) or dict(general)
+    found = contender.settings and read_hyperparams(ROOT / "hyperparams" / contender.settings, task.env)
+    if found:
+        return found
+    return dict(STOCK) if contender.stock or contender.policy != "ncp" else general_settings(task.env)
 
 
 def _control(task: Task, recipe: str) -> dict[str, Any]:
@@ -341,7 +346,7 @@ def source(task: Task, contender: Contender) -> str:
     found = _from_file(task, contender)
     if contender.policy != "ncp" or found == STOCK:
         return "stock" if found == STOCK else "rl-zoo"
-    return "general" if found == GENERAL else "tuned"
+    return "general" if found == general_settings(task.env) else "tuned"
 
 
 def count_parameters(model: OnPolicyAlgorithm) -> tuple[int, int]:
@@ -372,7 +377,7 @@ def summary(rows: Sequence[Row]) -> str:
     found = {pair: [row for row in rows if (row.task, row.contender) == trained[pair]] for pair in PAIRS}
     returns = [
         table(found, names, lambda task, at: returns_cell(at), "steps", at_least)
-        for names, at_least in ((TUNED, 1), (STOCK_PAIR, 2), (WIRED, 2))
+        for names, at_least in ((TUNED, 1), (UNTUNED, 2), (WIRED, 2))
     ]
     costs = table(found, TUNED, lambda task, at: cost_cell(at, task.goal), "goal", at_least=1)
     worlds = ["| task, policy | " + " | ".join(WORLDS) + " |", "|---" * (len(WORLDS) + 1) + "|"]
@@ -449,7 +454,7 @@ def plot(rows: Sequence[Row], path: Path, x: Literal["step", "cpu_s"]) -> None:
     for axis in axes.flat[len(keys) :]:
         axis.set_axis_off()
     for axis, key in zip(axes.flat, keys, strict=False):
-        for color, name in enumerate((*TUNED, *STOCK_PAIR)):
+        for color, name in enumerate((*TUNED, *UNTUNED)):
             points = [row for row in rows if (row.task, row.contender, row.model) == (key, name, "curve")]
             draw_curve(axis, points, x, f"C{color}", CONTENDERS[name].label)
         axis.set_title(SUITE[key].env, fontsize=9)

@@ -145,12 +145,13 @@ def environment(args: Args) -> str:
 
 def settings(args: Args) -> dict[str, Any]:
     """The student's hyperparameters: those of its environment, else general ones."""
-    from ncp_rl.runs import GENERAL, read_hyperparams, tuned_file, with_given
+    from ncp_rl.runs import general_settings, read_hyperparams, tuned_file, with_given
 
     student = args.student
-    found: dict[str, Any] = read_hyperparams(student.hyperparams or tuned_file(), environment(args))
+    env = environment(args)
+    found: dict[str, Any] = read_hyperparams(student.hyperparams or tuned_file(), env)
     if not found or student.policy not in (None, found.get("policy")):
-        found = dict(GENERAL)
+        found = general_settings(env)
     return with_given(found, policy=student.policy, units=student.units)
 
 

@@ -205,7 +205,7 @@ def hyperparams(args: Args) -> dict[str, Any]:
         found = read_hyperparams(args.hyperparams or tuned_file(), args.env)
     else:
         found = read_config(args.init).hyperparams
-    found = disturbed(args, dict(n_timesteps=200_000) | (found or general_settings(args.policy)))
+    found = disturbed(args, dict(n_timesteps=200_000) | (found or general_settings(args.env, args.policy)))
     return with_given(
         found,
         policy=args.policy,

@@ -7,8 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from gymnasium import spaces
+
 from ncp_rl.policy import DEFAULT_WIRING
-from ncp_rl.runs.config import GENERAL, RunError
+from ncp_rl.runs.config import GENERAL, GENERAL_CONTINUOUS, RunConfig, RunError
+from ncp_rl.runs.environments import make_envs
 from ncp_rl.runs.models import is_circuit
 
 #: In a wheel the files lie in the package, in a checkout beside it.
@@ -33,13 +36,21 @@ def tuned_file(name: str = "ncp_ppo.yml") -> Path:
     return found[0]
 
 
-def general_settings(policy: str | None) -> dict[str, Any]:
+def general_settings(env: str, policy: str | None = None) -> dict[str, Any]:
     """Hyperparameters of an environment that nobody has tuned any for.
 
     Args:
+        env: Its Gymnasium id; for a circuit it is made once, to see whether its actions are continuous.
         policy: As in `policy` of the hyperparameters.
+
+    Raises:
+        RunError: The environment cannot be made, or there is no such policy.
     """
-    return dict(GENERAL) if is_circuit(policy) else dict(n_envs=8, normalize=True)
+    if not is_circuit(policy):
+        return dict(n_envs=8, normalize=True)
+    venv = make_envs(RunConfig(env, {}), 1)
+    venv.close()
+    return dict(GENERAL_CONTINUOUS if isinstance(venv.action_space, spaces.Box) else GENERAL)
 
 
 def with_given(

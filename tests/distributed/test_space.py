@@ -137,7 +137,7 @@ def test_settings_that_the_space_holds_could_have_been_drawn(entry: Any, setting
 @pytest.mark.parametrize("policy", ["NCPPolicy", "MlpLstmPolicy", "MlpPolicy"])
 def test_the_space_that_comes_along_makes_models(policy: str) -> None:
     for values in drawn(dimensions(read_space(tuned_file("sweep.yml"), policy)), 3):
-        settings = with_values(general_settings(policy) | dict(n_envs=2, policy=policy), values)
+        settings = with_values(general_settings("ncp/PendulumNoVel-v1", policy) | dict(n_envs=2, policy=policy), values)
         config = RunConfig("ncp/PendulumNoVel-v1", settings)
         venv = make_envs(config, 2)
         model = make_model(config, venv, "cpu")

@@ -27,6 +27,7 @@ from ncp_rl.policy import DEFAULT_WIRING
 from ncp_rl.recording import record_rollouts, replay
 from ncp_rl.runs import (
     GENERAL,
+    GENERAL_CONTINUOUS,
     RunConfig,
     RunError,
     load_run,
@@ -388,10 +389,12 @@ def test_the_command_line_comes_before_the_file(tmp_path: Path) -> None:
     lstm = dict(n_timesteps=200_000, policy="MlpLstmPolicy", policy_kwargs=dict(lstm_hidden_size=4))
     assert hyperparams(env="A-v0") == lstm == hyperparams(env="A-v0", policy="MlpLstmPolicy")
     own = dict(recipe="AutoNCP", **asdict(DEFAULT_WIRING))
-    assert hyperparams(env="C-v0") == GENERAL | dict(policy_kwargs=dict(wiring=own))
+    assert hyperparams(env="CartPole-v1") == GENERAL | dict(policy_kwargs=dict(wiring=own))
+    noise = GENERAL_CONTINUOUS["policy_kwargs"]
+    assert hyperparams(env="Pendulum-v1") == GENERAL_CONTINUOUS | dict(policy_kwargs=noise | dict(wiring=own))
     lstm = dict(n_envs=8, n_timesteps=200_000, normalize=True, policy="MlpLstmPolicy", policy_kwargs={})
-    assert hyperparams(env="C-v0", policy="MlpLstmPolicy") == lstm
-    assert hyperparams(env="C-v0", units=12)["policy_kwargs"] == dict(wiring=own | dict(units=12))
+    assert hyperparams(env="CartPole-v1", policy="MlpLstmPolicy") == lstm
+    assert hyperparams(env="CartPole-v1", units=12)["policy_kwargs"] == dict(wiring=own | dict(units=12))
     # Arguments of one kind of policy are none of another kind.
     assert hyperparams(env="A-v0", policy="NCPPolicy")["policy_kwargs"] == dict(wiring=own)
     assert hyperparams(env="B-v0", policy="MlpPolicy")["policy_kwargs"] == {}

@@ -14,7 +14,7 @@ them, and resume.pt is a pickle too: load only files that you trust.
 """
 
 from ncp_rl.runs.checkpoint import CHECKPOINT
-from ncp_rl.runs.config import EVALUATION_SEED, GENERAL, GENERAL_CONTINUOUS, RunConfig, RunError, read_hyperparams
+from ncp_rl.runs.config import EVALUATION_SEED, GENERAL, RunConfig, RunError, read_hyperparams
 from ncp_rl.runs.environments import has_training_wrappers, make_envs
 from ncp_rl.runs.evaluation import MAX_EPISODE_STEPS, EpisodeBound, Evaluation, Interval, evaluate, mean_interval
 from ncp_rl.runs.folder import load_run, read_config, save_model
@@ -27,7 +27,6 @@ __all__ = [
     "CHECKPOINT",
     "EVALUATION_SEED",
     "GENERAL",
-    "GENERAL_CONTINUOUS",
     "MAX_EPISODE_STEPS",
     "POLICIES",
     "EpisodeBound",

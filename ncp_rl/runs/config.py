@@ -23,10 +23,6 @@ GENERAL: dict[str, Any] = dict(
     batch_size=128,
     learning_rate="lin_6e-4",
 )
-#: The same where actions are continuous: noise that lasts four steps, so that it adds up to a movement (gSDE).
-GENERAL_CONTINUOUS: dict[str, Any] = GENERAL | dict(
-    use_sde=True, sde_sample_freq=4, policy_kwargs=dict(log_std_init=-1.0)
-)
 
 #: Added to a run's seed for the environments of its evaluations, which must start differently from those of training.
 EVALUATION_SEED = 10_000

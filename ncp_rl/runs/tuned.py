@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from gymnasium import spaces
 
 from ncp_rl.policy import DEFAULT_WIRING
-from ncp_rl.runs.config import GENERAL, GENERAL_CONTINUOUS, RunConfig, RunError
+from ncp_rl.runs.config import GENERAL, RunConfig, RunError
 from ncp_rl.runs.environments import make_envs
 from ncp_rl.runs.models import is_circuit
 
@@ -39,8 +40,11 @@ def tuned_file(name: str = "ncp_ppo.yml") -> Path:
 def general_settings(env: str, policy: str | None = None) -> dict[str, Any]:
     """Hyperparameters of an environment that nobody has tuned any for.
 
+    Those of circuits are `GENERAL`, with gSDE where actions are continuous: noise that lasts four steps adds up to a
+    movement. With more actions each has less of it, so that all together move as far.
+
     Args:
-        env: Its Gymnasium id; for a circuit it is made once, to see whether its actions are continuous.
+        env: Its Gymnasium id; for a circuit it is made once, to see what its actions are.
         policy: As in `policy` of the hyperparameters.
 
     Raises:
@@ -50,7 +54,11 @@ def general_settings(env: str, policy: str | None = None) -> dict[str, Any]:
         return dict(n_envs=8, normalize=True)
     venv = make_envs(RunConfig(env, {}), 1)
     venv.close()
-    return dict(GENERAL_CONTINUOUS if isinstance(venv.action_space, spaces.Box) else GENERAL)
+    if not isinstance(venv.action_space, spaces.Box):
+        return dict(GENERAL)
+    n_actions = math.prod(venv.action_space.shape)
+    log_std = round(-1.0 - 0.5 * math.log(n_actions), 2)
+    return GENERAL | dict(use_sde=True, sde_sample_freq=4, policy_kwargs=dict(log_std_init=log_std))
 
 
 def with_given(

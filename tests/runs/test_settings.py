@@ -27,9 +27,9 @@ from ncp_rl.policy import DEFAULT_WIRING
 from ncp_rl.recording import record_rollouts, replay
 from ncp_rl.runs import (
     GENERAL,
-    GENERAL_CONTINUOUS,
     RunConfig,
     RunError,
+    general_settings,
     load_run,
     make_envs,
     make_model,
@@ -390,8 +390,6 @@ def test_the_command_line_comes_before_the_file(tmp_path: Path) -> None:
     assert hyperparams(env="A-v0") == lstm == hyperparams(env="A-v0", policy="MlpLstmPolicy")
     own = dict(recipe="AutoNCP", **asdict(DEFAULT_WIRING))
     assert hyperparams(env="CartPole-v1") == GENERAL | dict(policy_kwargs=dict(wiring=own))
-    noise = GENERAL_CONTINUOUS["policy_kwargs"]
-    assert hyperparams(env="Pendulum-v1") == GENERAL_CONTINUOUS | dict(policy_kwargs=noise | dict(wiring=own))
     lstm = dict(n_envs=8, n_timesteps=200_000, normalize=True, policy="MlpLstmPolicy", policy_kwargs={})
     assert hyperparams(env="CartPole-v1", policy="MlpLstmPolicy") == lstm
     assert hyperparams(env="CartPole-v1", units=12)["policy_kwargs"] == dict(wiring=own | dict(units=12))
@@ -409,6 +407,15 @@ def test_the_command_line_comes_before_the_file(tmp_path: Path) -> None:
     assert hyperparams(env="D-v0")["env_wrapper"] == {RANDOM_DISTURBANCES: dict(sensor_noise=0.1)}
     instead = hyperparams(env="D-v0", disturb=("sensor_bias=0.2",))["env_wrapper"]
     assert instead == [{RANDOM_DISTURBANCES: dict(sensor_bias=0.2)}]
+
+
+@pytest.mark.parametrize(("env", "log_std"), [("Pendulum-v1", -1.0), ("LunarLanderContinuous-v3", -1.35)])
+def test_general_settings_explore_with_lasting_noise_where_actions_are_continuous(env: str, log_std: float) -> None:
+    found = general_settings(env)
+    assert found == GENERAL | dict(use_sde=True, sde_sample_freq=4, policy_kwargs=dict(log_std_init=log_std))
+    assert train_script.hyperparams(train_script.Args(env=env))["policy_kwargs"]["log_std_init"] == log_std
+    assert general_settings("CartPole-v1") == GENERAL
+    assert general_settings(env, "MlpPolicy") == dict(n_envs=8, normalize=True)
 
 
 def test_what_only_circuits_have_is_refused_for_others() -> None:

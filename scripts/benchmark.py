@@ -408,12 +408,15 @@ def table(
 
 
 def returns_cell(rows: Sequence[Row], world: str = "undisturbed") -> str:
-    """Interquartile mean of the best models over fresh episodes, its 95 % interval, and the seeds there are."""
+    """Interquartile mean of the best models over fresh episodes; 95 % interval, of several; how many there are."""
     returns = np.array([row.mean_return for row in rows if (row.model, row.world) == ("best", world)])
     if not len(returns):
         return ""
+    middle = round(interquartile_mean(returns))
+    if len(returns) == 1:
+        return f"{middle} (1)"
     low, high = interval(returns)
-    return f"{interquartile_mean(returns):.0f} [{low:.0f}, {high:.0f}] ({len(returns)})"
+    return f"{middle} [{round(low)}, {round(high)}] ({len(returns)})"
 
 
 def cost_cell(rows: Sequence[Row], goal: float) -> str:
@@ -437,8 +440,6 @@ def interquartile_mean(returns: npt.NDArray[np.float64], axis: int = -1) -> Any:
 
 def interval(returns: npt.NDArray[np.float64]) -> tuple[float, float]:
     """95 % percentile bootstrap of the interquartile mean over the seeds of one task, its stratum."""
-    if len(returns) == 1:
-        return float(returns[0]), float(returns[0])
     found = stats.bootstrap((returns,), interquartile_mean, n_resamples=2000, method="percentile", rng=0)
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 

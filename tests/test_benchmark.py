@@ -53,6 +53,22 @@ def test_the_table_keeps_rows_and_what_it_holds_is_not_trained_again(rows: list[
     assert set(everything) - set(benchmark.missing(args, found)) == {("Pendulum", "ncp", 3), ("Pendulum", "stack", 1)}
 
 
+@pytest.mark.parametrize(("contender", "alone"), [("ncp-general", "CartPole"), ("lstm-stock", "LaneKeeping")])
+def test_a_training_that_two_contenders_share_is_made_once(contender: str, alone: str) -> None:
+    tasks = {task for task, _, _ in benchmark.missing(Args(contenders=(contender,)), [])}
+    assert alone not in tasks and "Pendulum" in tasks
+    same = benchmark.trained_as(alone, contender)
+    found, shared = (benchmark.hyperparams(SUITE[alone], CONTENDERS[name]) for name in (contender, same))
+    assert found == shared
+
+
+def test_general_settings_are_those_of_an_environment_that_no_file_names() -> None:
+    contender = CONTENDERS["ncp-general"]
+    assert benchmark.source(SUITE["Pendulum"], contender) == "general"
+    assert benchmark.hyperparams(SUITE["Pendulum"], contender)["use_sde"]
+    assert benchmark.source(SUITE["Pendulum"], CONTENDERS["ncp-stock"]) == "stock"
+
+
 def test_an_interrupted_benchmark_goes_on_with_its_trainings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, "N_EPISODES", 2)
     job, rollout = ("Pendulum", "mlp", 0), 4 * 1024
@@ -111,11 +127,11 @@ def test_the_summary_is_of_the_middle_half_and_says_who_reached_the_goal(tmp_pat
     table += [row("lstm", seed, "curve", value, 10.0) for seed, value in enumerate((480.0, 480.0, 300.0))]
     table += [replace(row("ncp-disturbed", mean_return=60.0), world="observation_delay=1")]
     returns, costs, worlds = benchmark.summary([*table, row("lstm", mean_return=3.0)]).split("\n\n")
-    assert "| CartPole, 100,000 | 490 [" in returns and "(4) | 3 [3, 3] (1) |" in returns
+    assert "| CartPole, 100,000 | 490 [" in returns and "(4) | 3 (1) |" in returns
     assert costs.splitlines()[-1] == "| CartPole, 475 | 7; not reached | 7; 10 s |"
     assert worlds.splitlines()[3:] == [
-        "| CartPole, NCP of 64 neurons, trained disturbed |  | 60 [60, 60] (1) |  |",
-        "| CartPole, LSTM | 3 [3, 3] (1) |  |  |",
+        "| CartPole, NCP of 64 neurons, trained disturbed |  | 60 (1) |  |",
+        "| CartPole, LSTM | 3 (1) |  |  |",
     ]
     for x in ("step", "cpu_s"):
         benchmark.plot(table, tmp_path / "plot.png", x=x)

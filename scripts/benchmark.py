@@ -377,7 +377,7 @@ def summary(rows: Sequence[Row]) -> str:
     found = {pair: [row for row in rows if (row.task, row.contender) == trained[pair]] for pair in PAIRS}
     returns = [
         table(found, names, lambda task, at: returns_cell(at), "steps", at_least)
-        for names, at_least in ((TUNED, 1), (UNTUNED, 2), (WIRED, 2))
+        for names, at_least in ((TUNED, 1), (UNTUNED, 1), (WIRED, 2))
     ]
     costs = table(found, TUNED, lambda task, at: cost_cell(at, task.goal), "goal", at_least=1)
     worlds = ["| task, policy | " + " | ".join(WORLDS) + " |", "|---" * (len(WORLDS) + 1) + "|"]

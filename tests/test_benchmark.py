@@ -126,8 +126,9 @@ def test_the_summary_is_of_the_middle_half_and_says_who_reached_the_goal(tmp_pat
     table = [row(seed=seed, mean_return=value) for seed, value in enumerate((0.0, 490.0, 490.0, 500.0))]
     table += [row("lstm", seed, "curve", value, 10.0) for seed, value in enumerate((480.0, 480.0, 300.0))]
     table += [replace(row("ncp-disturbed", mean_return=60.0), world="observation_delay=1")]
-    returns, costs, worlds = benchmark.summary([*table, row("lstm", mean_return=3.0)]).split("\n\n")
+    returns, untuned, costs, worlds = benchmark.summary([*table, row("lstm", mean_return=3.0)]).split("\n\n")
     assert "| CartPole, 100,000 | 490 [" in returns and "(4) | 3 (1) |" in returns
+    assert untuned.splitlines()[0] == "| task, steps | NCP, general settings |"
     assert costs.splitlines()[-1] == "| CartPole, 475 | 7; not reached | 7; 10 s |"
     assert worlds.splitlines()[3:] == [
         "| CartPole, NCP of 64 neurons, trained disturbed |  | 60 (1) |  |",

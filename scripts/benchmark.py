@@ -220,7 +220,7 @@ def missing(args: Args, rows: Sequence[Row]) -> list[Job]:
 
 
 def trained_as(task: str, contender: str) -> str:
-    """The contender with the same training: one whose file has nothing for the task has other settings."""
+    """The contender with the same training: where a file lacks the task, it is the stock or general one."""
     same = {"lstm-stock": "lstm", "ncp-general": "ncp"}.get(contender, contender)
     settings = CONTENDERS[same].settings
     if settings and not read_hyperparams(ROOT / "hyperparams" / settings, SUITE[task].env):

@@ -145,13 +145,13 @@ def environment(args: Args) -> str:
 
 def settings(args: Args) -> dict[str, Any]:
     """The student's hyperparameters: those of its environment, else general ones."""
-    from ncp_rl.runs import general_settings, read_hyperparams, tuned_file, with_given
+    from ncp_rl.runs import GENERAL, general_settings, is_circuit, read_hyperparams, tuned_file, with_given
 
     student = args.student
     env = environment(args)
     found: dict[str, Any] = read_hyperparams(student.hyperparams or tuned_file(), env)
     if not found or student.policy not in (None, found.get("policy")):
-        found = general_settings(env)
+        found = general_settings(env) if is_circuit(student.policy) else dict(GENERAL)
     return with_given(found, policy=student.policy, units=student.units)
 
 

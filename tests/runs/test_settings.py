@@ -22,6 +22,7 @@ from stable_baselines3.common.vec_env import VecCheckNan, VecFrameStack, VecNorm
 
 from ncp_rl import MultiInputNCPPolicy, NCPPolicy
 from ncp_rl.cli import evaluate as evaluate_script
+from ncp_rl.cli import teach as teach_script
 from ncp_rl.cli import train as train_script
 from ncp_rl.policy import DEFAULT_WIRING
 from ncp_rl.recording import record_rollouts, replay
@@ -416,6 +417,15 @@ def test_general_settings_explore_with_lasting_noise_where_actions_are_continuou
     assert train_script.hyperparams(train_script.Args(env=env))["policy_kwargs"]["log_std_init"] == log_std
     assert general_settings("CartPole-v1") == GENERAL
     assert general_settings(env, "MlpPolicy") == dict(n_envs=8, normalize=True)
+
+
+def test_students_explore_as_circuits_do_only_if_they_are_circuits(tmp_path: Path) -> None:
+    def settings(policy: str | None) -> dict[str, Any]:
+        student = teach_script.Student(out=tmp_path / "taught", env="Pendulum-v1", policy=policy)
+        return teach_script.settings(teach_script.Dagger("a.Expert", student))
+
+    assert settings(None)["policy_kwargs"]["log_std_init"] == -1.0
+    assert settings("MlpPolicy") == GENERAL | dict(policy="MlpPolicy", policy_kwargs={})
 
 
 def test_what_only_circuits_have_is_refused_for_others() -> None:

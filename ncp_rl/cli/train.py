@@ -83,13 +83,13 @@ class Args:
     unpickled. The run's settings hold; --timesteps gives it more or fewer steps in all, so that a finished one goes on
     too."""
     rllib_runners: int | None = None
-    """Train by RLlib's PPO on Ray, with so many processes that step the environments, which they share. Such a training
-    is not resumed. Default: RecurrentPPO in this process."""
+    """Train by RLlib's PPO on Ray, with so many processes that step the environments, which they share. With --resume:
+    go on with so many. Default: RecurrentPPO in this process."""
     rllib_learners: int = 0
     """Processes of RLlib that learn, each with a GPU under --device cuda; 0: this process."""
     address: str | None = None
-    """Address of a Ray cluster for RLlib; auto is the one that this machine is part of. Default: Ray is started on this
-    machine while the training lasts."""
+    """Address of a Ray cluster for RLlib; auto is the one that this machine is part of, local is Ray started on this
+    machine while the training lasts. Default: local, or where the resumed training was."""
     final_episodes: int = 100
     """Episodes of the evaluation at the end."""
     progress_bar: bool = True
@@ -110,8 +110,9 @@ def main(args: Args) -> int:
     if args.init is not None and args.env == Args.env:
         args = replace(args, env=read_config(args.init).env)
     config = RunConfig(args.env, hyperparams(args), seed=args.seed, max_episode_steps=args.max_episode_steps)
-    if args.rllib_runners is not None:
-        train_by_rllib(args, config, folder)
+    goes_on_by_rllib = args.resume is not None and by_rllib(args.resume)
+    if args.rllib_runners is not None or (goes_on_by_rllib and not args.rllib_learners):
+        config = train_by_rllib(args, config, folder)
     elif args.rllib_learners or args.address:
         raise RunError("--rllib-learners and --address belong to a training by RLlib: give --rllib-runners too.")
     elif args.resume is None:
@@ -134,35 +135,46 @@ def main(args: Args) -> int:
     return FINE
 
 
-def train_by_rllib(args: Args, config: RunConfig, folder: Path) -> None:
-    """Train on Ray.
+def by_rllib(folder: Path) -> bool:
+    """Whether a run folder is that of a training by RLlib."""
+    from ncp_rl.runs.folder import RLLIB
+
+    return (folder / RLLIB).exists()
+
+
+def train_by_rllib(args: Args, config: RunConfig, folder: Path) -> RunConfig:
+    """Train on Ray, or go on; return the configuration of the run.
 
     Raises:
-        RunError: The command line asks for checkpoints, which such a training does not keep.
         ncp_rl.extras.MissingExtraError: Ray, or what RLlib needs, is not installed.
     """
     from ncp_rl.extras import require
 
     require("rllib", "ray", "tree", by="A training by RLlib")
-    from ncp_rl.distributed.rllib import Workers, train
-    from ncp_rl.runs import RunError
+    from ncp_rl.distributed.rllib import Workers, resume, train
 
-    if args.resume is not None or args.checkpoints != Args.checkpoints:
-        raise RunError("A training by RLlib keeps no checkpoints to go on from; leave out --resume and --checkpoints.")
+    workers = None
+    if args.rllib_runners is not None:
+        workers = Workers(
+            runners=args.rllib_runners,
+            learners=args.rllib_learners,
+            gpus_per_learner=1.0 if args.device == "cuda" else 0.0,
+        )
+    where: dict[str, Any] = dict(workers=workers, address=args.address, progress_bar=args.progress_bar)
+    if args.resume is not None:
+        config = resumed(args, config, folder)
+        resume(folder, n_timesteps=args.timesteps, **where)
+        return config
     train(
         config,
         folder,
-        workers=Workers(
-            runners=args.rllib_runners or 0,
-            learners=args.rllib_learners,
-            gpus_per_learner=1.0 if args.device == "cuda" else 0.0,
-        ),
-        address=args.address,
         n_eval_episodes=args.eval_episodes,
+        n_checkpoints=args.checkpoints,
         init=args.init,
         modules=("ncp_rl.cli.worlds",),
-        progress_bar=args.progress_bar,
+        **where,
     )
+    return config
 
 
 def resumed(args: Args, given: RunConfig, folder: Path) -> RunConfig:
@@ -177,6 +189,8 @@ def resumed(args: Args, given: RunConfig, folder: Path) -> RunConfig:
     named = {f.name for f in fields(Args) if getattr(args, f.name) != f.default} - ANEW
     if args.out == folder:
         named -= {"out"}
+    if by_rllib(folder):
+        named -= {"rllib_runners", "rllib_learners", "address"}
     # config.json does not say whether these are the run's.
     unknown = named & {"out", "eval_episodes", "checkpoints", "init"}
     differences = given.differences(config) if named - unknown else []

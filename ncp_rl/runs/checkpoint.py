@@ -141,18 +141,15 @@ class KeepCheckpoint(BaseCallback):
             noise=_noise(policy),
             held={name: held[name] for name in (*_COUNTED, *_CARRIED, *_EPISODES) if name in held},
             streams=random_streams(),
-            callbacks=[attributes(callback) for callback in _all(self.callbacks)],
+            callbacks=states_of_callbacks(self.callbacks),
             logged={name: dict(vars(self.logger)[name]) for name in _LOGGED},
             seconds=(time.time_ns() - model.start_time) / 1e9,
-            files={name: (self.folder / name).read_bytes() for name in _FILES if (self.folder / name).exists()},
+            files=contents_of_files(self.folder),
         )
 
     def write(self, state: dict[str, Any]) -> None:
         """Write a state, with configuration and versions, which decide whether it can be resumed."""
-        buffer = io.BytesIO()
-        about = dict(config=asdict(self.config), plan=tuple(self.plan), versions=installed_versions())
-        torch.save(state | about, buffer, pickle_module=cloudpickle)
-        write_file(self.folder / CHECKPOINT, buffer.getvalue())
+        write_checkpoint(self.folder, self.config, self.plan, state)
         self.steps = state["steps"]
 
     def _pack(self) -> Packed:
@@ -162,14 +159,21 @@ class KeepCheckpoint(BaseCallback):
 
     def _put_back(self, checkpoint: Mapping[str, Any]) -> None:
         model = self.algorithm
-        for callback, held in zip(_all(self.callbacks), checkpoint["callbacks"], strict=False):
-            put_attributes(callback, held)
+        restore_callbacks(self.callbacks, checkpoint)
         model._num_timesteps_at_start = checkpoint["held"]["_num_timesteps_at_start"]
         model.start_time = time.time_ns() - int(checkpoint["seconds"] * 1e9)
         for name, values in checkpoint["logged"].items():
             vars(self.logger)[name].update(values)
         set_random_streams(checkpoint["streams"])
         _make_noise(model, checkpoint["noise"])
+
+
+def write_checkpoint(folder: Path, config: RunConfig, plan: TrainingPlan, state: Mapping[str, Any]) -> None:
+    """Write a state, with configuration and versions, in place of the one before."""
+    buffer = io.BytesIO()
+    about = dict(config=asdict(config), plan=tuple(plan), versions=installed_versions())
+    torch.save({**state, **about}, buffer, pickle_module=cloudpickle)
+    write_file(folder / CHECKPOINT, buffer.getvalue())
 
 
 def read_checkpoint(folder: Path) -> dict[str, Any]:
@@ -243,6 +247,11 @@ def _begin_anew(venv: VecEnv, model: OnPolicyAlgorithm, checkpoint: Mapping[str,
     venv.seed(seed)
 
 
+def contents_of_files(folder: Path) -> dict[str, bytes]:
+    """Return the contents of the files of a run folder that `restore_files` restores."""
+    return {name: (folder / name).read_bytes() for name in _FILES if (folder / name).exists()}
+
+
 def restore_files(folder: Path, checkpoint: Mapping[str, Any]) -> None:
     """Restore curves, evaluations and models of a run folder to their contents at a checkpoint."""
     steps, files = checkpoint["steps"], checkpoint["files"]
@@ -276,6 +285,17 @@ def set_random_streams(streams: Mapping[str, Any]) -> None:
             len(streams["cuda"]),
             n_cuda,
         )
+
+
+def states_of_callbacks(callbacks: Sequence[BaseCallback]) -> list[dict[str, Any]]:
+    """Return the attributes of callbacks, and of the callbacks within them."""
+    return [attributes(callback) for callback in _all(callbacks)]
+
+
+def restore_callbacks(callbacks: Sequence[BaseCallback], checkpoint: Mapping[str, Any]) -> None:
+    """Restore what `states_of_callbacks` returned, once a training has set its own attributes."""
+    for callback, held in zip(_all(callbacks), checkpoint["callbacks"], strict=False):
+        put_attributes(callback, held)
 
 
 def attributes(callback: BaseCallback) -> dict[str, Any]:

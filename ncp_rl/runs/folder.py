@@ -23,6 +23,9 @@ from ncp_rl.runs.models import algorithm
 if sys.platform != "win32":
     import fcntl
 
+#: File that says over which processes a training by RLlib was spread.
+RLLIB = "rllib.json"
+
 
 def write_file(path: Path, data: bytes) -> None:
     """Write a file so that, whenever the process is killed, the complete old or new file exists."""

@@ -120,14 +120,16 @@ def resume(
     config = read_config(folder)
     with training_lock(folder):
         checkpoint = read_checkpoint(folder)
-        config = _going_on(config, checkpoint, folder, n_timesteps)
+        if "algorithm" in checkpoint:
+            raise RunError(f"{folder} was trained by RLlib, which goes on with it: ncp_rl.distributed.rllib.resume.")
+        config = going_on(config, checkpoint, folder, n_timesteps)
         with parts_of_training(config, TrainingPlan(*checkpoint["plan"]), device) as made:
             began = checkpoint["steps"] > 0
             seed = int(np.random.SeedSequence([config.seed, checkpoint["steps"]]).generate_state(1)[0])
             why_not = restore(made.model, checkpoint, seed % 2**31) if began else ""
             write_file(folder / "config.json", to_json(config).encode())
             restore_files(folder, checkpoint)
-            _tell(folder, checkpoint, why_not)
+            tell_resumed(folder, checkpoint, why_not)
             return _learn(
                 made,
                 folder,
@@ -166,7 +168,7 @@ def new_folder(folder: Path, config: RunConfig) -> Iterator[None]:
         yield
 
 
-def _going_on(config: RunConfig, checkpoint: Mapping[str, Any], folder: Path, n_timesteps: int | None) -> RunConfig:
+def going_on(config: RunConfig, checkpoint: Mapping[str, Any], folder: Path, n_timesteps: int | None) -> RunConfig:
     """Return the configuration of the resumed training."""
     differences = config.differences(RunConfig(**checkpoint["config"]))
     if differences:
@@ -183,7 +185,7 @@ def _going_on(config: RunConfig, checkpoint: Mapping[str, Any], folder: Path, n_
     )
 
 
-def _tell(folder: Path, checkpoint: Mapping[str, Any], why_not: str) -> None:
+def tell_resumed(folder: Path, checkpoint: Mapping[str, Any], why_not: str) -> None:
     """Log how the training is resumed, also in the folder's `resumed.log`."""
     before, now = checkpoint["versions"], installed_versions()
     changed = [f"{name} {before.get(name)} -> {now[name]}" for name in now if before.get(name) != now[name]]

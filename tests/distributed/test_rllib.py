@@ -1,12 +1,13 @@
-"""RLlib trains the policy of RecurrentPPO: same pass, same steps; an env runner dies; the run folder at the end."""
+"""RLlib trains the policy of RecurrentPPO: same pass, same steps; what dies goes on; the run folder at the end."""
 
 from __future__ import annotations
 
 import csv
 import json
 import os
+import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,18 +24,24 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from sb3_contrib import RecurrentPPO
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.preprocessing import is_image_space
 from torch import Tensor
 
-from ncp_rl import AutoNCP, CnnNCPPolicy, MultiInputNCPPolicy, NCPPolicy
+from ncp_rl import AutoNCP, CnnNCPPolicy, MultiInputNCPPolicy, NCPPolicy, runs
 from ncp_rl.cli import main
 from ncp_rl.distributed.cluster import ray_running
-from ncp_rl.distributed.rllib import NCPModule, RunEnvironment, Workers, algorithm_config, train
+from ncp_rl.distributed.rllib import NCPModule, RunEnvironment, Workers, algorithm_config, resume, train
+from ncp_rl.distributed.rllib.environment import pooled
 from ncp_rl.distributed.rllib.settings import default_seq_len
+from ncp_rl.distributed.rllib.training import Processes
 from ncp_rl.encoder import ELAPSED_TIME, Standardize
 from ncp_rl.learning import LR_SCALE, VALUE_GRADIENT, ScaledAdam
 from ncp_rl.policy import frozen_standardization
 from ncp_rl.runs import Evaluation, RunConfig, RunError, evaluate, load_run, make_envs, make_model
+from ncp_rl.runs.checkpoint import TrainingPlan, read_checkpoint
+from ncp_rl.runs.folder import RLLIB
+from ncp_rl.runs.training import parts_of_training
 
 ENV = "ncp/PendulumNoVel-v1"
 #: Steps, sequences and units of the forward passes that are compared.
@@ -205,6 +212,26 @@ def test_environments_of_different_runners_start_differently() -> None:
     firsts = [RunEnvironment(c).reset(seed=seed)[0] for c, seed in ((Context(context), 1), (second, 2))]
     counted_on = RunEnvironment(Context(context)).reset(seed=2)[0]  # RLlib's seed of the next environment of a runner.
     assert len({part.tobytes() for part in (*firsts, counted_on)}) == 3
+
+
+def test_environments_go_on_from_the_rewards_that_all_have_seen() -> None:
+    config = dict(config=asdict(RunConfig(ENV, SETTINGS)), modules=())
+    first, second = (RunEnvironment(config) for _ in range(2))
+    for env, n_steps in ((first, 30), (second, 50)):
+        env.reset(seed=n_steps)
+        for _ in range(n_steps):
+            if env.step(np.zeros(1))[3]:
+                env.reset()
+    seen = [env.spread() for env in (first, second)]
+    assert seen[0] is not None and seen[1] is not None and seen[0] != seen[1]
+    both = pooled([part for part in seen if part is not None])
+    assert both.count == pytest.approx(40, abs=1e-3)
+    assert both.mean == pytest.approx((30 * seen[0].mean + 50 * seen[1].mean) / 80, rel=1e-4)
+    assert min(part.var for part in seen if part) < both.var
+    going_on = RunEnvironment(config | dict(rewards=both)).spread()
+    assert going_on is not None
+    assert asdict(going_on) == pytest.approx(asdict(both), rel=1e-3)
+    assert RunEnvironment(config | dict(config=asdict(RunConfig(ENV, {})))).spread() is None
 
 
 def refused(**settings: Any) -> str:
@@ -411,6 +438,117 @@ def test_a_training_ends_as_a_run_folder(trained: Trained) -> None:
     assert {"config.json", "evaluations.npz", "progress.csv", "best/vecnormalize.pkl"} <= names
     assert {f"checkpoints/model_{steps}_steps.zip" for steps in trained.evaluated} <= names
     assert any(line["rollout/ep_rew_mean"] for line in trained.curve)
+
+
+class Cut(NamedTuple):
+    """A training that was interrupted at its second evaluation, after its first checkpoint, and went on."""
+
+    folder: Path
+    checkpoint: dict[str, Any]
+    restored: dict[str, Any]
+    evaluated: list[int]
+    model: OnPolicyAlgorithm
+
+
+@pytest.fixture(scope="module")
+def cut(on_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Cut:
+    folder = tmp_path_factory.mktemp("cut") / "run"
+    evaluated: list[int] = []
+
+    def interrupt(steps: int, _: Evaluation) -> None:
+        evaluated.append(steps)
+        if len(evaluated) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(RunError, match=f"--resume {folder} goes on from step 512"):
+        train(
+            RunConfig(ENV, SETTINGS),
+            folder,
+            workers=Workers(runners=1),
+            n_evaluations=3,
+            n_eval_episodes=2,
+            n_checkpoints=3,
+            modules=("ncp_envs",),
+            progress_bar=False,
+            on_evaluation=interrupt,
+        )
+    checkpoint = read_checkpoint(folder)
+    with parts_of_training(RunConfig(ENV, SETTINGS), TrainingPlan(3, 2, 3), "cpu") as made:
+        with Processes.read(folder).running(made, checkpoint) as algorithm:
+            restored = algorithm.get_state()
+    model = resume(
+        folder,
+        workers=Workers(runners=2),
+        progress_bar=False,
+        on_evaluation=lambda steps, _: evaluated.append(steps),
+    )
+    return Cut(folder, checkpoint, restored, evaluated, model)
+
+
+def test_an_interrupted_training_goes_on(cut: Cut) -> None:
+    assert cut.evaluated == [512, 1024, 1024, 1536]
+    with (cut.folder / "progress.csv").open(newline="") as file:
+        curve = [line for line in csv.DictReader(file) if line["time/total_timesteps"]]
+    assert [int(line["time/total_timesteps"]) for line in curve] == list(range(128, 1537, 128))
+    assert [int(line["time/iterations"]) for line in curve] == list(range(1, 13))
+    rates = [float(line["train/learning_rate"]) for line in curve]
+    assert rates == pytest.approx(np.linspace(11 / 12, 0, 12) * 3e-4)
+    assert [int(line["time/env_runners"]) for line in curve] == [1] * 4 + [2] * 8
+    assert list(np.load(cut.folder / "evaluations.npz")["timesteps"]) == [512, 1024, 1536]
+    assert "At step 512 the training goes on; episodes begin anew" in (cut.folder / "resumed.log").read_text()
+    (found,) = (module for module in cut.model.policy.modules() if isinstance(module, Standardize))
+    assert found.count.item() == cut.model.num_timesteps == 1536
+    assert read_checkpoint(cut.folder)["steps"] == 1536
+    assert json.loads((cut.folder / RLLIB).read_text())["runners"] == 2
+
+
+def test_a_resumed_learner_has_weights_and_moments_of_the_checkpoint(cut: Cut) -> None:
+    saved, restored = (state["learner_group"]["learner"] for state in (cut.checkpoint["algorithm"], cut.restored))
+    for part in ("rl_module", "optimizer"):
+        assert_equal(saved[part], restored[part])
+    optimizer = restored["optimizer"]["default_policy_default_optimizer"]["state"]
+    moments = optimizer["state"][0]
+    assert moments["step"] > 0 and np.abs(moments["exp_avg"]).max() > 0
+    assert {group["lr_scale"] for group in optimizer["param_groups"]} == {LR_SCALE, 1.0}
+
+
+def assert_equal(ours: Any, theirs: Any) -> None:
+    if isinstance(ours, Mapping):
+        assert ours.keys() == theirs.keys()
+        for name in ours:
+            assert_equal(ours[name], theirs[name])
+    elif isinstance(ours, list | tuple):
+        assert len(ours) == len(theirs)
+        for mine, other in zip(ours, theirs, strict=True):
+            assert_equal(mine, other)
+    else:
+        assert np.array_equal(ours, theirs)
+
+
+def test_what_did_not_train_by_rllib_does_not_go_on_by_it(cut: Cut, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="was trained by RLlib, which goes on with it"):
+        runs.resume(cut.folder)
+    with pytest.raises(RunError, match="has taken 1,536 steps of 1,536 and is finished"):
+        resume(cut.folder, progress_bar=False)
+    runs.train(
+        RunConfig(ENV, SETTINGS | dict(n_timesteps=128)), tmp_path / "run", n_eval_episodes=1, progress_bar=False
+    )
+    with pytest.raises(RunError, match="was not trained by RLlib; ncp-rl train --resume"):
+        resume(tmp_path / "run", progress_bar=False)
+    shutil.copytree(cut.folder, tmp_path / "damaged")
+    (tmp_path / "damaged" / RLLIB).write_text('{"runners": 2}')
+    with pytest.raises(RunError, match=r"rllib.json does not say how the training was spread: KeyError"):
+        resume(tmp_path / "damaged", n_timesteps=2000, progress_bar=False)
+
+
+def test_the_command_goes_on_with_a_finished_training(cut: Cut, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(cut.folder, folder)
+    options = ["--resume", str(folder), "--timesteps", "1664", "--rllib-runners", "1", "--final-episodes", "1"]
+    assert main(["train", *options, "--no-progress-bar"]) == 0
+    model, venv = load_run(folder, which="last", device="cpu")
+    venv.close()
+    assert model.num_timesteps == 1664
 
 
 # Ray's learners set all of a context in Ray Data, which warns of what is outdated in it.

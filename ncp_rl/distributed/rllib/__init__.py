@@ -13,6 +13,6 @@ from ncp_rl.distributed.rllib.environment import RunEnvironment
 from ncp_rl.distributed.rllib.learner import NCPLearner
 from ncp_rl.distributed.rllib.module import NCPModule
 from ncp_rl.distributed.rllib.settings import Workers, algorithm_config
-from ncp_rl.distributed.rllib.training import built, train
+from ncp_rl.distributed.rllib.training import built, resume, train
 
-__all__ = ["NCPLearner", "NCPModule", "RunEnvironment", "Workers", "algorithm_config", "built", "train"]
+__all__ = ["NCPLearner", "NCPModule", "RunEnvironment", "Workers", "algorithm_config", "built", "resume", "train"]

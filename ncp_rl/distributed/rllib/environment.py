@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.vec_env import unwrap_vec_normalize
 
 from ncp_rl.runs import RunConfig, make_envs
 
 #: Info of the last step of an episode: its return, not normalised, and its length.
 EPISODE = "episode"
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Statistics of returns, by which rewards are normalised."""
+
+    mean: float
+    var: float
+    count: float
 
 
 class RunEnvironment(gym.Env[Any, Any]):
@@ -28,8 +39,8 @@ class RunEnvironment(gym.Env[Any, Any]):
 
         Args:
             context: RLlib's EnvContext: `config`, fields of the `RunConfig`; `modules`, which are imported first, such
-                as those that register environments; and RLlib's own number of the env runner, from which random
-                streams follow.
+                as those that register environments; `rewards`, the statistics that rewards are normalised by at first,
+                or None; and RLlib's own number of the env runner, from which random streams follow.
         """
         for module in context["modules"]:
             importlib.import_module(module)
@@ -37,6 +48,9 @@ class RunEnvironment(gym.Env[Any, Any]):
         self._runner = int(getattr(context, "worker_index", 0) or 0)
         # As algorithms of Stable-Baselines3 do, it puts the channels of images first.
         self._venv = BaseAlgorithm._wrap_env(make_envs(replace(config, seed=self._seed(config.seed)), 1))
+        self._normalize = unwrap_vec_normalize(self._venv)
+        if self._normalize is not None and context.get("rewards") is not None:
+            self._normalize.ret_rms.combine(_statistics(context["rewards"]))
         self.observation_space, self.action_space = self._venv.observation_space, self._venv.action_space
         self.metadata = dict(render_modes=[])
         # The first observation of an episode that the VecEnv has begun by itself.
@@ -63,6 +77,13 @@ class RunEnvironment(gym.Env[Any, Any]):
         last = _typed(infos[0]["terminal_observation"], self.observation_space)
         return last, float(rewards[0]), not truncated, truncated, told
 
+    def spread(self) -> Spread | None:
+        """The statistics that it normalises rewards by; None where it does not."""
+        if self._normalize is None or not self._normalize.norm_reward:
+            return None
+        found = self._normalize.ret_rms
+        return Spread(float(found.mean), float(found.var), float(found.count))
+
     def close(self) -> None:
         """Close it."""
         self._venv.close()
@@ -84,3 +105,22 @@ def _typed(observation: Any, space: gym.Space[Any]) -> Any:
     if isinstance(space, gym.spaces.Dict):
         return {key: _typed(observation[key], part) for key, part in space.items()}
     return np.asarray(observation, space.dtype)
+
+
+def spreads(runner: Any) -> list[Spread]:
+    """The statistics of an env runner's environments that normalise rewards."""
+    return [spread for spread in runner.env.unwrapped.call("spread") if spread is not None]
+
+
+def pooled(spreads: Sequence[Spread]) -> Spread:
+    """The statistics of all that several environments have seen, for each to go on from with its share of the count."""
+    found = RunningMeanStd(epsilon=0.0)
+    for spread in spreads:
+        found.combine(_statistics(spread))
+    return Spread(float(found.mean), float(found.var), float(found.count) / len(spreads))
+
+
+def _statistics(spread: Spread) -> RunningMeanStd:
+    found = RunningMeanStd()
+    found.mean, found.var, found.count = np.array(spread.mean), np.array(spread.var), spread.count
+    return found

@@ -12,7 +12,7 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.utils import LinearSchedule
 
-from ncp_rl.distributed.rllib.environment import EPISODE, RunEnvironment
+from ncp_rl.distributed.rllib.environment import EPISODE, RunEnvironment, Spread
 from ncp_rl.distributed.rllib.learner import NCPLearner
 from ncp_rl.distributed.rllib.module import NCPModule, check_action_space, model_config
 from ncp_rl.policy import NCPPolicy
@@ -116,7 +116,12 @@ def check_settings(config: RunConfig, workers: Workers) -> None:
 
 
 def algorithm_config(
-    config: RunConfig, model: RecurrentPPO, workers: Workers, *, modules: tuple[str, ...] = ()
+    config: RunConfig,
+    model: RecurrentPPO,
+    workers: Workers,
+    *,
+    modules: tuple[str, ...] = (),
+    rewards: Spread | None = None,
 ) -> PPOConfig:
     """Return the configuration of RLlib's PPO that trains the policy of a model as the model itself would.
 
@@ -129,6 +134,7 @@ def algorithm_config(
         model: The untrained model of the run, with its environments.
         workers: The processes.
         modules: Modules that env runners import first, such as those that register environments.
+        rewards: The statistics that environments normalise rewards by at first.
 
     Raises:
         RunError: A setting has no like in RLlib, or does not divide by the processes.
@@ -139,7 +145,7 @@ def algorithm_config(
     made = PPOConfig()
     made.environment(
         env=RunEnvironment,
-        env_config=dict(config=asdict(config), modules=modules),
+        env_config=dict(config=asdict(config), modules=modules, rewards=rewards),
         # The policy's actions are in the environment's units, as with Stable-Baselines3.
         normalize_actions=False,
         clip_actions=True,

@@ -186,8 +186,7 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
     if not path.exists():
         raise RunError(
             f"{folder} must hold the checkpoint {CHECKPOINT} to be resumed, and lacks it: its training was killed "
-            "before "
-            "the first step, or kept no checkpoints. Train anew in another folder."
+            "before it wrote one. Train anew in another folder."
         )
     try:
         found = torch.load(path, map_location="cpu", weights_only=False)

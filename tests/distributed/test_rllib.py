@@ -234,9 +234,9 @@ def test_environments_go_on_from_the_rewards_that_all_have_seen() -> None:
     assert RunEnvironment(config | dict(config=asdict(RunConfig(ENV, {})))).spread() is None
 
 
-def refused(**settings: Any) -> str:
+def refused(workers: Workers | None = None, **settings: Any) -> str:
     with pytest.raises(RunError) as error:
-        train(RunConfig(ENV, SETTINGS | settings), Path("nowhere"), progress_bar=False)
+        train(RunConfig(ENV, SETTINGS | settings), Path("nowhere"), workers=workers, progress_bar=False)
     assert not Path("nowhere").exists()
     return str(error.value)
 
@@ -250,6 +250,7 @@ def test_settings_that_rllib_lacks_are_refused() -> None:
     assert "MlpLstmPolicy is none" in refused(policy="MlpLstmPolicy")
     assert "n_envs must be a multiple of the 2 env runners" in refused(n_envs=3)
     assert "squash_output" in refused(policy_kwargs=dict(squash_output=True))
+    assert "must be multiples of the 3 learners" in refused(Workers(learners=3))
     with pytest.raises(RunError, match="runners must be at least 1, got 0"):
         Workers(runners=0)
 
@@ -474,7 +475,9 @@ def cut(on_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Cut:
         )
     checkpoint = read_checkpoint(folder)
     with parts_of_training(RunConfig(ENV, SETTINGS), TrainingPlan(3, 2, 3), "cpu") as made:
-        with Processes.read(folder).running(made, checkpoint) as algorithm:
+        spread = Processes.read(folder)
+        with spread.running(spread.settings(made, checkpoint), made) as algorithm:
+            algorithm.set_state(checkpoint["algorithm"])
             restored = algorithm.get_state()
     model = resume(
         folder,

@@ -101,9 +101,10 @@ def train(
     check_new(folder)
     check_settings(config, spread.workers)
     plan = TrainingPlan(n_evaluations, n_eval_episodes, n_checkpoints)
-    with parts_of_training(config, plan, "cpu", init) as made, new_folder(folder, config):
-        spread.write(folder)
-        with spread.running(made) as algorithm:
+    with parts_of_training(config, plan, "cpu", init) as made:
+        settings = spread.settings(made)
+        with new_folder(folder, config), spread.running(settings, made) as algorithm:
+            spread.write(folder)
             return _learn(made, folder, algorithm, progress_bar=progress_bar, on_evaluation=on_evaluation)
 
 
@@ -149,7 +150,8 @@ def resume(
         config = going_on(config, checkpoint, folder, n_timesteps)
         check_settings(config, spread.workers)
         with parts_of_training(config, TrainingPlan(*checkpoint["plan"]), "cpu") as made:
-            with spread.running(made, checkpoint) as algorithm:
+            with spread.running(spread.settings(made, checkpoint), made) as algorithm:
+                algorithm.set_state(checkpoint["algorithm"])
                 spread.write(folder)
                 write_file(folder / "config.json", to_json(config).encode())
                 restore_files(folder, checkpoint)
@@ -193,27 +195,29 @@ class Processes:
         except (KeyError, OSError, TypeError, ValueError) as error:
             raise RunError(f"{path} does not say how the training was spread: {error!r}.") from error
 
-    @contextmanager
-    def running(self, made: Made, checkpoint: Mapping[str, Any] | None = None) -> Iterator[PPO]:
-        """Run RLlib's algorithm, from the beginning or from a checkpoint.
+    def settings(self, made: Made, checkpoint: Mapping[str, Any] | None = None) -> PPOConfig:
+        """Return the configuration of RLlib's algorithm.
 
         Args:
             made: The parts of the training.
-            checkpoint: A checkpoint of a training by RLlib.
+            checkpoint: A checkpoint of a training by RLlib, from which it goes on.
+
+        Raises:
+            RunError: A setting has no like in RLlib, or does not divide by the processes.
         """
-        config, rewards = made.config, None
-        if checkpoint is not None and checkpoint["steps"]:
-            # The episodes that the training began with are not driven again.
-            seed = int(np.random.SeedSequence([config.seed, checkpoint["steps"]]).generate_state(1)[0]) % 2**31
-            config, rewards = replace(config, seed=seed), checkpoint["rewards"]
         assert isinstance(made.model, RecurrentPPO)
-        settings = algorithm_config(config, made.model, self.workers, modules=self.modules, rewards=rewards)
-        with (
-            ray_running(self.address, self.workers.runners + self.workers.learners),
-            built(settings, made.model) as algorithm,
-        ):
-            if checkpoint is not None:
-                algorithm.set_state(checkpoint["algorithm"])
+        if checkpoint is None:
+            return algorithm_config(made.config, made.model, self.workers, modules=self.modules)
+        # The episodes that the training began with are not driven again.
+        seed = int(np.random.SeedSequence([made.config.seed, checkpoint["steps"]]).generate_state(1)[0]) % 2**31
+        config, rewards = replace(made.config, seed=seed), checkpoint["rewards"]
+        return algorithm_config(config, made.model, self.workers, modules=self.modules, rewards=rewards)
+
+    @contextmanager
+    def running(self, settings: PPOConfig, made: Made) -> Iterator[PPO]:
+        """Run the algorithm on Ray, with the weights of the untrained model."""
+        n_cpus = self.workers.runners + self.workers.learners
+        with ray_running(self.address, n_cpus), built(settings, made.model) as algorithm:
             yield algorithm
 
 

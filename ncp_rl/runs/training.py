@@ -125,8 +125,7 @@ def resume(
         config = going_on(config, checkpoint, folder, n_timesteps)
         with parts_of_training(config, TrainingPlan(*checkpoint["plan"]), device) as made:
             began = checkpoint["steps"] > 0
-            seed = int(np.random.SeedSequence([config.seed, checkpoint["steps"]]).generate_state(1)[0])
-            why_not = restore(made.model, checkpoint, seed % 2**31) if began else ""
+            why_not = restore(made.model, checkpoint, seed_from(config, checkpoint)) if began else ""
             write_file(folder / "config.json", to_json(config).encode())
             restore_files(folder, checkpoint)
             tell_resumed(folder, checkpoint, why_not)
@@ -183,6 +182,11 @@ def going_on(config: RunConfig, checkpoint: Mapping[str, Any], folder: Path, n_t
         f"The training of {folder} has taken {steps:,} steps of {in_all:,} and is finished. To continue it, give "
         f"more steps in all: --timesteps {2 * steps} for ncp-rl train, n_timesteps={2 * steps} for resume."
     )
+
+
+def seed_from(config: RunConfig, checkpoint: Mapping[str, Any]) -> int:
+    """Return the seed of episodes that begin anew at a checkpoint, so that earlier ones are not driven again."""
+    return int(np.random.SeedSequence([config.seed, checkpoint["steps"]]).generate_state(1)[0]) % 2**31
 
 
 def tell_resumed(folder: Path, checkpoint: Mapping[str, Any], why_not: str) -> None:

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,6 +42,7 @@ from ncp_rl.runs import Evaluation, RunConfig, RunError, evaluate, load_run, mak
 from ncp_rl.runs.checkpoint import TrainingPlan, read_checkpoint
 from ncp_rl.runs.folder import RLLIB
 from ncp_rl.runs.training import parts_of_training
+from tests.runs.test_resume import assert_equal
 
 ENV = "ncp/PendulumNoVel-v1"
 #: Steps, sequences and units of the forward passes that are compared.
@@ -223,14 +224,14 @@ def test_environments_go_on_from_the_rewards_that_all_have_seen() -> None:
             if env.step(np.zeros(1))[3]:
                 env.reset()
     seen = [env.spread() for env in (first, second)]
-    assert seen[0] is not None and seen[1] is not None and seen[0] != seen[1]
+    assert seen[0] is not None and seen[1] is not None and vars(seen[0]) != vars(seen[1])
     both = pooled([part for part in seen if part is not None])
     assert both.count == pytest.approx(40, abs=1e-3)
     assert both.mean == pytest.approx((30 * seen[0].mean + 50 * seen[1].mean) / 80, rel=1e-4)
     assert min(part.var for part in seen if part) < both.var
     going_on = RunEnvironment(config | dict(rewards=both)).spread()
     assert going_on is not None
-    assert asdict(going_on) == pytest.approx(asdict(both), rel=1e-3)
+    assert vars(going_on) == pytest.approx(vars(both), rel=1e-3)
     assert RunEnvironment(config | dict(config=asdict(RunConfig(ENV, {})))).spread() is None
 
 
@@ -513,19 +514,6 @@ def test_a_resumed_learner_has_weights_and_moments_of_the_checkpoint(cut: Cut) -
     moments = optimizer["state"][0]
     assert moments["step"] > 0 and np.abs(moments["exp_avg"]).max() > 0
     assert {group["lr_scale"] for group in optimizer["param_groups"]} == {LR_SCALE, 1.0}
-
-
-def assert_equal(ours: Any, theirs: Any) -> None:
-    if isinstance(ours, Mapping):
-        assert ours.keys() == theirs.keys()
-        for name in ours:
-            assert_equal(ours[name], theirs[name])
-    elif isinstance(ours, list | tuple):
-        assert len(ours) == len(theirs)
-        for mine, other in zip(ours, theirs, strict=True):
-            assert_equal(mine, other)
-    else:
-        assert np.array_equal(ours, theirs)
 
 
 def test_what_did_not_train_by_rllib_does_not_go_on_by_it(cut: Cut, tmp_path: Path) -> None:

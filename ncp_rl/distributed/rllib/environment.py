@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
@@ -17,15 +17,6 @@ from ncp_rl.runs import RunConfig, make_envs
 
 #: Info of the last step of an episode: its return, not normalised, and its length.
 EPISODE = "episode"
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Statistics of returns, by which rewards are normalised."""
-
-    mean: float
-    var: float
-    count: float
 
 
 class RunEnvironment(gym.Env[Any, Any]):
@@ -50,7 +41,7 @@ class RunEnvironment(gym.Env[Any, Any]):
         self._venv = BaseAlgorithm._wrap_env(make_envs(replace(config, seed=self._seed(config.seed)), 1))
         self._normalize = unwrap_vec_normalize(self._venv)
         if self._normalize is not None and context.get("rewards") is not None:
-            self._normalize.ret_rms.combine(_statistics(context["rewards"]))
+            self._normalize.ret_rms.combine(context["rewards"])
         self.observation_space, self.action_space = self._venv.observation_space, self._venv.action_space
         self.metadata = dict(render_modes=[])
         # The first observation of an episode that the VecEnv has begun by itself.
@@ -77,12 +68,9 @@ class RunEnvironment(gym.Env[Any, Any]):
         last = _typed(infos[0]["terminal_observation"], self.observation_space)
         return last, float(rewards[0]), not truncated, truncated, told
 
-    def spread(self) -> Spread | None:
-        """The statistics that it normalises rewards by; None where it does not."""
-        if self._normalize is None or not self._normalize.norm_reward:
-            return None
-        found = self._normalize.ret_rms
-        return Spread(float(found.mean), float(found.var), float(found.count))
+    def spread(self) -> RunningMeanStd | None:
+        """The statistics of returns that it normalises rewards by; None where it does not."""
+        return self._normalize.ret_rms if self._normalize is not None and self._normalize.norm_reward else None
 
     def close(self) -> None:
         """Close it."""
@@ -107,20 +95,15 @@ def _typed(observation: Any, space: gym.Space[Any]) -> Any:
     return np.asarray(observation, space.dtype)
 
 
-def spreads(runner: Any) -> list[Spread]:
+def spreads(runner: Any) -> list[RunningMeanStd]:
     """The statistics of an env runner's environments that normalise rewards."""
     return [spread for spread in runner.env.unwrapped.call("spread") if spread is not None]
 
 
-def pooled(spreads: Sequence[Spread]) -> Spread:
+def pooled(spreads: Sequence[RunningMeanStd]) -> RunningMeanStd:
     """The statistics of all that several environments have seen, for each to go on from with its share of the count."""
     found = RunningMeanStd(epsilon=0.0)
     for spread in spreads:
-        found.combine(_statistics(spread))
-    return Spread(float(found.mean), float(found.var), float(found.count) / len(spreads))
-
-
-def _statistics(spread: Spread) -> RunningMeanStd:
-    found = RunningMeanStd()
-    found.mean, found.var, found.count = np.array(spread.mean), np.array(spread.var), spread.count
+        found.combine(spread)
+    found.count /= len(spreads)
     return found

@@ -10,9 +10,10 @@ from typing import Any
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from sb3_contrib import RecurrentPPO
+from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.utils import LinearSchedule
 
-from ncp_rl.distributed.rllib.environment import EPISODE, RunEnvironment, Spread
+from ncp_rl.distributed.rllib.environment import EPISODE, RunEnvironment
 from ncp_rl.distributed.rllib.learner import NCPLearner
 from ncp_rl.distributed.rllib.module import NCPModule, check_action_space, model_config
 from ncp_rl.policy import NCPPolicy
@@ -121,7 +122,7 @@ def algorithm_config(
     workers: Workers,
     *,
     modules: tuple[str, ...] = (),
-    rewards: Spread | None = None,
+    rewards: RunningMeanStd | None = None,
 ) -> PPOConfig:
     """Return the configuration of RLlib's PPO that trains the policy of a model as the model itself would.
 

@@ -14,7 +14,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from ray.rllib.algorithms.ppo import PPO, PPOConfig
 from ray.rllib.core import DEFAULT_MODULE_ID
@@ -47,6 +46,7 @@ from ncp_rl.runs.training import (
     parts_of_training,
     periodic_evaluation,
     require_packages,
+    seed_from,
     tell_resumed,
 )
 
@@ -208,9 +208,7 @@ class Processes:
         assert isinstance(made.model, RecurrentPPO)
         if checkpoint is None:
             return algorithm_config(made.config, made.model, self.workers, modules=self.modules)
-        # The episodes that the training began with are not driven again.
-        seed = int(np.random.SeedSequence([made.config.seed, checkpoint["steps"]]).generate_state(1)[0]) % 2**31
-        config, rewards = replace(made.config, seed=seed), checkpoint["rewards"]
+        config, rewards = replace(made.config, seed=seed_from(made.config, checkpoint)), checkpoint["rewards"]
         return algorithm_config(config, made.model, self.workers, modules=self.modules, rewards=rewards)
 
     @contextmanager

@@ -11,6 +11,7 @@ signed square (`SignedSquare`), so that such steps reach values of any size.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -22,6 +23,8 @@ from ncp_rl.ltc import LTC
 LR_SCALE = LTC.lr_scale
 #: Factor of the value's gradient.
 VALUE_GRADIENT = 1e-4
+#: Factor of the learning rate for the motor map of bounded actions, whose gain otherwise grows past the bounds.
+MOTOR_LR_SCALE = 0.02
 
 
 class ScaledAdam(torch.optim.Adam):
@@ -63,6 +66,20 @@ class ScaledAdam(torch.optim.Adam):
         finally:
             for group, rate in zip(self.param_groups, rates, strict=True):
                 group["lr"] = rate
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take moments and options of an optimizer of the same parameters; see `torch.optim.Optimizer.load_state_dict`.
+
+        Its groups may be those of a version that gave the motor map none of its own: they are cut as these are, and go
+        on with the steps that they had.
+        """
+        saved = [group | dict(params=[number]) for group in state_dict["param_groups"] for number in group["params"]]
+        sizes = [len(group["params"]) for group in self.param_groups]
+        if sum(sizes) == len(saved):
+            cuts = [saved[end - size : end] for size, end in zip(sizes, accumulate(sizes), strict=True)]
+            groups = [cut[0] | dict(params=[n for each in cut for n in each["params"]]) for cut in cuts]
+            state_dict = state_dict | dict(param_groups=groups)
+        super().load_state_dict(state_dict)
 
 
 class SignedSquare(nn.Module):

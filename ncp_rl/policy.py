@@ -12,6 +12,7 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -39,7 +40,7 @@ from ncp_rl.encoder import (
     sensory_names,
 )
 from ncp_rl.kernels import Backend, exporting
-from ncp_rl.learning import VALUE_GRADIENT, ScaledAdam, SignedSquare, scale_gradient
+from ncp_rl.learning import MOTOR_LR_SCALE, VALUE_GRADIENT, ScaledAdam, SignedSquare, scale_gradient
 from ncp_rl.ltc import LTCInit
 from ncp_rl.readings import HELD, BadInput, BadInputError, OnBadInput, find_bad, is_finite, replace_bad
 from ncp_rl.refusals import check_algorithm, check_encoder, check_spaces
@@ -108,6 +109,7 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         critic: Critic | Recipe | Wiring | Mapping[str, Any] = "cell",
         n_motor: int | None = None,
         motor_map: Literal["affine", "dense"] = "affine",
+        motor_lr_scale: float = MOTOR_LR_SCALE,
         elapsed_time: float = 1.0,
         ode_unfolds: int = 6,
         init: LTCInit | Mapping[str, Any] | None = None,
@@ -138,7 +140,7 @@ class NCPPolicy(RecurrentActorCriticPolicy):
             normalize_images: Whether uint8 images are divided by 255.
             optimizer_class: The optimizer. `ncp_rl.learning.ScaledAdam` takes steps of `lr_scale` learning rates, by
                 default those of the cell (LTC 5, CfC 3), but of one learning rate in encoders other than `Receptors`
-                and for the actions' deviation.
+                and for the actions' deviation, and `motor_lr_scale` in the motor map.
             optimizer_kwargs: Arguments of the optimizer without the learning rate, such as `dict(lr_scale=3)`. None
                 stands for eps=1e-12 and fused=True with both Adams, since a circuit has many small parameter tensors.
             wiring: Recipe of the actor's circuit, or a built wiring; also a mapping that names a recipe, such as
@@ -152,6 +154,8 @@ class NCPPolicy(RecurrentActorCriticPolicy):
                 `wiring`.
             n_motor: Number of motor neurons; None stands for one per action (per logit for discrete actions).
             motor_map: "affine" for a gain and an offset per motor neuron, "dense" for a linear layer behind these.
+            motor_lr_scale: Learning rates in a step of the affine map of bounded actions, under `ScaledAdam`. The
+                default keeps it near the bounds, where it starts; other maps take the circuit's steps.
             elapsed_time: Seconds between observations, unless the observation has the key `elapsed_time`.
             ode_unfolds: Solver substeps per observation, of LTC neurons.
             init: Ranges of the initial parameters of LTC neurons, also as a mapping.
@@ -170,7 +174,7 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         for name in lstm_arguments:
             hint = _LSTM_ARGUMENTS.get(name)
             raise TypeError(f"{type(self).__name__} has no argument {name!r}" + (f"; use {hint}." if hint else "."))
-        _check_arguments(critic, motor_map, net_arch)
+        _check_arguments(critic, motor_map, motor_lr_scale, net_arch)
         check_algorithm(type(self).__name__)
         check_spaces(observation_space, action_space)
         extractor = features_extractor_class, features_extractor_kwargs or {}
@@ -185,7 +189,7 @@ class NCPPolicy(RecurrentActorCriticPolicy):
             optimizer_kwargs = dict(eps=1e-12, fused=True)
         self.recipe = read_recipe(wiring)
         self.critic_recipe = critic if isinstance(critic, str) else read_recipe(critic, "critic")
-        self.n_motor, self.motor_map = n_motor, motor_map
+        self.n_motor, self.motor_map, self.motor_lr_scale = n_motor, motor_map, motor_lr_scale
         self.elapsed_time, self.ode_unfolds, self.backend = elapsed_time, ode_unfolds, backend
         self.init = LTCInit(**{k: tuple(v) for k, v in init.items()}) if isinstance(init, Mapping) else init
         self.cell, self.cell_kwargs = cell, dict(cell_kwargs or {})
@@ -237,16 +241,21 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         self.optimizer = self.optimizer_class(self._parameter_groups(), **optimizer_kwargs)
 
     def _parameter_groups(self) -> Any:
-        """Return the optimizer's parameter groups: a circuit's parameters, and those that stock steps suit."""
+        """Return the optimizer's parameter groups: a circuit's parameters, and those that smaller steps suit."""
         if not issubclass(self.optimizer_class, ScaledAdam):
             return self.parameters()
         modules = (module for module in self.modules() if isinstance(module, BaseFeaturesExtractor))
         dense = [m for m in modules if not isinstance(m, (Receptors, MultiInputReceptors, KeyFilter))]
-        stock = {id(p) for module in dense for p in module.parameters()}
-        stock |= {id(p) for name, p in self.named_parameters() if name == "log_std"}
-        fast = [p for p in self.parameters() if id(p) not in stock]
-        slow = [p for p in self.parameters() if id(p) in stock]
-        return [dict(params=fast), *([dict(params=slow, lr_scale=1.0)] if slow else [])]
+        scales = {p: 1.0 for module in dense for p in module.parameters()}
+        scales |= {p: 1.0 for name, p in self.named_parameters() if name == "log_std"}
+        parameters = sorted(self.parameters(), key=lambda p: p in scales)
+        if self.motor_map == "affine" and isinstance(self.action_space, spaces.Box) and self.action_space.is_bounded():
+            # Files of versions without this group have the parameters in the same order, so that they still load.
+            scales |= dict.fromkeys(self.lstm_actor.motor_map.parameters(), self.motor_lr_scale)
+        return [
+            dict(params=list(group)) | (dict(lr_scale=scale) if scale else {})
+            for scale, group in groupby(parameters, key=scales.get)
+        ]
 
     def make_features_extractor(self) -> BaseFeaturesExtractor:
         """Make an encoder without the elapsed time, since upstream gives encoders whole Dict observations."""
@@ -513,6 +522,7 @@ class NCPPolicy(RecurrentActorCriticPolicy):
             critic=self.critic_recipe,
             n_motor=self.n_motor,
             motor_map=self.motor_map,
+            motor_lr_scale=self.motor_lr_scale,
             elapsed_time=self.elapsed_time,
             ode_unfolds=self.ode_unfolds,
             init=self.init,
@@ -616,12 +626,16 @@ def _array(part: Tensor) -> npt.NDArray[Any]:
     return part.numpy(force=True) if part.is_cuda or part.requires_grad else part.numpy()
 
 
-def _check_arguments(critic: object, motor_map: str, net_arch: list[int] | dict[str, list[int]] | None) -> None:
+def _check_arguments(
+    critic: object, motor_map: str, motor_lr_scale: float, net_arch: list[int] | dict[str, list[int]] | None
+) -> None:
     if isinstance(critic, str) and critic not in get_args(Critic):
         known = ", ".join(f'"{name}"' for name in get_args(Critic))
         raise ValueError(f"critic must be {known} or a recipe, got {critic!r}.")
     if motor_map not in ("affine", "dense"):
         raise ValueError(f'motor_map must be "affine" or "dense", got {motor_map!r}.')
+    if not motor_lr_scale > 0:
+        raise ValueError(f"motor_lr_scale must be positive, got {motor_lr_scale}.")
     if not net_arch or not (isinstance(net_arch, list) or net_arch.get("pi")):
         return
     message = (

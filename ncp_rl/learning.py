@@ -5,8 +5,8 @@ circuit hardly leaves its initial values, so its optimizer takes larger steps (`
 gradients of actor and critic together, at a norm that the critic's loss fills where returns are large: the actor's
 gradient then lies below the usual epsilon of Adam. So the value's gradient is scaled down (`scale_gradient`), to which
 Adam is invariant, and epsilon is smaller still. Returns come in the environment's own units: the critic's output is a
-signed square (`SignedSquare`), so that such steps reach values of any size. The motor map of bounded actions starts at the
-bounds and hardly moves (`MOTOR_LR_SCALE`, measured in `results/motor_map.csv`).
+signed square (`SignedSquare`), so that such steps reach values of any size. The motor map of bounded actions
+starts at the bounds and hardly moves (`MOTOR_LR_SCALE`, measured in `results/motor_map.csv`).
 """
 
 from __future__ import annotations

@@ -102,6 +102,11 @@ class Imitation:
                 f'loss must be "likelihood" for actions in {model.action_space}, which have no mean, got {self.loss!r}.'
             )
         groups = [{k: v for k, v in group.items() if k != "lr"} for group in self.policy.optimizer.param_groups]
+        motor_map = set(self.policy.action_net.parameters())
+        for group in groups:
+            if "lr_scale" in group and motor_map.intersection(group["params"]):
+                # What is shown is not explored, so that the map may learn as fast as the circuit.
+                group["lr_scale"] = self.policy.optimizer.defaults["lr_scale"]
         kind: Any = type(self.policy.optimizer)
         self.optimizer: torch.optim.Optimizer = kind(groups, lr=lessons.learning_rate)
         self.readout: nn.Linear | None = None

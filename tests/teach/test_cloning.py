@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from ncp_rl import AutoNCP, NCPPolicy
 from ncp_rl.encoder import Standardize
+from ncp_rl.learning import LR_SCALE
 from ncp_rl.teach import Demonstration, Lessons, clone
 from ncp_rl.teach.cloning import Imitation
 from tests.random_env import TIMED, RandomEnv, box
@@ -154,6 +155,13 @@ def test_the_critic_and_the_optimizer_are_left_alone() -> None:
     after = model.policy.state_dict()
     assert critic and all(torch.equal(after[name], value) for name, value in critic.items())
     assert not model.policy.optimizer.state
+
+
+def test_a_motor_map_is_taught_at_the_circuits_steps() -> None:
+    for policy in ("MlpPolicy", NCPPolicy):
+        imitation = Imitation(student(policy=policy), QUICK)
+        scales = {group.get("lr_scale") for group in imitation.optimizer.param_groups}
+        assert scales == ({None} if policy == "MlpPolicy" else {LR_SCALE, 1.0})
 
 
 def test_teaching_repeats_itself_and_is_logged(tmp_path: Any) -> None:

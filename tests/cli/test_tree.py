@@ -117,7 +117,7 @@ def test_bash_completes_the_whole_tree(tmp_path: Path) -> None:
     )
     (tmp_path / "ncp-rl").write_text(done.stdout)
     (tmp_path / "ask").write_text("""
-source ncp-rl
+source ./ncp-rl
 COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1))
 _tyro_ncp_rl
 echo "${COMPREPLY[@]}"

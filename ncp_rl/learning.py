@@ -74,11 +74,11 @@ class ScaledAdam(torch.optim.Adam):
         Its groups may be those of a version that gave the motor map none of its own: they are cut as these are, and go
         on with the steps that they had.
         """
-        saved = [group | dict(params=[number]) for group in state_dict["param_groups"] for number in group["params"]]
+        saved = [(number, group) for group in state_dict["param_groups"] for number in group["params"]]
         sizes = [len(group["params"]) for group in self.param_groups]
-        if sum(sizes) == len(saved):
-            cuts = [saved[end - size : end] for size, end in zip(sizes, accumulate(sizes), strict=True)]
-            groups = [cut[0] | dict(params=[n for each in cut for n in each["params"]]) for cut in cuts]
+        cuts = [saved[end - size : end] for size, end in zip(sizes, accumulate(sizes), strict=True)]
+        if sum(sizes) == len(saved) and all(len({id(group) for _, group in cut}) == 1 for cut in cuts):
+            groups = [cut[0][1] | dict(params=[number for number, _ in cut]) for cut in cuts]
             state_dict = state_dict | dict(param_groups=groups)
         super().load_state_dict(state_dict)
 

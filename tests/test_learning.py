@@ -47,10 +47,7 @@ def test_the_scales_survive_save_and_load(tmp_path: object) -> None:
     )
     model.learn(16)
     model.save(f"{tmp_path}/model.zip")
-    assert set(scales(RecurrentPPO.load(f"{tmp_path}/model.zip").policy).values()) == SCALES
-
-
-SCALES = {LR_SCALE, MOTOR_LR_SCALE, 1.0}
+    assert set(scales(RecurrentPPO.load(f"{tmp_path}/model.zip").policy).values()) == {LR_SCALE, MOTOR_LR_SCALE, 1.0}
 
 
 def scales(policy: Any) -> dict[str, float]:
@@ -120,6 +117,8 @@ def test_moments_of_a_version_that_gave_the_motor_map_no_group_load_and_go_on() 
         torch.testing.assert_close(ours, theirs)
     with pytest.raises(ValueError, match="parameter group"):
         after.optimizer.load_state_dict(torch.optim.Adam(fast[1:]).state_dict())
+    with pytest.raises(ValueError, match="parameter group"):  # One group cannot take the options of two.
+        ScaledAdam([*fast, before.log_std]).load_state_dict(former.state_dict())
 
 
 def test_another_optimizer_gets_all_parameters_in_one_group() -> None:

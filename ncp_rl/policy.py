@@ -41,7 +41,7 @@ from ncp_rl.encoder import (
 )
 from ncp_rl.kernels import Backend, exporting
 from ncp_rl.learning import MOTOR_LR_SCALE, VALUE_GRADIENT, ScaledAdam, SignedSquare, scale_gradient
-from ncp_rl.ltc import LTCInit
+from ncp_rl.ltc import LTC, LTCInit
 from ncp_rl.readings import HELD, BadInput, BadInputError, OnBadInput, find_bad, is_finite, replace_bad
 from ncp_rl.refusals import check_algorithm, check_encoder, check_spaces
 from ncp_rl.wiring import AutoNCP, Recipe, Wiring, read_recipe
@@ -140,7 +140,7 @@ class NCPPolicy(RecurrentActorCriticPolicy):
             normalize_images: Whether uint8 images are divided by 255.
             optimizer_class: The optimizer. `ncp_rl.learning.ScaledAdam` takes steps of `lr_scale` learning rates, by
                 default those of the cell (LTC 5, CfC 3), but of one learning rate in encoders other than `Receptors`
-                and for the actions' deviation, and `motor_lr_scale` in the motor map.
+                and for the actions' deviation, and `motor_lr_scale` in what bounds an action.
             optimizer_kwargs: Arguments of the optimizer without the learning rate, such as `dict(lr_scale=3)`. None
                 stands for eps=1e-12 and fused=True with both Adams, since a circuit has many small parameter tensors.
             wiring: Recipe of the actor's circuit, or a built wiring; also a mapping that names a recipe, such as
@@ -154,8 +154,8 @@ class NCPPolicy(RecurrentActorCriticPolicy):
                 `wiring`.
             n_motor: Number of motor neurons; None stands for one per action (per logit for discrete actions).
             motor_map: "affine" for a gain and an offset per motor neuron, "dense" for a linear layer behind these.
-            motor_lr_scale: Learning rates in a step of the affine map of bounded actions, under `ScaledAdam`. The
-                default keeps it near the bounds, where it starts; other maps take the circuit's steps.
+            motor_lr_scale: Learning rates in a step of `bounding_parameters`, under `ScaledAdam`. The default keeps
+                them where they start, so that the mean of a bounded action stays within the action's bounds.
             elapsed_time: Seconds between observations, unless the observation has the key `elapsed_time`.
             ode_unfolds: Solver substeps per observation, of LTC neurons.
             init: Ranges of the initial parameters of LTC neurons, also as a mapping.
@@ -249,13 +249,24 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         scales = {p: 1.0 for module in dense for p in module.parameters()}
         scales |= {p: 1.0 for name, p in self.named_parameters() if name == "log_std"}
         parameters = sorted(self.parameters(), key=lambda p: p in scales)
-        if self.motor_map == "affine" and isinstance(self.action_space, spaces.Box) and self.action_space.is_bounded():
-            # Files of versions without this group have the parameters in the same order, so that they still load.
-            scales |= dict.fromkeys(self.lstm_actor.motor_map.parameters(), self.motor_lr_scale)
+        # Files of versions without these groups have the parameters in the same order, so that they still load.
+        scales |= dict.fromkeys(self.bounding_parameters(), self.motor_lr_scale)
         return [
             dict(params=list(group)) | (dict(lr_scale=scale) if scale else {})
             for scale, group in groupby(parameters, key=scales.get)
         ]
+
+    def bounding_parameters(self) -> list[nn.Parameter]:
+        """Return what bounds the means of bounded actions: the affine motor map, and the neurons' reversal potentials.
+
+        A potential lies between its reversal potentials, which start at 1 and -1, and the map starts by taking these to
+        the bounds. Where actions have no bounds, or a dense layer follows, there are no such parameters.
+        """
+        space, cell = self.action_space, self.lstm_actor
+        if self.motor_map == "dense" or not (isinstance(space, spaces.Box) and space.is_bounded()):
+            return []
+        reversals = [cell.erev, cell.sensory_erev] if isinstance(cell, LTC) else []
+        return [*reversals, *cell.motor_map.parameters()]
 
     def make_features_extractor(self) -> BaseFeaturesExtractor:
         """Make an encoder without the elapsed time, since upstream gives encoders whole Dict observations."""

@@ -56,7 +56,10 @@ def scales(policy: Any) -> dict[str, float]:
     return {names[p]: group["lr_scale"] for group in policy.optimizer.param_groups for p in group["params"]}
 
 
-def test_encoders_deviations_of_actions_and_motor_maps_take_smaller_steps() -> None:
+BOUNDING = {"action_net.weight", "action_net.bias", "lstm_actor.erev", "lstm_actor.sensory_erev"}
+
+
+def test_encoders_deviations_of_actions_and_what_bounds_them_take_smaller_steps() -> None:
     image = spaces.Box(0, 255, (1, 36, 36), np.uint8)
     both = spaces.Dict(image=image, speed=box(1))
     cases: tuple[tuple[type[NCPPolicy], Any], ...] = (
@@ -70,7 +73,7 @@ def test_encoders_deviations_of_actions_and_motor_maps_take_smaller_steps() -> N
         assert set(found) == {name for name, _ in policy.named_parameters()}
         slow = {name for name in found if "cnn" in name or ".linear." in name or name == "log_std"}
         assert slow == {name for name, scale in found.items() if scale == 1.0}
-        assert {"action_net.weight", "action_net.bias"} == {n for n, s in found.items() if s == MOTOR_LR_SCALE}
+        assert BOUNDING == {name for name, scale in found.items() if scale == MOTOR_LR_SCALE}
 
 
 @pytest.mark.parametrize(
@@ -82,19 +85,21 @@ def test_encoders_deviations_of_actions_and_motor_maps_take_smaller_steps() -> N
         (box(1), dict(motor_lr_scale=LR_SCALE)),
     ],
 )
-def test_a_motor_map_that_must_find_its_range_takes_the_circuits_steps(space: Any, kwargs: dict[str, Any]) -> None:
-    assert set(scales(NCPPolicy(box(3), space, lambda _: 3e-4, wiring=SMALL, **kwargs)).values()) <= {LR_SCALE, 1.0}
+def test_what_must_find_its_range_takes_the_circuits_steps(space: Any, kwargs: dict[str, Any]) -> None:
+    policy = NCPPolicy(box(3), space, lambda _: 3e-4, wiring=SMALL, **kwargs)
+    assert set(scales(policy).values()) <= {LR_SCALE, 1.0}
+    assert bool(policy.bounding_parameters()) == ("motor_lr_scale" in kwargs)
 
 
-def test_the_motor_maps_steps_are_an_argument_that_is_saved() -> None:
+def test_the_steps_of_what_bounds_actions_are_an_argument_that_is_saved() -> None:
     policy = NCPPolicy(box(3), box(1), lambda _: 3e-4, wiring=SMALL, motor_lr_scale=2.5)
-    assert scales(policy)["action_net.weight"] == scales(policy)["action_net.bias"] == 2.5
+    assert BOUNDING == {name for name, scale in scales(policy).items() if scale == 2.5}
     assert policy._get_constructor_parameters()["motor_lr_scale"] == 2.5
     with pytest.raises(ValueError, match="motor_lr_scale must be positive, got 0"):
         NCPPolicy(box(3), box(1), lambda _: 3e-4, wiring=SMALL, motor_lr_scale=0)
 
 
-def test_moments_of_a_version_that_gave_the_motor_map_no_group_load_and_go_on() -> None:
+def test_moments_of_a_version_that_gave_what_bounds_actions_no_group_load_and_go_on() -> None:
     """Its groups were two: all parameters that take the circuit's steps, then those that take single ones."""
     before, after = (NCPPolicy(box(3), box(2), lambda _: 3e-4, wiring=SMALL) for _ in range(2))
     after.load_state_dict(before.state_dict())

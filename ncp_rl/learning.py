@@ -5,8 +5,9 @@ circuit hardly leaves its initial values, so its optimizer takes larger steps (`
 gradients of actor and critic together, at a norm that the critic's loss fills where returns are large: the actor's
 gradient then lies below the usual epsilon of Adam. So the value's gradient is scaled down (`scale_gradient`), to which
 Adam is invariant, and epsilon is smaller still. Returns come in the environment's own units: the critic's output is a
-signed square (`SignedSquare`), so that such steps reach values of any size. The motor map of bounded actions
-starts at the bounds and hardly moves (`MOTOR_LR_SCALE`, measured in `results/motor_map.csv`).
+signed square (`SignedSquare`), so that such steps reach values of any size. The motor map of bounded actions and
+the reversal potentials of their neurons start at the bounds and hardly move (`MOTOR_LR_SCALE`, measured in
+`results/action_bounds.csv`).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from ncp_rl.ltc import LTC
 LR_SCALE = LTC.lr_scale
 #: Factor of the value's gradient.
 VALUE_GRADIENT = 1e-4
-#: Factor of the learning rate for the motor map of bounded actions, whose gain may otherwise grow past the bounds.
+#: Factor of the learning rate for what bounds an action, which otherwise grows past its bounds.
 MOTOR_LR_SCALE = 0.02
 
 

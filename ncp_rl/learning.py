@@ -25,8 +25,9 @@ from ncp_rl.ltc import LTC
 LR_SCALE = LTC.lr_scale
 #: Factor of the value's gradient.
 VALUE_GRADIENT = 1e-4
-#: Factor of the learning rate for what bounds an action, which otherwise grows past its bounds.
-MOTOR_LR_SCALE = 0.02
+#: Factors of the learning rate for the motor map of bounded actions and the reversal potentials of their neurons, which
+#: otherwise carry actions past their bounds.
+MOTOR_LR_SCALE = REVERSAL_LR_SCALE = 0.02
 
 
 class ScaledAdam(torch.optim.Adam):

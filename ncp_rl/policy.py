@@ -40,7 +40,14 @@ from ncp_rl.encoder import (
     sensory_names,
 )
 from ncp_rl.kernels import Backend, exporting
-from ncp_rl.learning import MOTOR_LR_SCALE, VALUE_GRADIENT, ScaledAdam, SignedSquare, scale_gradient
+from ncp_rl.learning import (
+    MOTOR_LR_SCALE,
+    REVERSAL_LR_SCALE,
+    VALUE_GRADIENT,
+    ScaledAdam,
+    SignedSquare,
+    scale_gradient,
+)
 from ncp_rl.ltc import LTC, LTCInit
 from ncp_rl.readings import HELD, BadInput, BadInputError, OnBadInput, find_bad, is_finite, replace_bad
 from ncp_rl.refusals import check_algorithm, check_encoder, check_spaces
@@ -110,6 +117,7 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         n_motor: int | None = None,
         motor_map: Literal["affine", "dense"] = "affine",
         motor_lr_scale: float = MOTOR_LR_SCALE,
+        reversal_lr_scale: float = REVERSAL_LR_SCALE,
         elapsed_time: float = 1.0,
         ode_unfolds: int = 6,
         init: LTCInit | Mapping[str, Any] | None = None,
@@ -140,7 +148,7 @@ class NCPPolicy(RecurrentActorCriticPolicy):
             normalize_images: Whether uint8 images are divided by 255.
             optimizer_class: The optimizer. `ncp_rl.learning.ScaledAdam` takes steps of `lr_scale` learning rates, by
                 default those of the cell (LTC 5, CfC 3), but of one learning rate in encoders other than `Receptors`
-                and for the actions' deviation, and `motor_lr_scale` in what bounds an action.
+                and for the actions' deviation, and those below in what bounds an action.
             optimizer_kwargs: Arguments of the optimizer without the learning rate, such as `dict(lr_scale=3)`. None
                 stands for eps=1e-12 and fused=True with both Adams, since a circuit has many small parameter tensors.
             wiring: Recipe of the actor's circuit, or a built wiring; also a mapping that names a recipe, such as
@@ -154,8 +162,10 @@ class NCPPolicy(RecurrentActorCriticPolicy):
                 `wiring`.
             n_motor: Number of motor neurons; None stands for one per action (per logit for discrete actions).
             motor_map: "affine" for a gain and an offset per motor neuron, "dense" for a linear layer behind these.
-            motor_lr_scale: Learning rates in a step of `bounding_parameters`, under `ScaledAdam`. The default keeps
-                them where they start, so that the mean of a bounded action stays within the action's bounds.
+            motor_lr_scale: Learning rates in a step of the affine map of bounded actions, under `ScaledAdam`. The
+                default keeps it near the bounds, where it starts; other maps take the circuit's steps.
+            reversal_lr_scale: The same for the reversal potentials of LTC neurons behind such a map, which start at 1
+                and -1 and bound the potentials.
             elapsed_time: Seconds between observations, unless the observation has the key `elapsed_time`.
             ode_unfolds: Solver substeps per observation, of LTC neurons.
             init: Ranges of the initial parameters of LTC neurons, also as a mapping.
@@ -174,7 +184,9 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         for name in lstm_arguments:
             hint = _LSTM_ARGUMENTS.get(name)
             raise TypeError(f"{type(self).__name__} has no argument {name!r}" + (f"; use {hint}." if hint else "."))
-        _check_arguments(critic, motor_map, motor_lr_scale, net_arch)
+        _check_arguments(
+            critic, motor_map, net_arch, motor_lr_scale=motor_lr_scale, reversal_lr_scale=reversal_lr_scale
+        )
         check_algorithm(type(self).__name__)
         check_spaces(observation_space, action_space)
         extractor = features_extractor_class, features_extractor_kwargs or {}
@@ -189,7 +201,8 @@ class NCPPolicy(RecurrentActorCriticPolicy):
             optimizer_kwargs = dict(eps=1e-12, fused=True)
         self.recipe = read_recipe(wiring)
         self.critic_recipe = critic if isinstance(critic, str) else read_recipe(critic, "critic")
-        self.n_motor, self.motor_map, self.motor_lr_scale = n_motor, motor_map, motor_lr_scale
+        self.n_motor, self.motor_map = n_motor, motor_map
+        self.motor_lr_scale, self.reversal_lr_scale = motor_lr_scale, reversal_lr_scale
         self.elapsed_time, self.ode_unfolds, self.backend = elapsed_time, ode_unfolds, backend
         self.init = LTCInit(**{k: tuple(v) for k, v in init.items()}) if isinstance(init, Mapping) else init
         self.cell, self.cell_kwargs = cell, dict(cell_kwargs or {})
@@ -250,23 +263,25 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         scales |= {p: 1.0 for name, p in self.named_parameters() if name == "log_std"}
         parameters = sorted(self.parameters(), key=lambda p: p in scales)
         # Files of versions without these groups have the parameters in the same order, so that they still load.
-        scales |= dict.fromkeys(self.bounding_parameters(), self.motor_lr_scale)
+        scales |= self.scales_of_bounds()
         return [
             dict(params=list(group)) | (dict(lr_scale=scale) if scale else {})
             for scale, group in groupby(parameters, key=scales.get)
         ]
 
-    def bounding_parameters(self) -> list[nn.Parameter]:
-        """Return what bounds the means of bounded actions: the affine motor map, and the neurons' reversal potentials.
+    def scales_of_bounds(self) -> dict[nn.Parameter, float]:
+        """Return `motor_lr_scale` and `reversal_lr_scale` of the parameters that they are for.
 
-        A potential lies between its reversal potentials, which start at 1 and -1, and the map starts by taking these to
-        the bounds. Where actions have no bounds, or a dense layer follows, there are no such parameters.
+        A potential lies between its reversal potentials, which start at 1 and -1, and the affine motor map starts by
+        taking these to the bounds of the action. Where actions have no bounds, or a dense layer follows, it is empty.
         """
         space, cell = self.action_space, self.lstm_actor
         if self.motor_map == "dense" or not (isinstance(space, spaces.Box) and space.is_bounded()):
-            return []
+            return {}
         reversals = [cell.erev, cell.sensory_erev] if isinstance(cell, LTC) else []
-        return [*reversals, *cell.motor_map.parameters()]
+        return dict.fromkeys(reversals, self.reversal_lr_scale) | dict.fromkeys(
+            cell.motor_map.parameters(), self.motor_lr_scale
+        )
 
     def make_features_extractor(self) -> BaseFeaturesExtractor:
         """Make an encoder without the elapsed time, since upstream gives encoders whole Dict observations."""
@@ -534,6 +549,7 @@ class NCPPolicy(RecurrentActorCriticPolicy):
             n_motor=self.n_motor,
             motor_map=self.motor_map,
             motor_lr_scale=self.motor_lr_scale,
+            reversal_lr_scale=self.reversal_lr_scale,
             elapsed_time=self.elapsed_time,
             ode_unfolds=self.ode_unfolds,
             init=self.init,
@@ -638,15 +654,16 @@ def _array(part: Tensor) -> npt.NDArray[Any]:
 
 
 def _check_arguments(
-    critic: object, motor_map: str, motor_lr_scale: float, net_arch: list[int] | dict[str, list[int]] | None
+    critic: object, motor_map: str, net_arch: list[int] | dict[str, list[int]] | None, **scales: float
 ) -> None:
     if isinstance(critic, str) and critic not in get_args(Critic):
         known = ", ".join(f'"{name}"' for name in get_args(Critic))
         raise ValueError(f"critic must be {known} or a recipe, got {critic!r}.")
     if motor_map not in ("affine", "dense"):
         raise ValueError(f'motor_map must be "affine" or "dense", got {motor_map!r}.')
-    if not motor_lr_scale > 0:
-        raise ValueError(f"motor_lr_scale must be positive, got {motor_lr_scale}.")
+    for name, scale in scales.items():
+        if not scale > 0:
+            raise ValueError(f"{name} must be positive, got {scale}.")
     if not net_arch or not (isinstance(net_arch, list) or net_arch.get("pi")):
         return
     message = (

@@ -16,7 +16,7 @@ from stable_baselines3.common.utils import update_learning_rate
 
 from ncp_rl import AutoNCP, CnnNCPPolicy, MultiInputNCPPolicy, NCPPolicy, Receptors
 from ncp_rl.encoder import Standardize
-from ncp_rl.learning import LR_SCALE, MOTOR_LR_SCALE, ScaledAdam, SignedSquare, scale_gradient
+from ncp_rl.learning import LR_SCALE, MOTOR_LR_SCALE, REVERSAL_LR_SCALE, ScaledAdam, SignedSquare, scale_gradient
 from ncp_rl.wiring import Recipe
 from tests.random_env import RandomEnv, box
 
@@ -56,7 +56,8 @@ def scales(policy: Any) -> dict[str, float]:
     return {names[p]: group["lr_scale"] for group in policy.optimizer.param_groups for p in group["params"]}
 
 
-BOUNDING = {"action_net.weight", "action_net.bias", "lstm_actor.erev", "lstm_actor.sensory_erev"}
+MOTOR_MAP = {"action_net.weight", "action_net.bias"}
+REVERSALS = {"lstm_actor.erev", "lstm_actor.sensory_erev"}
 
 
 def test_encoders_deviations_of_actions_and_what_bounds_them_take_smaller_steps() -> None:
@@ -73,7 +74,9 @@ def test_encoders_deviations_of_actions_and_what_bounds_them_take_smaller_steps(
         assert set(found) == {name for name, _ in policy.named_parameters()}
         slow = {name for name in found if "cnn" in name or ".linear." in name or name == "log_std"}
         assert slow == {name for name, scale in found.items() if scale == 1.0}
-        assert BOUNDING == {name for name, scale in found.items() if scale == MOTOR_LR_SCALE}
+        assert {name for name, scale in found.items() if scale == MOTOR_LR_SCALE == REVERSAL_LR_SCALE} == (
+            MOTOR_MAP | REVERSALS
+        )
 
 
 @pytest.mark.parametrize(
@@ -82,21 +85,23 @@ def test_encoders_deviations_of_actions_and_what_bounds_them_take_smaller_steps(
         (spaces.Discrete(2), {}),
         (spaces.Box(-np.inf, np.inf, (1,), np.float32), {}),
         (box(1), dict(motor_map="dense")),
-        (box(1), dict(motor_lr_scale=LR_SCALE)),
+        (box(1), dict(motor_lr_scale=LR_SCALE, reversal_lr_scale=LR_SCALE)),
     ],
 )
 def test_what_must_find_its_range_takes_the_circuits_steps(space: Any, kwargs: dict[str, Any]) -> None:
     policy = NCPPolicy(box(3), space, lambda _: 3e-4, wiring=SMALL, **kwargs)
     assert set(scales(policy).values()) <= {LR_SCALE, 1.0}
-    assert bool(policy.bounding_parameters()) == ("motor_lr_scale" in kwargs)
+    assert bool(policy.scales_of_bounds()) == ("motor_lr_scale" in kwargs)
 
 
 def test_the_steps_of_what_bounds_actions_are_an_argument_that_is_saved() -> None:
-    policy = NCPPolicy(box(3), box(1), lambda _: 3e-4, wiring=SMALL, motor_lr_scale=2.5)
-    assert BOUNDING == {name for name, scale in scales(policy).items() if scale == 2.5}
-    assert policy._get_constructor_parameters()["motor_lr_scale"] == 2.5
-    with pytest.raises(ValueError, match="motor_lr_scale must be positive, got 0"):
-        NCPPolicy(box(3), box(1), lambda _: 3e-4, wiring=SMALL, motor_lr_scale=0)
+    for argument, names in (("motor_lr_scale", MOTOR_MAP), ("reversal_lr_scale", REVERSALS)):
+        faster: dict[str, Any] = {argument: 2.5}
+        policy = NCPPolicy(box(3), box(1), lambda _: 3e-4, wiring=SMALL, **faster)
+        assert {name for name, scale in scales(policy).items() if scale == 2.5} == names
+        assert policy._get_constructor_parameters()[argument] == 2.5
+        with pytest.raises(ValueError, match=f"{argument} must be positive, got 0"):
+            NCPPolicy(box(3), box(1), lambda _: 3e-4, wiring=SMALL, **(faster | {argument: 0}))
 
 
 def test_moments_of_a_version_that_gave_what_bounds_actions_no_group_load_and_go_on() -> None:

@@ -103,7 +103,7 @@ class Imitation:
                 f'loss must be "likelihood" for actions in {model.action_space}, which have no mean, got {self.loss!r}.'
             )
         groups = [{k: v for k, v in group.items() if k != "lr"} for group in self.policy.optimizer.param_groups]
-        bounding = set(self.policy.bounding_parameters() if isinstance(self.policy, NCPPolicy) else ())
+        bounding = set(self.policy.scales_of_bounds() if isinstance(self.policy, NCPPolicy) else ())
         for group in groups:
             if "lr_scale" in group and bounding.intersection(group["params"]):
                 # What is shown is not explored, so that what bounds the actions may learn as fast as the rest.

@@ -10,6 +10,7 @@ from typing import Any
 
 from gymnasium import spaces
 
+from ncp_rl.learning import LR_SCALE
 from ncp_rl.policy import DEFAULT_WIRING
 from ncp_rl.runs.config import GENERAL, RunConfig, RunError
 from ncp_rl.runs.environments import make_envs
@@ -41,7 +42,8 @@ def general_settings(env: str, policy: str | None = None) -> dict[str, Any]:
     """Hyperparameters of an environment that nobody has tuned any for.
 
     Those of circuits are `GENERAL`, with gSDE where actions are continuous: noise that lasts four steps adds up to a
-    movement. With more actions each has less of it, so that all together move as far.
+    movement. With more actions each has less of it, so that all together move as far. Reversal potentials learn as fast
+    as the rest, measured in `results/action_bounds.csv`.
 
     Args:
         env: Its Gymnasium id; for a circuit it is made once, to see what its actions are.
@@ -58,7 +60,8 @@ def general_settings(env: str, policy: str | None = None) -> dict[str, Any]:
         return dict(GENERAL)
     n_actions = math.prod(venv.action_space.shape)
     log_std = round(-1.0 - 0.5 * math.log(n_actions), 2)
-    return GENERAL | dict(use_sde=True, sde_sample_freq=4, policy_kwargs=dict(log_std_init=log_std))
+    policy_kwargs = dict(log_std_init=log_std, reversal_lr_scale=LR_SCALE)
+    return GENERAL | dict(use_sde=True, sde_sample_freq=4, policy_kwargs=policy_kwargs)
 
 
 def with_given(

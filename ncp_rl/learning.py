@@ -6,8 +6,8 @@ gradients of actor and critic together, at a norm that the critic's loss fills w
 gradient then lies below the usual epsilon of Adam. So the value's gradient is scaled down (`scale_gradient`), to which
 Adam is invariant, and epsilon is smaller still. Returns come in the environment's own units: the critic's output is a
 signed square (`SignedSquare`), so that such steps reach values of any size. The motor map of bounded actions and
-the reversal potentials of their neurons start at the bounds and hardly move (`MOTOR_LR_SCALE`, measured in
-`results/action_bounds.csv`).
+the reversal potentials of their neurons start at the bounds and hardly move (`MOTOR_LR_SCALE`, `REVERSAL_LR_SCALE`,
+measured in `results/action_bounds.csv`).
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ class ScaledAdam(torch.optim.Adam):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take moments and options of an optimizer of the same parameters; see `torch.optim.Optimizer.load_state_dict`.
 
-        Its groups may be those of a version that gave the motor map none of its own: they are cut as these are, and go
-        on with the steps that they had.
+        Its groups may be those of a version that gave what bounds actions none of its own: they are cut as these are,
+        and go on with the steps that they had.
         """
         saved = [(number, group) for group in state_dict["param_groups"] for number in group["params"]]
         sizes = [len(group["params"]) for group in self.param_groups]

@@ -278,10 +278,10 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         space, cell = self.action_space, self.lstm_actor
         if self.motor_map == "dense" or not (isinstance(space, spaces.Box) and space.is_bounded()):
             return {}
-        reversals = [cell.erev, cell.sensory_erev] if isinstance(cell, LTC) else []
-        return dict.fromkeys(reversals, self.reversal_lr_scale) | dict.fromkeys(
-            cell.motor_map.parameters(), self.motor_lr_scale
-        )
+        scales = dict.fromkeys(cell.motor_map.parameters(), self.motor_lr_scale)
+        if isinstance(cell, LTC):
+            scales |= dict.fromkeys((cell.erev, cell.sensory_erev), self.reversal_lr_scale)
+        return scales
 
     def make_features_extractor(self) -> BaseFeaturesExtractor:
         """Make an encoder without the elapsed time, since upstream gives encoders whole Dict observations."""

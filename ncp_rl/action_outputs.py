@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Categorical
 
 from ncp_rl.cell import MotorMap
+from ncp_rl.kernels import exporting
 
 # Potentials lie from about -1 to 1; logits that differ by 6 make an action nearly certain.
 _LOGIT_GAIN = 3.0
@@ -45,11 +46,50 @@ def start_motor_map(motor_map: nn.Module, action_space: spaces.Space[Any]) -> No
     if not isinstance(action_space, spaces.Box):
         with torch.no_grad():
             motor_map.weight.fill_(_LOGIT_GAIN)
-    elif action_space.is_bounded():
-        low, high = (torch.from_numpy(bound).float().flatten() for bound in (action_space.low, action_space.high))
+    elif bounds := action_bounds(action_space):
+        low, high = bounds
         with torch.no_grad():
             motor_map.weight.copy_((high - low) / 2)
             motor_map.bias.copy_((high + low) / 2)
+
+
+def action_bounds(action_space: spaces.Space[Any]) -> tuple[Tensor, Tensor] | None:
+    """Return the lowest and the highest actions of a bounded Box, (A,) float32 each; None for any other space."""
+    if not (isinstance(action_space, spaces.Box) and action_space.is_bounded()):
+        return None
+    low, high = (torch.from_numpy(bound).float().flatten() for bound in (action_space.low, action_space.high))
+    return low, high
+
+
+class _ClipInward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, mean: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        ctx.save_for_backward(mean < low, mean > high)
+        return mean.clamp(low, high)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        below, above = ctx.saved_tensors
+        # A step goes against the gradient.
+        outward = (below & (gradient > 0)) | (above & (gradient < 0))
+        return gradient.masked_fill(outward, 0.0), None, None
+
+
+def clip_inward(mean: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Clip action means, with a gradient that leads back inside from beyond a bound, and never further out.
+
+    Args:
+        mean: (..., A).
+        low: (A,), lower bounds.
+        high: (A,), upper bounds.
+
+    Returns:
+        (..., A).
+    """
+    if not mean.requires_grad or exporting():
+        return mean.clamp(low, high)
+    clipped: Tensor = _ClipInward.apply(mean, low, high)  # type: ignore[no-untyped-call]
+    return clipped
 
 
 class _DrawnOnDevice(Categorical):

@@ -5,15 +5,12 @@ circuit hardly leaves its initial values, so its optimizer takes larger steps (`
 gradients of actor and critic together, at a norm that the critic's loss fills where returns are large: the actor's
 gradient then lies below the usual epsilon of Adam. So the value's gradient is scaled down (`scale_gradient`), to which
 Adam is invariant, and epsilon is smaller still. Returns come in the environment's own units: the critic's output is a
-signed square (`SignedSquare`), so that such steps reach values of any size. The motor map of bounded actions and
-the reversal potentials of their neurons start at the bounds and hardly move (`MOTOR_LR_SCALE`, `REVERSAL_LR_SCALE`,
-measured in `results/action_bounds.csv`).
+signed square (`SignedSquare`), so that such steps reach values of any size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -25,9 +22,6 @@ from ncp_rl.ltc import LTC
 LR_SCALE = LTC.lr_scale
 #: Factor of the value's gradient.
 VALUE_GRADIENT = 1e-4
-#: Factors of the learning rate for the motor map of bounded actions and the reversal potentials of their neurons, which
-#: otherwise carry actions past their bounds.
-MOTOR_LR_SCALE = REVERSAL_LR_SCALE = 0.02
 
 
 class ScaledAdam(torch.optim.Adam):
@@ -69,20 +63,6 @@ class ScaledAdam(torch.optim.Adam):
         finally:
             for group, rate in zip(self.param_groups, rates, strict=True):
                 group["lr"] = rate
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take moments and options of an optimizer of the same parameters; see `torch.optim.Optimizer.load_state_dict`.
-
-        Its groups may be those of a version that gave what bounds actions none of its own: they are cut as these are,
-        and go on with the steps that they had.
-        """
-        saved = [(number, group) for group in state_dict["param_groups"] for number in group["params"]]
-        sizes = [len(group["params"]) for group in self.param_groups]
-        cuts = [saved[end - size : end] for size, end in zip(sizes, accumulate(sizes), strict=True)]
-        if sum(sizes) == len(saved) and all(len({id(group) for _, group in cut}) == 1 for cut in cuts):
-            groups = [cut[0][1] | dict(params=[number for number, _ in cut]) for cut in cuts]
-            state_dict = state_dict | dict(param_groups=groups)
-        super().load_state_dict(state_dict)
 
 
 class SignedSquare(nn.Module):

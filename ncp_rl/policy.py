@@ -12,7 +12,6 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import groupby
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -26,7 +25,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureC
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
-from ncp_rl.action_outputs import drawn_on_device, n_action_outputs, start_motor_map
+from ncp_rl.action_outputs import action_bounds, clip_inward, drawn_on_device, n_action_outputs, start_motor_map
 from ncp_rl.cell import RecurrentCell
 from ncp_rl.choices import CellName, Critic
 from ncp_rl.cores import CELLS, cell_builder, cell_class, run_cell, run_lstm
@@ -40,15 +39,8 @@ from ncp_rl.encoder import (
     sensory_names,
 )
 from ncp_rl.kernels import Backend, exporting
-from ncp_rl.learning import (
-    MOTOR_LR_SCALE,
-    REVERSAL_LR_SCALE,
-    VALUE_GRADIENT,
-    ScaledAdam,
-    SignedSquare,
-    scale_gradient,
-)
-from ncp_rl.ltc import LTC, LTCInit
+from ncp_rl.learning import VALUE_GRADIENT, ScaledAdam, SignedSquare, scale_gradient
+from ncp_rl.ltc import LTCInit
 from ncp_rl.readings import HELD, BadInput, BadInputError, OnBadInput, find_bad, is_finite, replace_bad
 from ncp_rl.refusals import check_algorithm, check_encoder, check_spaces
 from ncp_rl.wiring import AutoNCP, Recipe, Wiring, read_recipe
@@ -87,6 +79,8 @@ class NCPPolicy(RecurrentActorCriticPolicy):
     # Upstream's annotations allow nn.LSTM only.
     lstm_actor: RecurrentCell  # type: ignore[assignment]
     lstm_critic: RecurrentCell | nn.LSTM | None  # type: ignore[assignment]
+    _low: Tensor | None
+    _high: Tensor | None
     _on_bad_input: OnBadInput = "raise"
     _never_waits: bool = False
 
@@ -116,8 +110,6 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         critic: Critic | Recipe | Wiring | Mapping[str, Any] = "cell",
         n_motor: int | None = None,
         motor_map: Literal["affine", "dense"] = "affine",
-        motor_lr_scale: float = MOTOR_LR_SCALE,
-        reversal_lr_scale: float = REVERSAL_LR_SCALE,
         elapsed_time: float = 1.0,
         ode_unfolds: int = 6,
         init: LTCInit | Mapping[str, Any] | None = None,
@@ -148,7 +140,7 @@ class NCPPolicy(RecurrentActorCriticPolicy):
             normalize_images: Whether uint8 images are divided by 255.
             optimizer_class: The optimizer. `ncp_rl.learning.ScaledAdam` takes steps of `lr_scale` learning rates, by
                 default those of the cell (LTC 5, CfC 3), but of one learning rate in encoders other than `Receptors`
-                and for the actions' deviation, and those below in what bounds an action.
+                and for the actions' deviation.
             optimizer_kwargs: Arguments of the optimizer without the learning rate, such as `dict(lr_scale=3)`. None
                 stands for eps=1e-12 and fused=True with both Adams, since a circuit has many small parameter tensors.
             wiring: Recipe of the actor's circuit, or a built wiring; also a mapping that names a recipe, such as
@@ -162,10 +154,6 @@ class NCPPolicy(RecurrentActorCriticPolicy):
                 `wiring`.
             n_motor: Number of motor neurons; None stands for one per action (per logit for discrete actions).
             motor_map: "affine" for a gain and an offset per motor neuron, "dense" for a linear layer behind these.
-            motor_lr_scale: Learning rates in a step of the affine map of bounded actions, under `ScaledAdam`. The
-                default keeps it near the bounds, where it starts; other maps take the circuit's steps.
-            reversal_lr_scale: The same for the reversal potentials of LTC neurons behind such a map, which start at 1
-                and -1 and bound the potentials.
             elapsed_time: Seconds between observations, unless the observation has the key `elapsed_time`.
             ode_unfolds: Solver substeps per observation, of LTC neurons.
             init: Ranges of the initial parameters of LTC neurons, also as a mapping.
@@ -184,9 +172,7 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         for name in lstm_arguments:
             hint = _LSTM_ARGUMENTS.get(name)
             raise TypeError(f"{type(self).__name__} has no argument {name!r}" + (f"; use {hint}." if hint else "."))
-        _check_arguments(
-            critic, motor_map, net_arch, motor_lr_scale=motor_lr_scale, reversal_lr_scale=reversal_lr_scale
-        )
+        _check_arguments(critic, motor_map, net_arch)
         check_algorithm(type(self).__name__)
         check_spaces(observation_space, action_space)
         extractor = features_extractor_class, features_extractor_kwargs or {}
@@ -202,7 +188,6 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         self.recipe = read_recipe(wiring)
         self.critic_recipe = critic if isinstance(critic, str) else read_recipe(critic, "critic")
         self.n_motor, self.motor_map = n_motor, motor_map
-        self.motor_lr_scale, self.reversal_lr_scale = motor_lr_scale, reversal_lr_scale
         self.elapsed_time, self.ode_unfolds, self.backend = elapsed_time, ode_unfolds, backend
         self.init = LTCInit(**{k: tuple(v) for k, v in init.items()}) if isinstance(init, Mapping) else init
         self.cell, self.cell_kwargs = cell, dict(cell_kwargs or {})
@@ -246,6 +231,10 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         )
         self._place_cores()
         self.value_net = nn.Sequential(self.value_net, SignedSquare())  # type: ignore[assignment]
+        # Squashed actions keep to their bounds by themselves.
+        low, high = (None if squash_output else action_bounds(action_space)) or (None, None)
+        self.register_buffer("_low", low, persistent=False)
+        self.register_buffer("_high", high, persistent=False)
         self._standardizers = [module for module in self.modules() if isinstance(module, Standardize)]
         self.learned_since_rollout = self._standardization_frozen = False
         # Upstream has given its own cores' parameters to the optimizer, which is therefore made anew.
@@ -254,34 +243,16 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         self.optimizer = self.optimizer_class(self._parameter_groups(), **optimizer_kwargs)
 
     def _parameter_groups(self) -> Any:
-        """Return the optimizer's parameter groups: a circuit's parameters, and those that smaller steps suit."""
+        """Return the optimizer's parameter groups: a circuit's parameters, and those that stock steps suit."""
         if not issubclass(self.optimizer_class, ScaledAdam):
             return self.parameters()
         modules = (module for module in self.modules() if isinstance(module, BaseFeaturesExtractor))
         dense = [m for m in modules if not isinstance(m, (Receptors, MultiInputReceptors, KeyFilter))]
-        scales = {p: 1.0 for module in dense for p in module.parameters()}
-        scales |= {p: 1.0 for name, p in self.named_parameters() if name == "log_std"}
-        parameters = sorted(self.parameters(), key=lambda p: p in scales)
-        # Files of versions without these groups have the parameters in the same order, so that they still load.
-        scales |= self.scales_of_bounds()
-        return [
-            dict(params=list(group)) | (dict(lr_scale=scale) if scale else {})
-            for scale, group in groupby(parameters, key=scales.get)
-        ]
-
-    def scales_of_bounds(self) -> dict[nn.Parameter, float]:
-        """Return `motor_lr_scale` and `reversal_lr_scale` of the parameters that they are for.
-
-        A potential lies between its reversal potentials, which start at 1 and -1, and the affine motor map starts by
-        taking these to the bounds of the action. Where actions have no bounds, or a dense layer follows, it is empty.
-        """
-        space, cell = self.action_space, self.lstm_actor
-        if self.motor_map == "dense" or not (isinstance(space, spaces.Box) and space.is_bounded()):
-            return {}
-        scales = dict.fromkeys(cell.motor_map.parameters(), self.motor_lr_scale)
-        if isinstance(cell, LTC):
-            scales |= dict.fromkeys((cell.erev, cell.sensory_erev), self.reversal_lr_scale)
-        return scales
+        stock = {id(p) for module in dense for p in module.parameters()}
+        stock |= {id(p) for name, p in self.named_parameters() if name == "log_std"}
+        fast = [p for p in self.parameters() if id(p) not in stock]
+        slow = [p for p in self.parameters() if id(p) in stock]
+        return [dict(params=fast), *([dict(params=slow, lr_scale=1.0)] if slow else [])]
 
     def make_features_extractor(self) -> BaseFeaturesExtractor:
         """Make an encoder without the elapsed time, since upstream gives encoders whole Dict observations."""
@@ -522,17 +493,22 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         return scale_gradient(values, VALUE_GRADIENT), log_prob, entropy
 
     def _get_action_dist_from_latent(self, latent_pi: Tensor) -> Distribution:
-        """Make the distribution as upstream does, in graphs without PyTorch's checks, which read values back."""
-        if not (self._never_waits or exporting()):
-            return super()._get_action_dist_from_latent(latent_pi)
+        """Make the distribution as upstream does, with the mean of a bounded action clipped to the bounds.
+
+        Noise around a mean beyond them would not change what is done, and nothing would be learned from it. In graphs
+        PyTorch's checks are left out, since they read values back.
+        """
+        waits = not (self._never_waits or exporting())
         checking = torch.distributions.Distribution._validate_args
-        torch.distributions.Distribution.set_default_validate_args(False)
+        torch.distributions.Distribution.set_default_validate_args(checking and waits)
         try:
             action_dist = super()._get_action_dist_from_latent(latent_pi)
         finally:
             torch.distributions.Distribution.set_default_validate_args(checking)
         made: Any = action_dist.distribution
-        for distribution in made if isinstance(made, list) else [made]:
+        if self._low is not None and self._high is not None:
+            made.loc = clip_inward(made.loc, self._low, self._high)
+        for distribution in () if waits else made if isinstance(made, list) else [made]:
             distribution._validate_args = False
         if self._never_waits:
             action_dist.distribution = drawn_on_device(made)
@@ -548,8 +524,6 @@ class NCPPolicy(RecurrentActorCriticPolicy):
             critic=self.critic_recipe,
             n_motor=self.n_motor,
             motor_map=self.motor_map,
-            motor_lr_scale=self.motor_lr_scale,
-            reversal_lr_scale=self.reversal_lr_scale,
             elapsed_time=self.elapsed_time,
             ode_unfolds=self.ode_unfolds,
             init=self.init,
@@ -653,17 +627,12 @@ def _array(part: Tensor) -> npt.NDArray[Any]:
     return part.numpy(force=True) if part.is_cuda or part.requires_grad else part.numpy()
 
 
-def _check_arguments(
-    critic: object, motor_map: str, net_arch: list[int] | dict[str, list[int]] | None, **scales: float
-) -> None:
+def _check_arguments(critic: object, motor_map: str, net_arch: list[int] | dict[str, list[int]] | None) -> None:
     if isinstance(critic, str) and critic not in get_args(Critic):
         known = ", ".join(f'"{name}"' for name in get_args(Critic))
         raise ValueError(f"critic must be {known} or a recipe, got {critic!r}.")
     if motor_map not in ("affine", "dense"):
         raise ValueError(f'motor_map must be "affine" or "dense", got {motor_map!r}.')
-    for name, scale in scales.items():
-        if not scale > 0:
-            raise ValueError(f"{name} must be positive, got {scale}.")
     if not net_arch or not (isinstance(net_arch, list) or net_arch.get("pi")):
         return
     message = (

@@ -1,4 +1,4 @@
-"""Action outputs: their number for each action space, and the range that potentials from -1 to 1 reach at first."""
+"""Action outputs: their number, the range that potentials from -1 to 1 reach at first, and the bounds of means."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from ncp_rl.action_outputs import n_action_outputs, start_motor_map
+from ncp_rl.action_outputs import action_bounds, clip_inward, n_action_outputs, start_motor_map
 from ncp_rl.cell import MotorMap
 
 BOUNDED = spaces.Box(np.array([-2.0, 0.0], np.float32), np.array([2.0, 10.0], np.float32))
@@ -49,3 +49,27 @@ def test_potentials_reach_the_bounds_of_actions(
     start_motor_map(motor_map, space)
     assert motor_map(torch.full((2,), -1.0)).tolist() == lowest
     assert motor_map(torch.ones(2)).tolist() == highest
+
+
+def test_only_a_bounded_box_bounds_means() -> None:
+    low, high = action_bounds(spaces.Box(-2.0, np.float32([[1.0, 3.0]]))) or ([], [])
+    assert torch.equal(low, torch.tensor([-2.0, -2.0])) and torch.equal(high, torch.tensor([1.0, 3.0]))
+    assert action_bounds(UNBOUNDED) is action_bounds(spaces.Discrete(2)) is None
+
+
+@pytest.mark.parametrize("wanted", [-99.0, 99.0])
+def test_means_are_clipped_with_a_gradient_that_leads_inside_alone(wanted: float) -> None:
+    mean = torch.tensor([[-3.0, -0.5], [-2.0, 10.0], [2.5, 11.0]], requires_grad=True)
+    low, high = action_bounds(BOUNDED) or ()
+    clipped = clip_inward(mean, low, high)
+    assert clipped.tolist() == [[-2.0, 0.0], [-2.0, 10.0], [2.0, 10.0]]
+    torch.nn.functional.mse_loss(clipped, torch.full_like(mean, wanted)).backward()
+    # Means at a bound, not beyond it, are free; the others follow only what is wanted of them inside.
+    free = torch.tensor([[wanted > 0, wanted > 0], [True, True], [wanted < 0, wanted < 0]])
+    assert mean.grad is not None and torch.equal(mean.grad != 0, free)
+
+
+def test_clipped_means_are_the_same_without_a_gradient() -> None:
+    low, high = action_bounds(BOUNDED) or ()
+    assert clip_inward(torch.tensor([-3.0, torch.nan]), low, high).isnan().tolist() == [False, True]
+    assert clip_inward(torch.tensor([-3.0, 10.5]), low, high).tolist() == [-2.0, 10.0]

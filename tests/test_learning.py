@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import ncp_envs  # noqa: F401  (registers ncp/ environments)
@@ -16,7 +15,7 @@ from stable_baselines3.common.utils import update_learning_rate
 
 from ncp_rl import AutoNCP, CnnNCPPolicy, MultiInputNCPPolicy, NCPPolicy, Receptors
 from ncp_rl.encoder import Standardize
-from ncp_rl.learning import LR_SCALE, MOTOR_LR_SCALE, REVERSAL_LR_SCALE, ScaledAdam, SignedSquare, scale_gradient
+from ncp_rl.learning import LR_SCALE, ScaledAdam, SignedSquare, scale_gradient
 from ncp_rl.wiring import Recipe
 from tests.random_env import RandomEnv, box
 
@@ -41,26 +40,17 @@ def test_steps_are_scaled_whatever_the_schedule_writes() -> None:
         one_step(0.0, 0.01)
 
 
-def test_the_scales_survive_save_and_load(tmp_path: object) -> None:
+def test_the_scale_survives_save_and_load(tmp_path: object) -> None:
     model = RecurrentPPO(
         NCPPolicy, RandomEnv(box(2), box(1)), policy_kwargs=dict(wiring=SMALL), n_steps=8, batch_size=8
     )
     model.learn(16)
     model.save(f"{tmp_path}/model.zip")
-    assert set(scales(RecurrentPPO.load(f"{tmp_path}/model.zip").policy).values()) == {LR_SCALE, MOTOR_LR_SCALE, 1.0}
+    groups = RecurrentPPO.load(f"{tmp_path}/model.zip").policy.optimizer.param_groups
+    assert [group["lr_scale"] for group in groups] == [LR_SCALE, 1.0]
 
 
-def scales(policy: Any) -> dict[str, float]:
-    """Factor of the learning rate of each parameter."""
-    names = {p: name for name, p in policy.named_parameters()}
-    return {names[p]: group["lr_scale"] for group in policy.optimizer.param_groups for p in group["params"]}
-
-
-MOTOR_MAP = {"action_net.weight", "action_net.bias"}
-REVERSALS = {"lstm_actor.erev", "lstm_actor.sensory_erev"}
-
-
-def test_encoders_deviations_of_actions_and_what_bounds_them_take_smaller_steps() -> None:
+def test_encoders_and_deviations_of_actions_keep_stock_steps() -> None:
     image = spaces.Box(0, 255, (1, 36, 36), np.uint8)
     both = spaces.Dict(image=image, speed=box(1))
     cases: tuple[tuple[type[NCPPolicy], Any], ...] = (
@@ -70,65 +60,11 @@ def test_encoders_deviations_of_actions_and_what_bounds_them_take_smaller_steps(
     )
     for policy_class, space in cases:
         policy = policy_class(space, box(1), lambda _: 3e-4, wiring=SMALL)
-        found = scales(policy)
-        assert set(found) == {name for name, _ in policy.named_parameters()}
-        slow = {name for name in found if "cnn" in name or ".linear." in name or name == "log_std"}
-        assert slow == {name for name, scale in found.items() if scale == 1.0}
-        assert {name for name, scale in found.items() if scale == MOTOR_LR_SCALE == REVERSAL_LR_SCALE} == (
-            MOTOR_MAP | REVERSALS
-        )
-
-
-@pytest.mark.parametrize(
-    ("space", "kwargs"),
-    [
-        (spaces.Discrete(2), {}),
-        (spaces.Box(-np.inf, np.inf, (1,), np.float32), {}),
-        (box(1), dict(motor_map="dense")),
-        (box(1), dict(motor_lr_scale=LR_SCALE, reversal_lr_scale=LR_SCALE)),
-    ],
-)
-def test_what_must_find_its_range_takes_the_circuits_steps(space: Any, kwargs: dict[str, Any]) -> None:
-    policy = NCPPolicy(box(3), space, lambda _: 3e-4, wiring=SMALL, **kwargs)
-    assert set(scales(policy).values()) <= {LR_SCALE, 1.0}
-    assert bool(policy.scales_of_bounds()) == ("motor_lr_scale" in kwargs)
-
-
-def test_the_steps_of_what_bounds_actions_are_an_argument_that_is_saved() -> None:
-    for argument, names in (("motor_lr_scale", MOTOR_MAP), ("reversal_lr_scale", REVERSALS)):
-        faster: dict[str, Any] = {argument: 2.5}
-        policy = NCPPolicy(box(3), box(1), lambda _: 3e-4, wiring=SMALL, **faster)
-        assert {name for name, scale in scales(policy).items() if scale == 2.5} == names
-        assert policy._get_constructor_parameters()[argument] == 2.5
-        with pytest.raises(ValueError, match=f"{argument} must be positive, got 0"):
-            NCPPolicy(box(3), box(1), lambda _: 3e-4, wiring=SMALL, **(faster | {argument: 0}))
-
-
-def test_moments_of_a_version_that_gave_what_bounds_actions_no_group_load_and_go_on() -> None:
-    """Its groups were two: all parameters that take the circuit's steps, then those that take single ones."""
-    before, after = (NCPPolicy(box(3), box(2), lambda _: 3e-4, wiring=SMALL) for _ in range(2))
-    after.load_state_dict(before.state_dict())
-    fast = [p for name, p in before.named_parameters() if name != "log_std"]
-    former = ScaledAdam([dict(params=fast), dict(params=[before.log_std], lr_scale=1.0)], fused=True)
-
-    def learn(policy: NCPPolicy, optimizer: torch.optim.Optimizer, seed: int) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        for parameter in policy.parameters():
-            parameter.grad = torch.randn(parameter.shape, generator=generator)
-        optimizer.step()
-
-    learn(before, former, seed=0)
-    after.load_state_dict(before.state_dict())
-    after.optimizer.load_state_dict(copy.deepcopy(former.state_dict()))
-    assert set(scales(after).values()) == {LR_SCALE, 1.0}
-    learn(before, former, seed=1)
-    learn(after, after.optimizer, seed=1)
-    for ours, theirs in zip(after.parameters(), before.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs)
-    with pytest.raises(ValueError, match="parameter group"):
-        after.optimizer.load_state_dict(torch.optim.Adam(fast[1:]).state_dict())
-    with pytest.raises(ValueError, match="parameter group"):  # One group cannot take the options of two.
-        ScaledAdam([*fast, before.log_std]).load_state_dict(former.state_dict())
+        names = {id(p): name for name, p in policy.named_parameters()}
+        fast, slow = ({names[id(p)] for p in group["params"]} for group in policy.optimizer.param_groups)
+        assert fast | slow == set(names.values())
+        assert slow == {name for name in names.values() if "cnn" in name or ".linear." in name or name == "log_std"}
+        assert all(name.startswith(("features_extractor", "log_std")) for name in slow)
 
 
 def test_another_optimizer_gets_all_parameters_in_one_group() -> None:

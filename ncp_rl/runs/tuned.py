@@ -10,7 +10,6 @@ from typing import Any
 
 from gymnasium import spaces
 
-from ncp_rl.learning import LR_SCALE
 from ncp_rl.policy import DEFAULT_WIRING
 from ncp_rl.runs.config import GENERAL, RunConfig, RunError
 from ncp_rl.runs.environments import make_envs
@@ -42,8 +41,7 @@ def general_settings(env: str, policy: str | None = None) -> dict[str, Any]:
     """Hyperparameters of an environment that nobody has tuned any for.
 
     Those of circuits are `GENERAL`, with gSDE where actions are continuous: noise that lasts four steps adds up to a
-    movement. With more actions each has less of it, so that all together move as far. Reversal potentials learn as fast
-    as the rest, measured in `results/action_bounds.csv`.
+    movement. With more actions each has less of it, so that all together move as far.
 
     Args:
         env: Its Gymnasium id; for a circuit it is made once, to see what its actions are.
@@ -60,8 +58,7 @@ def general_settings(env: str, policy: str | None = None) -> dict[str, Any]:
         return dict(GENERAL)
     n_actions = math.prod(venv.action_space.shape)
     log_std = round(-1.0 - 0.5 * math.log(n_actions), 2)
-    policy_kwargs = dict(log_std_init=log_std, reversal_lr_scale=LR_SCALE)
-    return GENERAL | dict(use_sde=True, sde_sample_freq=4, policy_kwargs=policy_kwargs)
+    return GENERAL | dict(use_sde=True, sde_sample_freq=4, policy_kwargs=dict(log_std_init=log_std))
 
 
 def with_given(

@@ -27,7 +27,6 @@ from tqdm import tqdm
 
 from ncp_rl.encoder import KeyFilter, Standardize
 from ncp_rl.lessons import DEFAULT, Lessons
-from ncp_rl.policy import NCPPolicy
 from ncp_rl.teach.demonstrations import Demonstration, Sequences, sequences, take_steps
 
 #: The learning rate falls to this share of its initial value.
@@ -103,11 +102,6 @@ class Imitation:
                 f'loss must be "likelihood" for actions in {model.action_space}, which have no mean, got {self.loss!r}.'
             )
         groups = [{k: v for k, v in group.items() if k != "lr"} for group in self.policy.optimizer.param_groups]
-        bounding = set(self.policy.scales_of_bounds() if isinstance(self.policy, NCPPolicy) else ())
-        for group in groups:
-            if "lr_scale" in group and bounding.intersection(group["params"]):
-                # What is shown is not explored, so that what bounds the actions may learn as fast as the rest.
-                group["lr_scale"] = self.policy.optimizer.defaults["lr_scale"]
         kind: Any = type(self.policy.optimizer)
         self.optimizer: torch.optim.Optimizer = kind(groups, lr=lessons.learning_rate)
         self.readout: nn.Linear | None = None

@@ -36,7 +36,7 @@ from ncp_rl.distributed.rllib.environment import pooled
 from ncp_rl.distributed.rllib.settings import default_seq_len
 from ncp_rl.distributed.rllib.training import Processes
 from ncp_rl.encoder import ELAPSED_TIME, Standardize
-from ncp_rl.learning import LR_SCALE, MOTOR_LR_SCALE, VALUE_GRADIENT, ScaledAdam
+from ncp_rl.learning import LR_SCALE, VALUE_GRADIENT, ScaledAdam
 from ncp_rl.policy import frozen_standardization
 from ncp_rl.runs import Evaluation, RunConfig, RunError, evaluate, load_run, make_envs, make_model
 from ncp_rl.runs.checkpoint import TrainingPlan, read_checkpoint
@@ -513,7 +513,7 @@ def test_a_resumed_learner_has_weights_and_moments_of_the_checkpoint(cut: Cut) -
     optimizer = restored["optimizer"]["default_policy_default_optimizer"]["state"]
     moments = optimizer["state"][0]
     assert moments["step"] > 0 and np.abs(moments["exp_avg"]).max() > 0
-    assert {group["lr_scale"] for group in optimizer["param_groups"]} == {LR_SCALE, MOTOR_LR_SCALE, 1.0}
+    assert {group["lr_scale"] for group in optimizer["param_groups"]} == {LR_SCALE, 1.0}
 
 
 def test_what_did_not_train_by_rllib_does_not_go_on_by_it(cut: Cut, tmp_path: Path) -> None:

@@ -24,7 +24,6 @@ from ncp_rl import MultiInputNCPPolicy, NCPPolicy
 from ncp_rl.cli import evaluate as evaluate_script
 from ncp_rl.cli import teach as teach_script
 from ncp_rl.cli import train as train_script
-from ncp_rl.learning import LR_SCALE
 from ncp_rl.policy import DEFAULT_WIRING
 from ncp_rl.recording import record_rollouts, replay
 from ncp_rl.runs import (
@@ -414,8 +413,7 @@ def test_the_command_line_comes_before_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("env", "log_std"), [("Pendulum-v1", -1.0), ("LunarLanderContinuous-v3", -1.35)])
 def test_general_settings_explore_with_lasting_noise_where_actions_are_continuous(env: str, log_std: float) -> None:
     found = general_settings(env)
-    policy_kwargs = dict(log_std_init=log_std, reversal_lr_scale=LR_SCALE)
-    assert found == GENERAL | dict(use_sde=True, sde_sample_freq=4, policy_kwargs=policy_kwargs)
+    assert found == GENERAL | dict(use_sde=True, sde_sample_freq=4, policy_kwargs=dict(log_std_init=log_std))
     assert train_script.hyperparams(train_script.Args(env=env))["policy_kwargs"]["log_std_init"] == log_std
     assert general_settings("CartPole-v1") == GENERAL
     assert general_settings(env, "MlpPolicy") == dict(n_envs=8, normalize=True)

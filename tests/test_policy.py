@@ -302,6 +302,21 @@ def test_the_action_mean_is_the_motor_neuron() -> None:
     assert actor.motor_map.weight.item() == 2.0 and actor.motor_map.bias.item() == 0.0
 
 
+@pytest.mark.parametrize("motor_map", ["affine", "dense"])
+def test_a_mean_beyond_the_bounds_is_clipped_and_learns_back_inside_alone(motor_map: Any) -> None:
+    policy: Any = NCPPolicy(box(3), box(1), lambda _: 3e-4, wiring=AutoNCP(12), motor_map=motor_map)
+    last = policy.action_net if motor_map == "affine" else policy.action_net[1]
+    with torch.no_grad():
+        last.bias.fill_(9.0)
+    h = torch.zeros(1, 1, 12)
+    distribution, _ = policy.get_distribution(torch.zeros(1, 3), (h, h), torch.zeros(1))
+    assert distribution.mode().item() == 1.0
+    for action, leads in ((0.5, True), (1.5, False)):
+        policy.zero_grad()
+        (-distribution.log_prob(torch.tensor([[action]])).sum()).backward(retain_graph=True)
+        assert bool(last.bias.grad.item() > 0) == leads
+
+
 def test_dense_motor_map_on_request() -> None:
     kwargs = dict(motor_map="dense", n_motor=3)
     policy = make_model(box(5), box(2), policy_kwargs=kwargs).learn(32).policy

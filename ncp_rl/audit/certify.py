@@ -195,7 +195,9 @@ def invariant_box(cell: Cell) -> Range:
 def _invariant(cell: Cell, box: Range, rounding: Array) -> Range:
     """Return the sharper range: each round joins zero and the mean that a neuron is drawn to, widened by rounding."""
     means, inside = Means(cell), _widened(box, rounding)
-    anything = Range(*(np.full(cell.sensory.source.max(initial=0) + 1, bound) for bound in (-np.inf, np.inf)))
+    # The largest finite inputs: a synapse of no steepness stays half open at them, and would be nan at infinite ones.
+    largest = np.full(cell.sensory.source.max(initial=0) + 1, np.finfo(np.float64).max)
+    anything = Range(-largest, largest)
     zero = Range(np.zeros(cell.units), np.zeros(cell.units))
     for _ in range(_MAX_ROUNDS):
         drawn_to = means.range(inside, anything, inside, np.zeros(cell.units), 1.0)

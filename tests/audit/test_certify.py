@@ -55,6 +55,16 @@ def test_the_certificate_is_of_finite_inputs_and_says_so() -> None:
     assert "For every finite input" in certificate.verdict().sentence
 
 
+def test_a_synapse_of_no_steepness_is_half_open_at_every_input() -> None:
+    net = circuit(AutoNCP(12))
+    with torch.no_grad():
+        net.ltc.sensory_sigma.zero_()
+    certificate = certify(net)
+    assert np.isfinite(certificate.range.low).all() and np.isfinite(certificate.action.high).all()
+    with torch.no_grad():
+        assert certificate.holds(net.ltc(torch.randn(6, 3, net.wiring.n_sensory) * 1e8)[0].numpy())
+
+
 def test_parameters_too_large_for_float32_are_named() -> None:
     net = circuit(AutoNCP(12))
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The outputs of a policy's motor neurons: how many an action space needs, and the range that they start with."""
+"""A policy's action outputs: how many an action space needs, the range that they start with, and the means' bounds."""
 
 from __future__ import annotations
 
@@ -46,19 +46,18 @@ def start_motor_map(motor_map: nn.Module, action_space: spaces.Space[Any]) -> No
     if not isinstance(action_space, spaces.Box):
         with torch.no_grad():
             motor_map.weight.fill_(_LOGIT_GAIN)
-    elif bounds := action_bounds(action_space):
+    elif (bounds := action_bounds(action_space)) is not None:
         low, high = bounds
         with torch.no_grad():
             motor_map.weight.copy_((high - low) / 2)
             motor_map.bias.copy_((high + low) / 2)
 
 
-def action_bounds(action_space: spaces.Space[Any]) -> tuple[Tensor, Tensor] | None:
-    """Return the lowest and the highest actions of a bounded Box, (A,) float32 each; None for any other space."""
+def action_bounds(action_space: spaces.Space[Any]) -> Tensor | None:
+    """Return the lowest and the highest actions of a bounded Box, (2, A) float32; None for any other space."""
     if not (isinstance(action_space, spaces.Box) and action_space.is_bounded()):
         return None
-    low, high = (torch.from_numpy(bound).float().flatten() for bound in (action_space.low, action_space.high))
-    return low, high
+    return torch.stack([torch.from_numpy(bound).float().flatten() for bound in (action_space.low, action_space.high)])
 
 
 class _ClipInward(torch.autograd.Function):

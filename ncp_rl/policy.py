@@ -79,8 +79,7 @@ class NCPPolicy(RecurrentActorCriticPolicy):
     # Upstream's annotations allow nn.LSTM only.
     lstm_actor: RecurrentCell  # type: ignore[assignment]
     lstm_critic: RecurrentCell | nn.LSTM | None  # type: ignore[assignment]
-    _low: Tensor | None
-    _high: Tensor | None
+    _mean_bounds: Tensor | None
     _on_bad_input: OnBadInput = "raise"
     _never_waits: bool = False
 
@@ -232,9 +231,8 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         self._place_cores()
         self.value_net = nn.Sequential(self.value_net, SignedSquare())  # type: ignore[assignment]
         # Squashed actions keep to their bounds by themselves.
-        low, high = (None if squash_output else action_bounds(action_space)) or (None, None)
-        self.register_buffer("_low", low, persistent=False)
-        self.register_buffer("_high", high, persistent=False)
+        mean_bounds = None if squash_output else action_bounds(action_space)
+        self.register_buffer("_mean_bounds", mean_bounds, persistent=False)
         self._standardizers = [module for module in self.modules() if isinstance(module, Standardize)]
         self.learned_since_rollout = self._standardization_frozen = False
         # Upstream has given its own cores' parameters to the optimizer, which is therefore made anew.
@@ -506,10 +504,11 @@ class NCPPolicy(RecurrentActorCriticPolicy):
         finally:
             torch.distributions.Distribution.set_default_validate_args(checking)
         made: Any = action_dist.distribution
-        if self._low is not None and self._high is not None:
-            made.loc = clip_inward(made.loc, self._low, self._high)
-        for distribution in () if waits else made if isinstance(made, list) else [made]:
-            distribution._validate_args = False
+        if self._mean_bounds is not None:
+            made.loc = clip_inward(made.loc, *self._mean_bounds.unbind())
+        if not waits:
+            for distribution in made if isinstance(made, list) else [made]:
+                distribution._validate_args = False
         if self._never_waits:
             action_dist.distribution = drawn_on_device(made)
         return action_dist

@@ -29,7 +29,7 @@ class Episode:
         potentials: (T, U) float32, after each step; motor, command and inter neurons by the wiring's slices.
         tau: (T, U) float32, seconds, time constants at the end of each step; NaN where the neurons have none.
         value: (T,) float32, the critic's value.
-        action_mean: (T, A) float32, mean of the action's distribution; logits where actions are discrete.
+        action_mean: (T, A) float32, mean of the action's distribution before it is clipped; logits where discrete.
         action_std: (T, A) float32, standard deviation of the distribution; NaN where actions are discrete.
         log_prob: (T,) float32, log-probability of `sample`.
         elapsed_time: (T,) float32, seconds since the observation before; -0.0 where the step was held.

@@ -157,7 +157,7 @@ def test_the_critic_and_the_optimizer_are_left_alone() -> None:
     assert not model.policy.optimizer.state
 
 
-def test_what_bounds_actions_is_taught_at_the_circuits_steps() -> None:
+def test_a_student_is_taught_at_the_steps_of_its_kind() -> None:
     for policy in ("MlpPolicy", NCPPolicy):
         imitation = Imitation(student(policy=policy), QUICK)
         scales = {group.get("lr_scale") for group in imitation.optimizer.param_groups}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -132,7 +133,8 @@ def _by_level(answer: Sweep, condition: str) -> Figure:
             trace = _intervals(own, measure, plain(policy), color, dash)
             trace |= {"xaxis": "x", "yaxis": f"y{row}", "showlegend": row == 1, "legendgroup": policy}
             data.append(trace | {"mode": "lines+markers", "marker": {"symbol": symbol, "size": 8, "color": color}})
-    axis = {"title": {"text": f"level [{plain(unit)}]".replace(", ", ",<br>")}, "anchor": "y3"}
+    # A unit of two parts has a line for each: one line would be wider than the chart.
+    axis = {"title": {"text": re.sub("([,;]) ", r"\1<br>", f"level [{plain(unit)}]")}, "anchor": "y3"}
     bands = ((0.5, 1.0), (0.26, 0.44), (0.0, 0.2))
     rows = {
         f"yaxis{row if row > 1 else ''}": {"title": {"text": name}, "domain": band, "rangemode": "tozero"}

@@ -13,6 +13,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+from ncp_envs import LEVEL_UNITS
 from playwright.sync_api import Browser, Page, sync_playwright
 from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.env_util import make_vec_env
@@ -25,6 +26,7 @@ from ncp_rl.audit.questions.certificate import Certified
 from ncp_rl.audit.questions.explain import ExplainQuestion
 from ncp_rl.audit.questions.monitor import MonitorQuestion
 from ncp_rl.audit.questions.perturbation import PerturbationQuestion, Sweep
+from ncp_rl.audit.section import Grid
 from ncp_rl.circuit import Circuit
 from ncp_rl.kernels import EPSILON
 from ncp_rl.recording import Recording, record_rollouts
@@ -171,6 +173,17 @@ def wait_until(page: Page, condition: str) -> None:
 
 def clock(page: Page) -> str:
     return page.locator(".clock").first.inner_text()
+
+
+def test_each_part_of_a_levels_unit_has_a_line() -> None:
+    answer = Sweep(perturbation(), level_units={"sensor_noise": LEVEL_UNITS["action_noise"]})
+    (grid,) = (part for part in PerturbationQuestion().section(answer) if isinstance(part, Grid))
+    ((_, plot),) = grid.plots
+    assert plot.figure["layout"]["xaxis"]["title"]["text"].split("<br>") == [
+        "level [standard deviation,",
+        "share of half the range;",
+        "probability for discrete actions]",
+    ]
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (375, "dark")])

@@ -133,7 +133,7 @@ def _by_level(answer: Sweep, condition: str) -> Figure:
             trace = _intervals(own, measure, plain(policy), color, dash)
             trace |= {"xaxis": "x", "yaxis": f"y{row}", "showlegend": row == 1, "legendgroup": policy}
             data.append(trace | {"mode": "lines+markers", "marker": {"symbol": symbol, "size": 8, "color": color}})
-    # A unit of two parts has a line for each: one line would be wider than the chart.
+    # Each part of a unit has a line of its own: on one line they would be wider than the chart.
     axis = {"title": {"text": re.sub("([,;]) ", r"\1<br>", f"level [{plain(unit)}]")}, "anchor": "y3"}
     bands = ((0.5, 1.0), (0.26, 0.44), (0.0, 0.2))
     rows = {

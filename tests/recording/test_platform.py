@@ -109,6 +109,22 @@ def test_a_false_recording_of_another_processor_is_named(
     assert found.first.episode == 2 and found.first.step in (57, 58)
 
 
+def test_a_false_probability_is_named_where_the_action_mean_lies_beyond_its_bounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, venv = pendulum()
+    policy: Any = model.policy
+    with torch.no_grad():
+        policy.log_std.fill_(-6.0)
+        policy.action_net.bias.fill_(5.0)  # Torque is at most 2 Nm: that is done in each step, and its mean is 5.
+    record_rollouts(model, still(venv), tmp_path / "beyond.mcap", n_episodes=3, progress_bar=False)
+    recording = falsified(tmp_path / "beyond.mcap", "log_prob", 1e-3, monkeypatch)
+    recording.manifest["platform"]["machine"] = "another"
+    [false] = [each for each in replay(recording, model, venv).comparisons if each.first is not None]
+    assert false.what == "log-probabilities" and false.first is not None
+    assert (false.first.episode, false.first.step) == (2, 57)
+
+
 @pytest.mark.parametrize("field", ["terminated", "truncated"])
 def test_an_end_that_was_none(field: str, elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch) -> None:
     recording = falsified(elsewhere.folder / "deterministic.mcap", field, None, monkeypatch)

@@ -13,6 +13,7 @@ Hyperparameters come from --hyperparams where it names the environment; argument
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -63,7 +64,8 @@ class Args:
     """New folder for the run. Default: runs/ENV__SEED__TIME."""
     hyperparams: Path | None = None
     """Hyperparameters by environment, in rl-zoo's form. Nothing of the file is executed, but modules of the classes
-    that it names, such as wrappers, are imported. Default: hyperparams/ncp_ppo.yml, which comes with ncp_rl."""
+    that it names, such as wrappers, are imported. Default: what comes with ncp_rl, hyperparams/ncp_ppo.yml for
+    circuits, rl-zoo's for baselines."""
     disturb: tuple[str, ...] = ()
     """Train under disturbances: NAME=LEVEL, or NAME=LOW..HIGH for a level that each episode draws anew, such as
     observation_delay=0..2 sensor_noise=0.05. There are sensor_noise, sensor_bias, sensor_dropout, observation_delay,
@@ -213,14 +215,16 @@ def final(args: Args, config: RunConfig, folder: Path, *, disturbed: bool) -> Ev
 
 def hyperparams(args: Args) -> dict[str, Any]:
     """Those of the file, with what the command line says in their place."""
-    from ncp_rl.runs import general_settings, read_config, read_hyperparams, tuned_file, with_given
+    from ncp_rl.runs import general_settings, read_config, read_hyperparams, tuned_settings, with_given
 
-    if args.init is None:
-        found = read_hyperparams(args.hyperparams or tuned_file(), args.env)
-    else:
+    if args.init is not None:
         found = read_config(args.init).hyperparams
+    elif args.hyperparams is not None:
+        found = read_hyperparams(args.hyperparams, args.env)
+    else:
+        found = tuned_settings(args.env, args.policy)
     found = disturbed(args, dict(n_timesteps=200_000) | (found or general_settings(args.env, args.policy)))
-    return with_given(
+    entries = with_given(
         found,
         policy=args.policy,
         n_envs=args.n_envs,
@@ -231,6 +235,10 @@ def hyperparams(args: Args) -> dict[str, Any]:
         cell=args.cell,
         critic=args.critic,
     )
+    left_out = sorted({*(found.get("policy_kwargs") or {})} - {*entries["policy_kwargs"]})
+    if left_out:
+        print(f"ncp_rl: left out, since they do not fit {args.policy}: {', '.join(left_out)}", file=sys.stderr)
+    return entries
 
 
 def disturbed(args: Args, found: dict[str, Any]) -> dict[str, Any]:

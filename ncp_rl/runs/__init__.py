@@ -20,7 +20,7 @@ from ncp_rl.runs.evaluation import MAX_EPISODE_STEPS, EpisodeBound, Evaluation, 
 from ncp_rl.runs.folder import load_run, read_config, save_model
 from ncp_rl.runs.models import BASELINES, POLICIES, algorithm, is_circuit, make_model, policy_class, seconds_per_step
 from ncp_rl.runs.training import resume, train
-from ncp_rl.runs.tuned import general_settings, tuned_file, with_given
+from ncp_rl.runs.tuned import general_settings, tuned_file, tuned_settings, with_given
 
 __all__ = [
     "BASELINES",
@@ -51,5 +51,6 @@ __all__ = [
     "seconds_per_step",
     "train",
     "tuned_file",
+    "tuned_settings",
     "with_given",
 ]

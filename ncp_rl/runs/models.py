@@ -40,8 +40,7 @@ def algorithm(config: RunConfig) -> type[OnPolicyAlgorithm]:
     Raises:
         RunError: There is no such policy.
     """
-    policy = policy_class(config.hyperparams.get("policy"))
-    return RecurrentPPO if policy is None or issubclass(policy, RecurrentActorCriticPolicy) else PPO
+    return RecurrentPPO if is_recurrent(config.hyperparams.get("policy")) else PPO
 
 
 def policy_class(name: str | None) -> type[ActorCriticPolicy] | None:
@@ -78,6 +77,16 @@ def is_circuit(policy: str | None) -> bool:
     """
     found = policy_class(policy)
     return found is None or issubclass(found, NCPPolicy)
+
+
+def is_recurrent(policy: str | None) -> bool:
+    """Return whether `policy` of the hyperparameters names one with a memory, as all NCPs have.
+
+    Raises:
+        RunError: There is no such policy.
+    """
+    found = policy_class(policy)
+    return found is None or issubclass(found, RecurrentActorCriticPolicy)
 
 
 def make_model(config: RunConfig, venv: VecEnv, device: str = "auto") -> OnPolicyAlgorithm:

@@ -12,7 +12,7 @@ import ast
 import importlib
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -288,20 +288,35 @@ def check_arguments(
     Raises:
         ValueError: An argument is refused.
     """
-    try:
-        parameters = inspect.signature(call).parameters
-    except ValueError as error:
-        raise ValueError(f"{what} does not say which arguments it takes: {error}") from error
-    any_name = not names or any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    parameters = _parameters(what, call)
+    unknown = unknown_arguments(what, call, arguments) if names else []
     for name, value in arguments.items():
-        if name not in parameters:
-            if any_name:
-                continue
+        if name in unknown:
             taken = [known for known in parameters if known not in hidden and not known.startswith("_")]
             raise ValueError(f"{what} takes no argument {name!r}; it takes {', '.join(taken)}.")
+        if name not in parameters:
+            continue
         takes_truth = isinstance(parameters[name].default, bool) or parameters[name].annotation in (bool, "bool")
         if takes_truth and isinstance(value, str):
             raise ValueError(f"{name} of {what} must be true or false, got the text {value!r}; leave out the quotes.")
+
+
+def unknown_arguments(what: str, call: Callable[..., Any], names: Iterable[str]) -> list[str]:
+    """Return the names of arguments that `call`, for the message `what`, does not take.
+
+    Raises:
+        ValueError: `call` does not say what it takes.
+    """
+    parameters = _parameters(what, call)
+    any_name = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return [] if any_name else [name for name in names if name not in parameters]
+
+
+def _parameters(what: str, call: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(call).parameters
+    except ValueError as error:
+        raise ValueError(f"{what} does not say which arguments it takes: {error}") from error
 
 
 def _schedule(name: str, text: str) -> LinearSchedule:

@@ -11,9 +11,10 @@ from typing import Any
 from gymnasium import spaces
 
 from ncp_rl.policy import DEFAULT_WIRING
-from ncp_rl.runs.config import GENERAL, RunConfig, RunError
+from ncp_rl.runs import settings
+from ncp_rl.runs.config import GENERAL, RunConfig, RunError, read_hyperparams
 from ncp_rl.runs.environments import make_envs
-from ncp_rl.runs.models import is_circuit
+from ncp_rl.runs.models import is_circuit, is_recurrent, policy_class
 
 #: In a wheel the files lie in the package, in a checkout beside it.
 _FOLDERS = (Path(__file__).parents[1] / "hyperparams", Path(__file__).parents[2] / "hyperparams")
@@ -35,6 +36,24 @@ def tuned_file(name: str = "ncp_ppo.yml") -> Path:
             "hyperparameters yourself."
         )
     return found[0]
+
+
+def tuned_settings(env: str, policy: str | None = None) -> dict[str, Any]:
+    """Hyperparameters that come with ncp_rl for an environment; {} where there are none.
+
+    Those of circuits are this project's own. Those of other policies are rl-zoo's, of `MlpLstmPolicy` with RecurrentPPO
+    and of `MlpPolicy` with PPO, so that a baseline is compared at its best.
+
+    Args:
+        env: Its Gymnasium id.
+        policy: As in `policy` of the hyperparameters.
+
+    Raises:
+        RunError: There is no such policy, or this installation lacks the file.
+    """
+    if is_circuit(policy):
+        return read_hyperparams(tuned_file(), env)
+    return read_hyperparams(tuned_file("peers_lstm.yml" if is_recurrent(policy) else "peers_ppo.yml"), env)
 
 
 def general_settings(env: str, policy: str | None = None) -> dict[str, Any]:
@@ -72,8 +91,8 @@ def with_given(
     """Hyperparameters with what a user gives in their place; None is not given.
 
     Args:
-        found: Hyperparameters. Arguments of the policy that describe another kind of policy than the given one, a
-            circuit or none, are left out.
+        found: Hyperparameters. Arguments of their policy are left out where the given one is of another kind, a
+            circuit or none, and where it does not take them.
         policy: The policy.
         n_envs: Environments side by side.
         n_timesteps: Environment steps in all.
@@ -82,17 +101,29 @@ def with_given(
     Raises:
         RunError: There is no such policy, or it is no circuit and arguments of a circuit are given.
     """
-    settings = dict(found)
-    policy_kwargs = dict(settings.get("policy_kwargs") or {})
-    if policy not in (None, settings.get("policy")) and not (is_circuit(policy) and is_circuit(settings.get("policy"))):
-        policy_kwargs = {}
-    settings |= _given(dict(policy=policy, n_envs=n_envs, n_timesteps=n_timesteps))
-    if is_circuit(settings.get("policy")):
+    entries = dict(found)
+    policy_kwargs = dict(entries.get("policy_kwargs") or {})
+    if policy not in (None, entries.get("policy")):
+        policy_kwargs = _kept(policy_kwargs, entries.get("policy"), policy)
+    entries |= _given(dict(policy=policy, n_envs=n_envs, n_timesteps=n_timesteps))
+    if is_circuit(entries.get("policy")):
         policy_kwargs = _circuit(policy_kwargs, **circuit)
     elif _given(circuit):
         names = ", ".join(_given(circuit))
-        raise RunError(f"Only NCP policies have {names}, and {settings['policy']} is no NCP policy; leave out {names}.")
-    return settings | dict(policy_kwargs=policy_kwargs)
+        raise RunError(f"Only NCP policies have {names}, and {entries['policy']} is no NCP policy; leave out {names}.")
+    return entries | dict(policy_kwargs=policy_kwargs)
+
+
+def _kept(policy_kwargs: dict[str, Any], described: str | None, given: str) -> dict[str, Any]:
+    """What a policy takes of the arguments of another one."""
+    if is_circuit(given):
+        return policy_kwargs if is_circuit(described) else {}
+    if described is not None and is_circuit(described):
+        return {}
+    policy = policy_class(given)
+    assert policy is not None
+    unknown = settings.unknown_arguments(given, policy, policy_kwargs)
+    return {name: value for name, value in policy_kwargs.items() if name not in unknown}
 
 
 def _circuit(policy_kwargs: dict[str, Any], *, cell: Any = None, critic: Any = None, **wiring: Any) -> dict[str, Any]:

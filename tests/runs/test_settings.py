@@ -400,6 +400,7 @@ def test_the_command_line_comes_before_the_file(tmp_path: Path) -> None:
     assert hyperparams(env="B-v0", policy="ncp_rl.NCPPolicy", units=12)["policy_kwargs"] == dict(
         wiring=dict(units=12), elapsed_time=0.5
     )
+    assert hyperparams(env="A-v0", policy="ncp_rl.lstm.FastMlpLstmPolicy")["policy_kwargs"] == dict(lstm_hidden_size=4)
     assert hyperparams(env="B-v0")["env_wrapper"] == ["x.Y", {RANDOM_DISTURBANCES: dict(sensor_noise=0.1)}]
     assert hyperparams(env="B-v0", disturb=("sensor_bias=0..1",))["env_wrapper"] == [
         "x.Y",
@@ -408,6 +409,27 @@ def test_the_command_line_comes_before_the_file(tmp_path: Path) -> None:
     assert hyperparams(env="D-v0")["env_wrapper"] == {RANDOM_DISTURBANCES: dict(sensor_noise=0.1)}
     instead = hyperparams(env="D-v0", disturb=("sensor_bias=0.2",))["env_wrapper"]
     assert instead == [{RANDOM_DISTURBANCES: dict(sensor_bias=0.2)}]
+
+
+def test_baselines_have_settings_of_their_own_and_what_they_cannot_take_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def hyperparams(policy: str, path: Path | None = None) -> dict[str, Any]:
+        args = train_script.Args(env="ncp/PendulumNoVel-v1", policy=policy, hyperparams=path)
+        return train_script.hyperparams(args)
+
+    lstm, mlp = hyperparams("ncp_rl.lstm.FastMlpLstmPolicy"), hyperparams("MlpPolicy")
+    assert (lstm["normalize"], lstm["n_envs"], lstm["policy_kwargs"]["lstm_hidden_size"]) == (True, 4, 64)
+    assert (mlp["n_steps"], mlp["policy_kwargs"]) == (1024, {})
+    assert not capsys.readouterr().err
+    path = tmp_path / "settings.yml"
+    path.write_text(
+        "ncp/PendulumNoVel-v1: {policy: MlpLstmPolicy, policy_kwargs: {lstm_hidden_size: 4, net_arch: [8]}}\n"
+    )
+    assert hyperparams("MlpPolicy", path)["policy_kwargs"] == dict(net_arch=[8])
+    assert capsys.readouterr().err == "ncp_rl: left out, since they do not fit MlpPolicy: lstm_hidden_size\n"
+    assert list(hyperparams("NCPPolicy", path)["policy_kwargs"]) == ["wiring"]
+    assert "since they do not fit NCPPolicy: lstm_hidden_size, net_arch" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("env", "log_std"), [("Pendulum-v1", -1.0), ("LunarLanderContinuous-v3", -1.35)])

@@ -66,7 +66,7 @@ def run(python: Path, *command: str, cwd: Path, stdin: str | None = None) -> sub
         input=stdin,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,  # Only what hangs takes so long, on a busy machine too.
         check=False,
     )
 

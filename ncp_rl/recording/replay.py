@@ -22,11 +22,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
-from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
-from torch import Tensor
-from torch.distributions import Normal
 
 from ncp_rl.circuit import Circuit
 from ncp_rl.policy import bad_readings_held, frozen_standardization
@@ -43,8 +40,6 @@ Array = npt.NDArray[Any]
 
 # Bytes of memory for each number of the environments side by side while a step is replayed.
 _NUMBER_BYTES = 32
-# What is computed again for each step.
-_ROWS = ("sensory", "action_mean", "action_std", "value", "log_prob", "action", "margin", "steepness")
 
 
 @dataclass(frozen=True)
@@ -254,7 +249,7 @@ class _PolicyReplay:
         # An exported controller records action means, but no deviations and values.
         whole = not np.isnan(episode.value).all()
         if whole:
-            steepness = found["steepness"]
+            steepness = _steepness(episode, found.get("center"))
             tally.add(episode, "log-probabilities", episode.log_prob, found["log_prob"], magnitude=steepness)
         else:
             self._note("values and probabilities are not replayed: the recording is not of a training's policy")
@@ -295,12 +290,13 @@ class _PolicyReplay:
                     )
                     sample = _as_drawn(episode.sample[t], drawn)
                     log_prob = policy.action_dist.log_prob(sample)
-                    steepness = _steepness(policy.action_dist, sample)
                 assert tap.seen is not None
                 computed = tap.seen._asdict() | {"sensory": tap.seen.sensory[0], "log_prob": log_prob}
                 computed["action"] = to_environment(policy, drawn.cpu().numpy())
-                computed |= dict(margin=highest - log_prob, steepness=steepness)
-                for name in _ROWS:
+                # The means as they act, clipped where they are; discrete actions have none.
+                center = getattr(policy.action_dist.distribution, "loc", None)
+                computed |= dict(margin=highest - log_prob, center=center)
+                for name in ("sensory", "action_mean", "action_std", "value", "log_prob", "action", "margin", "center"):
                     if computed[name] is not None:
                         rows.setdefault(name, []).append(np.asarray(computed[name])[episode.env_index])
         finally:
@@ -326,15 +322,16 @@ def _tiled(observations: Any, t: int, n: int) -> Any:
     return np.repeat(observations[t : t + 1], n, axis=0)
 
 
-def _as_drawn(sample: Array, drawn: Tensor) -> Tensor:
+def _as_drawn(sample: Array, drawn: torch.Tensor) -> torch.Tensor:
     """Return a recorded sample (A,), for each of N environments, in the form in which the distribution drew it."""
     return torch.from_numpy(sample).to(drawn).reshape(drawn.shape[1:]).expand_as(drawn)
 
 
-def _steepness(action_dist: Distribution, sample: Tensor) -> Tensor:
-    """Return how much the log-probabilities of samples change if all action means move by one unit, (N,)."""
-    found = action_dist.distribution
-    if not isinstance(found, Normal):
-        return torch.ones(len(sample))
-    steepness = (sample - found.loc).abs().double() / found.variance.double()
-    return steepness.nan_to_num(nan=1.0, posinf=1.0).sum(-1)
+def _steepness(episode: Episode, center: Array | None) -> Array | float:
+    """Return how much a log-probability changes if `center`, the means with noise around, moves by a unit, (T,)."""
+    if center is None or episode.sample is None:
+        return 1.0
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        steepness = np.abs(episode.sample - center) / np.square(episode.action_std, dtype=np.float64)
+    total: Array = np.nan_to_num(steepness, nan=1.0, posinf=1.0).sum(1)
+    return total

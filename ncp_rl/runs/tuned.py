@@ -24,7 +24,7 @@ def tuned_file(name: str = "ncp_ppo.yml") -> Path:
     """A file of hyperparameters by environment, in rl-zoo's form, that comes with ncp_rl.
 
     Args:
-        name: "ncp_ppo.yml": those of NCP policies.
+        name: "ncp_ppo.yml": those of NCP policies; "peers_lstm.yml", "peers_ppo.yml": rl-zoo's of baselines.
 
     Raises:
         RunError: This installation has no such file.
